@@ -1,0 +1,1 @@
+"""MobileNetV3 in JAX: the networks, their training, their ablations."""

@@ -1,0 +1,93 @@
+"""Width multipliers: how many channels each layer has when a network is scaled by alpha."""
+
+import dataclasses
+import math
+
+from mbv3_jax.arch.spec import NetSpec, choose, make_divisible
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WidthRule:
+    """What code bases disagree about once alpha is not 1.
+
+    expansion: "ratio" keeps expansion / input and rounds the product with the scaled input;
+      "absolute" rounds alpha * expansion.
+    last: the same choice for the last 1x1 before pooling, as a ratio of the last block's output.
+    head: the layer before the logits scales "above_one" only, "always" or "never".
+    fixed_stem_below: the stem keeps its filters for alphas below this.
+    """
+
+    expansion: str
+    last: str
+    head: str
+    fixed_stem_below: float
+
+
+WIDTH_RULES = {
+    # TensorFlow slim, the authors' code: nets/mobilenet/mobilenet_v3.py.
+    "slim": WidthRule(expansion="ratio", last="absolute", head="above_one", fixed_stem_below=0),
+    # keras.applications: the V3 stem has 16 filters at every width.
+    "keras": WidthRule(
+        expansion="ratio", last="ratio", head="above_one", fixed_stem_below=math.inf
+    ),
+    "torchvision": WidthRule(expansion="absolute", last="ratio", head="always", fixed_stem_below=0),
+    "timm": WidthRule(expansion="ratio", last="absolute", head="never", fixed_stem_below=0.75),
+}
+
+
+def scale_width(spec: NetSpec, alpha: float, rule: str = "slim") -> NetSpec:
+    """Multiplies the channels of every layer by `alpha`, rounded to multiples of 8.
+
+    A network without a head (MobileNetV2, MnasNet) has its widest layer in `last`; that one is
+    never scaled below its table width (MobileNetV2 section 4), whatever the rule.
+
+    Raises:
+      ValueError: unknown rule; or an alpha so small that a layer would get fewer than 4
+        channels before rounding, so that the rounded network would not be that width at all.
+    """
+    choose("width_rule", rule, WIDTH_RULES)
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+        raise ValueError(f"width: got {alpha!r}, expected a positive number")
+    narrowest = min(spec.stem.out, *(b.out for b in spec.blocks))
+    if alpha * narrowest < 4:
+        raise ValueError(
+            f"width: {alpha} gives the narrowest layer of {spec.name} {alpha * narrowest:g} "
+            f"channels, which rounding to a multiple of 8 would more than double; "
+            f"the smallest valid width is {4 / narrowest:g}"
+        )
+    if alpha == 1:
+        return spec
+    how = WIDTH_RULES[rule]
+    stem = spec.stem.out if alpha < how.fixed_stem_below else make_divisible(alpha * spec.stem.out)
+    blocks, block_input = [], stem
+    for old_input, block in zip(spec.block_inputs(), spec.blocks, strict=True):
+        if block.expansion == old_input:
+            expansion = block_input  # a block without expansion stays one
+        elif how.expansion == "ratio":
+            expansion = make_divisible(block_input * block.expansion / old_input)
+        else:
+            expansion = make_divisible(alpha * block.expansion)
+        out = make_divisible(alpha * block.out)
+        blocks.append(dataclasses.replace(block, expansion=expansion, out=out))
+        block_input = out
+
+    last, head = spec.last.out, spec.head
+    if head is None:
+        scaled = make_divisible(last * max(alpha, 1)) if how.head != "never" else last
+        return spec.replace(
+            stem=dataclasses.replace(spec.stem, out=stem),
+            blocks=tuple(blocks),
+            last=dataclasses.replace(spec.last, out=scaled),
+        )
+    if how.last == "ratio":
+        last = make_divisible(block_input * last / spec.blocks[-1].out)
+    else:
+        last = make_divisible(alpha * last)
+    if how.head == "always" or (how.head == "above_one" and alpha > 1):
+        head = dataclasses.replace(head, out=make_divisible(alpha * head.out))
+    return spec.replace(
+        stem=dataclasses.replace(spec.stem, out=stem),
+        blocks=tuple(blocks),
+        last=dataclasses.replace(spec.last, out=last),
+        head=head,
+    )
