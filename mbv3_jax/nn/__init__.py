@@ -1,0 +1,1 @@
+"""From a spec to a network: Flax modules, and the pure functions that training uses."""

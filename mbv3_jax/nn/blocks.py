@@ -1,0 +1,216 @@
+"""The layers of a MobileNet as Flax modules: convolution with BatchNorm, SE, the bneck."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mbv3_jax.arch.spec import BlockSpec, ConvSpec, NetSpec, SESpec, choose
+from mbv3_jax.nn import ops
+from mbv3_jax.nn.activations import ACTIVATIONS, GATES
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# He et al. 2015 by fan-out, as MnasNet and torchvision initialise MobileNets; a depthwise
+# kernel [k, k, 1, C] has a fan-out of k*k a channel, so its channels are a batch axis here.
+_conv_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+_depthwise_init = nnx.initializers.variance_scaling(
+    2.0, "fan_out", "normal", in_axis=-2, out_axis=(), batch_axis=(-1,)
+)
+dense_init = nnx.initializers.normal(0.01)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How a network is computed; none of it changes what is computed beyond rounding, except
+    `bn_groups`.
+
+    dtype: type of activations and of the matrix products; parameters, BatchNorm statistics and
+      logits stay float32.
+    depthwise: which form of the depthwise convolution (`ops.DEPTHWISE_IMPLS`).
+    bn_groups: into how many groups a training batch is split for BatchNorm statistics. 1 takes
+      the whole batch, across devices; the number of devices gives per-device statistics.
+    """
+
+    dtype: str = "float32"
+    depthwise: str = "auto"
+    bn_groups: int = 1
+
+    def __post_init__(self):
+        choose("compute.dtype", self.dtype, DTYPES)
+        choose("compute.depthwise", self.depthwise, ops.DEPTHWISE_IMPLS)
+
+
+class Conv(nnx.Module):
+    """Holds a convolution kernel [k, k, in, out], and a bias [out] where asked for."""
+
+    def __init__(self, kernel: int, inputs: int, out: int, *, init=_conv_init, bias=False, rngs):
+        self.kernel = nnx.Param(init(rngs.params(), (kernel, kernel, inputs, out), jnp.float32))
+        if bias:
+            self.bias = nnx.Param(jnp.zeros((out,), jnp.float32))
+
+    def pointwise(self, x: jax.Array) -> jax.Array:
+        """[N, H, W, in] -> [N, H, W, out] for a 1x1 kernel."""
+        bias = self.bias[...] if hasattr(self, "bias") else None
+        return ops.pointwise_conv(x, self.kernel[...], bias)
+
+
+class BatchNorm(nnx.Module):
+    """Holds scale, bias and the running mean and variance, all [channels] float32."""
+
+    def __init__(self, channels: int, spec: NetSpec, compute: Compute):
+        self.eps, self.decay, self.groups = spec.bn_eps, spec.bn_decay, compute.bn_groups
+        self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones((channels,), jnp.float32))
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[N, H, W, C], by batch statistics (moving the running ones) or by running ones."""
+        scale, bias, mean, var = self.scale[...], self.bias[...], self.mean[...], self.var[...]
+        if not train:
+            return ops.batch_norm_infer(x, scale, bias, mean, var, eps=self.eps)
+        y, batch_mean, batch_var = ops.batch_norm_train(
+            x, scale, bias, eps=self.eps, groups=self.groups
+        )
+        self.mean[...] = self.decay * mean + (1 - self.decay) * batch_mean
+        self.var[...] = self.decay * var + (1 - self.decay) * batch_var
+        return y
+
+
+class ConvBN(nnx.Module):
+    """Convolution, BatchNorm, nonlinearity; `act` None is the linear projection of a bneck.
+
+    A 1x1 kernel runs as a matrix product, `depthwise` as one kernel a channel, anything else
+    as a dense convolution.
+    """
+
+    def __init__(
+        self,
+        kernel: int,
+        inputs: int,
+        out: int,
+        *,
+        act: str | None,
+        spec: NetSpec,
+        compute: Compute,
+        rngs,
+        stride: int = 1,
+        depthwise: bool = False,
+    ):
+        self.stride, self.padding, self.act = stride, spec.padding, act
+        self.impl = compute.depthwise if depthwise else None
+        self.is_pointwise = kernel == 1 and stride == 1 and not depthwise
+        init = _depthwise_init if depthwise else _conv_init
+        self.conv = Conv(kernel, 1 if depthwise else inputs, out, init=init, rngs=rngs)
+        self.bn = BatchNorm(out, spec, compute)
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[N, H, W, in] -> [N, H', W', out]."""
+        if self.is_pointwise:
+            x = self.conv.pointwise(x)
+        else:
+            how = {"stride": self.stride, "padding": self.padding}
+            kernel = self.conv.kernel[...]
+            if self.impl is None:
+                x = ops.conv(x, kernel, **how)
+            else:
+                x = ops.depthwise_conv(x, kernel, impl=self.impl, **how)
+        x = self.bn(x, train)
+        return ACTIVATIONS[self.act](x) if self.act else x
+
+
+class SqueezeExcite(nnx.Module):
+    """Scales channels by a gate computed from their averages (MobileNetV3 figure 4)."""
+
+    def __init__(self, se: SESpec, channels: int, block_input: int, *, rngs):
+        squeezed = se.channels(expansion=channels, block_input=block_input)
+        self.gate = se.gate
+        self.reduce = Conv(1, channels, squeezed, bias=True, rngs=rngs)
+        self.expand = Conv(1, squeezed, channels, bias=True, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[N, H, W, C] -> [N, H, W, C]."""
+        pooled = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
+        squeezed = ACTIVATIONS["relu"](self.reduce.pointwise(pooled))
+        return x * GATES[self.gate](self.expand.pointwise(squeezed))
+
+
+class ConvBNSE(ConvBN):
+    """A `ConvSpec` as a layer: the stem, or the last 1x1; squeeze-and-excite if it says so."""
+
+    def __init__(self, conv: ConvSpec, inputs: int, *, spec: NetSpec, compute: Compute, rngs):
+        super().__init__(
+            conv.kernel,
+            inputs,
+            conv.out,
+            act=conv.act,
+            stride=conv.stride,
+            spec=spec,
+            compute=compute,
+            rngs=rngs,
+        )
+        if conv.se:
+            self.se = SqueezeExcite(conv.se, conv.out, inputs, rngs=rngs)
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[N, H, W, in] -> [N, H', W', out]."""
+        x = super().__call__(x, train)
+        return self.se(x) if hasattr(self, "se") else x
+
+
+def drop_path(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Zeroes whole examples of [N, H, W, C] with probability `rate`, scaling up the others.
+
+    Stochastic depth, Huang et al. 2016, per example.
+    """
+    keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1, 1))
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
+class Bneck(nnx.Module):
+    """The inverted residual, see `arch.spec.BlockSpec`."""
+
+    def __init__(
+        self,
+        block: BlockSpec,
+        inputs: int,
+        *,
+        expand: bool,
+        shortcut: bool,
+        drop_path_rate: float,
+        spec: NetSpec,
+        compute: Compute,
+        rngs,
+    ):
+        common = {"spec": spec, "compute": compute, "rngs": rngs}
+        width = block.expansion
+        self.has_shortcut, self.drop_path_rate = shortcut, drop_path_rate
+        if expand:
+            self.expand = ConvBN(1, inputs, width, act=block.act, **common)
+        self.depthwise = ConvBN(
+            block.kernel,
+            width,
+            width,
+            act=block.act,
+            stride=block.stride,
+            depthwise=True,
+            **common,
+        )
+        if block.se:
+            self.se = SqueezeExcite(block.se, width, inputs, rngs=rngs)
+        self.project = ConvBN(1, width, block.out, act=None, **common)
+
+    def __call__(self, x: jax.Array, train: bool, key: jax.Array | None) -> jax.Array:
+        """[N, H, W, in] -> [N, H', W', out]; `key` drives drop-path, if any."""
+        y = self.expand(x, train) if hasattr(self, "expand") else x
+        y = self.depthwise(y, train)
+        if hasattr(self, "se"):
+            y = self.se(y)
+        y = self.project(y, train)
+        if not self.has_shortcut:
+            return y
+        if train and self.drop_path_rate:
+            y = drop_path(y, self.drop_path_rate, key)
+        return x + y

@@ -1,0 +1,105 @@
+"""Networks as pure functions of plain nested dicts: the one adapter around the Flax modules.
+
+`variables` is {"params": {...}, "batch_stats": {...}}, both nested by layer name, all float32;
+`params["block3"]["depthwise"]["conv"]["kernel"]` is a kernel [k, k, 1, channels].
+"""
+
+import functools
+
+import jax
+from flax import nnx
+
+from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.nn.blocks import Compute
+from mbv3_jax.nn.mobilenet import MobileNet
+
+Variables = dict[str, dict]
+
+
+def init(spec: NetSpec, key: jax.Array) -> Variables:
+    """Fresh variables of the network.
+
+    Kernels are normal with variance 2 / fan-out, head and logits normal with deviation .01,
+    biases and running means zero, BatchNorm scales and running variances one.
+    """
+    return _init(spec, key)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(spec: NetSpec, key: jax.Array) -> Variables:
+    return _variables(MobileNet(spec, Compute(), rngs=nnx.Rngs(params=key)))
+
+
+@functools.lru_cache(maxsize=64)
+def _template(spec: NetSpec, compute: Compute):
+    """The module's structure and the shapes of its variables, without any array."""
+    model = nnx.eval_shape(lambda: MobileNet(spec, compute, rngs=nnx.Rngs(params=0)))
+    return nnx.graphdef(model), _variables(model)
+
+
+def _variables(model: MobileNet) -> Variables:
+    _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return {
+        "params": nnx.to_pure_dict(params),
+        "batch_stats": nnx.to_pure_dict(batch_stats),
+    }
+
+
+def shapes(spec: NetSpec) -> Variables:
+    """The variables as `jax.ShapeDtypeStruct`s: what a checkpoint of this network holds."""
+    return _template(spec, Compute())[1]
+
+
+def check(spec: NetSpec, variables: Variables) -> None:
+    """Holds variables against the network they are meant for.
+
+    Raises:
+      ValueError: listing every missing, surplus or misshapen entry by path with both shapes.
+    """
+    flatten = jax.tree_util.tree_leaves_with_path
+    got = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in flatten(variables)}
+    want = {
+        jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in flatten(shapes(spec))
+    }
+    problems = [f"{path}: missing, expected {want[path].shape}" for path in want.keys() - got]
+    problems += [f"{path}: surplus, has {got[path].shape}" for path in got.keys() - want]
+    problems += [
+        f"{path}: got {got[path].shape}, expected {want[path].shape}"
+        for path in want.keys() & got
+        if got[path].shape != want[path].shape
+    ]
+    if problems:
+        raise ValueError(f"variables do not fit {spec.name}:\n  " + "\n  ".join(sorted(problems)))
+
+
+def apply(
+    spec: NetSpec,
+    variables: Variables,
+    images: jax.Array,
+    *,
+    train: bool = False,
+    key: jax.Array | None = None,
+    compute: Compute = Compute(),  # noqa: B008 (frozen)
+) -> tuple[jax.Array, dict]:
+    """Runs the network.
+
+    Args:
+      spec: the network.
+      variables: what `init` returned or training made of it.
+      images: normalised [N, H, W, in_channels]; H and W need not be `spec.resolution`.
+      train: normalise by the batch's statistics and move the running ones; drop out.
+      key: randomness for dropout and drop-path, needed for training with either.
+      compute: types and forms of computation.
+
+    Returns:
+      Float32 logits [N, num_classes] and the new batch_stats (the old ones unless `train`).
+
+    Raises:
+      ValueError: the images do not fit, or the key is missing.
+    """
+    graphdef, _ = _template(spec, compute)
+    model = nnx.merge(graphdef, variables["params"], variables["batch_stats"])
+    logits = model(images, train=train, key=key)
+    if not train:
+        return logits, variables["batch_stats"]
+    return logits, _variables(model)["batch_stats"]
