@@ -1,0 +1,1 @@
+"""Training: losses, schedules, optimizers, state, the step, checkpoints, the loop."""

@@ -1,0 +1,234 @@
+"""Optimizers by name, with weight decay by rule.
+
+The order is the same for all: clip the gradient by its global norm, then
+
+  coupled (rmsprop_tf, sgd)  add weight_decay * w to the gradient, as the gradient of the L2 loss
+                             weight_decay / 2 * sum(w^2) would (slim), then the optimizer;
+  decoupled (adamw, lamb)    the optimizer's direction, plus weight_decay * w, times the learning
+                             rate. The decay follows the schedule, as in optax, Keras and PyTorch.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+
+from mbv3_jax.arch.spec import choose
+from mbv3_jax.train.options import call_with_options, check_number
+from mbv3_jax.train.schedules import Schedule
+
+Rule = str | Sequence[tuple[str, bool]]
+Tree = Any  # nested dicts of arrays
+
+# A rule is a list of (regular expression over a whole parameter path, whether it is decayed).
+RULES: dict[str, tuple[tuple[str, bool], ...]] = {
+    # Weights of convolutions and of the 1x1 layers of SE and head; no BatchNorm, no biases.
+    "kernels": ((r"(.*/)?kernel", True), (r"(.*/)?(scale|bias)", False)),
+    # slim's `mobilenet.training_scope`: no regularizer on separable (depthwise) convolutions.
+    "kernels_but_depthwise": (
+        (r"(?!.*\bdepthwise/)(.*/)?kernel", True),
+        (r".*\bdepthwise/(.*/)?kernel", False),
+        (r"(.*/)?(scale|bias)", False),
+    ),
+    "all": ((r".*", True),),
+    "none": ((r".*", False),),
+}
+
+
+def make(
+    name: str,
+    schedule: Schedule,
+    *,
+    weight_decay: float = 0.0,
+    decay_rule: Rule = "kernels",
+    clip_norm: float | None = None,
+    **options,
+) -> optax.GradientTransformation:
+    """Builds an optimizer. Its `update` needs the parameters as third argument.
+
+    Options (None counts as not given):
+      rmsprop_tf: rho=0.9, momentum=0.9, eps=0.002. RMSProp as TensorFlow 1 and slim have it:
+        the accumulator starts at 1, eps is inside the root, the learning rate inside the momentum
+            ms  <- rho * ms + (1 - rho) * g^2
+            mom <- momentum * mom + lr * g / sqrt(ms + eps)
+            w   <- w - mom
+        The default of eps is slim's for MobileNetV3. PyTorch adds eps outside the root; a value
+        for that form is about the square root of the one here.
+      sgd: momentum=0.9, nesterov=False. The learning rate is outside the momentum.
+      adamw: b1=0.9, b2=0.999, eps=1e-8 (Loshchilov and Hutter, arXiv 1711.05101).
+      lamb: b1=0.9, b2=0.999, eps=1e-6, trust_rule="kernels" (You et al., arXiv 1904.00962). The
+        step of each parameter chosen by trust_rule is scaled by |w| / |step|. The others take
+        Adam's step, as in the authors' code: a bias that starts at zero would otherwise hardly
+        move, by lr at the first step and by about lr^2 after it.
+
+    Args:
+      name: a key of `OPTIMIZERS`.
+      schedule: step -> learning rate; the optimizer counts its own updates from 0.
+      weight_decay: factor of the L2 or decoupled term; 0 for none.
+      decay_rule: which parameters are decayed: a key of `RULES` or a list of (regular
+        expression, decayed or not) pairs, as `select` takes it.
+      clip_norm: largest global norm of the gradient, before weight decay; None for no clipping.
+      **options: as above.
+
+    Returns:
+      An optax transformation. `init` and `update` raise as `select` does.
+
+    Raises:
+      ValueError: an unknown name, option or rule, or a value out of range.
+    """
+    check_number("optimizer.weight_decay", weight_decay, at_least=0)
+    in_rule = _selector("optimizer.decay_rule", decay_rule)
+    decay = optax.add_decayed_weights(weight_decay, mask=in_rule)
+    clip = optax.identity()
+    if clip_norm is not None:
+        check_number("optimizer.clip_norm", clip_norm, above=0)
+        clip = optax.clip_by_global_norm(clip_norm)
+    update = call_with_options("optimizer", OPTIMIZERS, name, options, schedule, decay)
+    return optax.chain(clip, update)
+
+
+def parameter_paths(params: Tree) -> list[str]:
+    """The path of each leaf, "block3/se/reduce/kernel", in the order of `jax.tree.leaves`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+
+
+def select(params: Tree, rule: Rule, *, path: str = "rule") -> Tree:
+    """Which parameters a rule chooses.
+
+    Args:
+      params: nested dicts.
+      rule: a key of `RULES`, or pairs (regular expression, chosen or not). An expression has to
+        match the whole of a parameter's path.
+      path: where the rule stands in the configuration, for messages.
+
+    Returns:
+      The structure of `params` with a bool for each leaf.
+
+    Raises:
+      ValueError: an unknown rule or a malformed one, or parameters that no expression matches or
+        more than one; the message lists them.
+    """
+    return _selector(path, rule)(params)
+
+
+def _selector(path: str, rule: Rule):
+    """`select` with the rule checked now, to be applied to parameters later."""
+    pairs = _compile(path, rule)
+
+    def chosen(params: Tree) -> Tree:
+        paths = parameter_paths(params)
+        matches = [[pair for pair in pairs if pair[0].fullmatch(p)] for p in paths]
+        problems = [
+            f"{p} (matched by {', '.join(repr(e.pattern) for e, _ in m) or 'none'})"
+            for p, m in zip(paths, matches, strict=True)
+            if len(m) != 1
+        ]
+        if problems:
+            raise ValueError(
+                f"{path}: every parameter must be matched by exactly one expression; not so for "
+                + ", ".join(problems)
+            )
+        flags = [m[0][1] for m in matches]
+        return jax.tree.unflatten(jax.tree.structure(params), flags)
+
+    return chosen
+
+
+def _compile(path: str, rule: Rule) -> list[tuple[re.Pattern, bool]]:
+    if isinstance(rule, str):
+        rule = RULES[choose(path, rule, RULES)]
+    wanted = "expected pairs (regular expression, True or False)"
+    if not isinstance(rule, Sequence):
+        raise ValueError(f"{path}: got {rule!r}, {wanted} or one of {', '.join(RULES)}")
+    pairs = []
+    for pair in rule:
+        match pair:
+            case [str(expression), bool(flag)]:
+                try:
+                    pairs.append((re.compile(expression), flag))
+                except re.error as error:
+                    raise ValueError(f"{path}: got {expression!r}: {error}; {wanted}") from error
+            case _:
+                raise ValueError(f"{path}: got {pair!r}, {wanted}")
+    return pairs
+
+
+def _rmsprop_tf(
+    schedule: Schedule,
+    decay: optax.GradientTransformation,
+    *,
+    rho: float = 0.9,
+    momentum: float = 0.9,
+    eps: float = 0.002,
+) -> optax.GradientTransformation:
+    _check_rates(rho=rho, momentum=momentum)
+    check_number("optimizer.eps", eps, above=0)
+    rmsprop = optax.rmsprop(
+        schedule,
+        decay=rho,
+        eps=eps,
+        initial_scale=1.0,
+        eps_in_sqrt=True,
+        momentum=momentum or None,  # None spares the buffer
+    )
+    return optax.chain(decay, rmsprop)
+
+
+def _sgd(
+    schedule: Schedule,
+    decay: optax.GradientTransformation,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+) -> optax.GradientTransformation:
+    _check_rates(momentum=momentum)
+    choose("optimizer.nesterov", nesterov, (False, True))
+    if nesterov and not momentum:
+        raise ValueError("optimizer.nesterov: got True with momentum 0, expected momentum above 0")
+    return optax.chain(decay, optax.sgd(schedule, momentum=momentum or None, nesterov=nesterov))
+
+
+def _adamw(
+    schedule: Schedule,
+    decay: optax.GradientTransformation,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+    return optax.chain(_adam(b1, b2, eps), decay, optax.scale_by_learning_rate(schedule))
+
+
+def _lamb(
+    schedule: Schedule,
+    decay: optax.GradientTransformation,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+    trust_rule: Rule = "kernels",
+) -> optax.GradientTransformation:
+    trusted = _selector("optimizer.trust_rule", trust_rule)
+    return optax.chain(
+        _adam(b1, b2, eps),
+        decay,
+        optax.masked(optax.scale_by_trust_ratio(), trusted),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    _check_rates(b1=b1, b2=b2)
+    check_number("optimizer.eps", eps, above=0)
+    return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+
+
+def _check_rates(**rates: float) -> None:
+    for name, rate in rates.items():
+        check_number(f"optimizer.{name}", rate, at_least=0, below=1)
+
+
+OPTIMIZERS = {"rmsprop_tf": _rmsprop_tf, "sgd": _sgd, "adamw": _adamw, "lamb": _lamb}

@@ -1,0 +1,158 @@
+"""Learning-rate schedules: pure functions of the step, built by name.
+
+Every schedule is one formula,
+
+    lr(step) = base_lr * min(step / warmup_steps, factor(step)),
+
+so warm-up is linear from 0 at step 0, and a decay that begins within the warm-up caps it. That is
+slim's rule (`train_image_classifier.py`). The model garden's warm-up ends at factor(warmup_steps)
+instead of 1, which differs by 0.013% for its cosine over 700 epochs with 5 of warm-up.
+
+From where `factor` counts is the option `decay_from` of the decaying schedules:
+  "start"       from step 0: slim, the model garden, timm. The default.
+  "warmup_end"  from the end of warm-up: optax's `warmup_*_schedule`, and the recipes built on it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from mbv3_jax.arch.spec import choose
+from mbv3_jax.train.options import call_with_options, check_number, check_whole
+
+Schedule = Callable[[ArrayLike], jax.Array]
+
+DECAY_FROM = ("start", "warmup_end")
+
+
+def make(
+    name: str,
+    *,
+    base_lr: float,
+    total_steps: int,
+    steps_per_epoch: float,
+    warmup_steps: int = 0,
+    **options,
+) -> Schedule:
+    """Builds a schedule.
+
+    Options (None counts as not given):
+      constant: none.
+      exponential: decay_rate=0.99, decay_epochs=3, decay_from="start". A staircase: every
+        decay_epochs the learning rate is multiplied by decay_rate. The paper's "decay rate of
+        0.01 every 3 epochs" (section 6.1.1) is decay_rate=0.99.
+      cosine: final_lr_factor=0, decay_from="start". Half a cosine from 1 to final_lr_factor,
+        reached at total_steps and held from there on.
+      step: boundary_epochs (required), factor=0.1. Multiplied by factor at each boundary;
+        boundaries are epochs of the run, whatever the warm-up.
+
+    Args:
+      name: a key of `SCHEDULES`.
+      base_lr: the learning rate of a factor of 1.
+      total_steps: steps of the whole run, warm-up included.
+      steps_per_epoch: training examples / batch size; need not be whole. Epochs are turned into
+        steps once, rounded to the nearest step, at least one.
+      warmup_steps: length of the warm-up; 0 for none.
+      **options: as above.
+
+    Returns:
+      schedule(step) -> learning rate, float32 of the shape of `step`; jittable. `step` counts
+      the updates made so far: 0 for the first update, whose learning rate is 0 with a warm-up.
+
+    Raises:
+      ValueError: an unknown name or option, or a value out of range.
+    """
+    check_number("schedule.base_lr", base_lr, at_least=0)
+    check_whole("schedule.total_steps", total_steps, at_least=1)
+    check_whole("schedule.warmup_steps", warmup_steps, at_least=0)
+    check_number("schedule.steps_per_epoch", steps_per_epoch, above=0)
+    if warmup_steps > total_steps:
+        raise ValueError(
+            f"schedule.warmup_steps: got {warmup_steps}, expected at most the {total_steps} steps "
+            "of the whole run"
+        )
+    plan = _Plan(total_steps, warmup_steps, steps_per_epoch)
+    factor = call_with_options("schedule", SCHEDULES, name, options, plan)
+
+    def schedule(step: ArrayLike) -> jax.Array:
+        step = jnp.asarray(step)
+        scale = factor(step)
+        if warmup_steps:
+            scale = jnp.minimum(step / warmup_steps, scale)
+        return jnp.asarray(base_lr * scale, jnp.float32)
+
+    return schedule
+
+
+class _Plan(NamedTuple):
+    """The course of the run that a schedule is laid over."""
+
+    total_steps: int
+    warmup_steps: int
+    steps_per_epoch: float
+
+    def steps(self, epochs: float) -> int:
+        return max(1, round(epochs * self.steps_per_epoch))
+
+    def decay_start(self, decay_from: str) -> int:
+        choose("schedule.decay_from", decay_from, DECAY_FROM)
+        return self.warmup_steps if decay_from == "warmup_end" else 0
+
+
+def _constant(plan: _Plan) -> Schedule:
+    return lambda step: jnp.ones(step.shape, jnp.float32)
+
+
+def _exponential(
+    plan: _Plan, *, decay_rate: float = 0.99, decay_epochs: float = 3, decay_from: str = "start"
+) -> Schedule:
+    check_number("schedule.decay_rate", decay_rate, above=0, at_most=1)
+    check_number("schedule.decay_epochs", decay_epochs, above=0)
+    start, period = plan.decay_start(decay_from), plan.steps(decay_epochs)
+
+    def factor(step: jax.Array) -> jax.Array:
+        # Whole numbers throughout: a float32 quotient can fall short of its stair by rounding.
+        decays = jnp.maximum(step - start, 0) // period
+        return jnp.power(jnp.float32(decay_rate), decays)
+
+    return factor
+
+
+def _cosine(plan: _Plan, *, final_lr_factor: float = 0.0, decay_from: str = "start") -> Schedule:
+    check_number("schedule.final_lr_factor", final_lr_factor, at_least=0, at_most=1)
+    start = plan.decay_start(decay_from)
+    span = max(1, plan.total_steps - start)
+
+    def factor(step: jax.Array) -> jax.Array:
+        progress = jnp.clip((step - start) / span, 0, 1)
+        return final_lr_factor + (1 - final_lr_factor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+
+    return factor
+
+
+def _step(plan: _Plan, *, boundary_epochs: Sequence[float], factor: float = 0.1) -> Schedule:
+    path = "schedule.boundary_epochs"
+    if isinstance(boundary_epochs, str) or not isinstance(boundary_epochs, Sequence):
+        raise ValueError(f"{path}: got {boundary_epochs!r}, expected a list of epochs")
+    check_number("schedule.factor", factor, above=0, at_most=1)
+    for epoch in boundary_epochs:
+        check_number(path, epoch, above=0)
+    if list(boundary_epochs) != sorted(set(boundary_epochs)):
+        raise ValueError(f"{path}: got {list(boundary_epochs)}, expected rising epochs")
+    boundaries = jnp.asarray([plan.steps(epoch) for epoch in boundary_epochs], jnp.int32)
+
+    def scale(step: jax.Array) -> jax.Array:
+        return jnp.power(jnp.float32(factor), jnp.sum(step[..., None] >= boundaries, axis=-1))
+
+    return scale
+
+
+SCHEDULES = {
+    "constant": _constant,
+    "exponential": _exponential,
+    "cosine": _cosine,
+    "step": _step,
+}

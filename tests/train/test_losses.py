@@ -1,0 +1,120 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mbv3_jax.train import losses
+
+cross_entropy = jax.jit(losses.cross_entropy, static_argnames="label_smoothing")
+correct = jax.jit(losses.correct, static_argnames="k")
+
+LOGITS = np.array([[2.0, -1.0, 0.5], [0.0, 0.0, 3.0]], np.float32)
+LABELS = np.array([0, 1], np.int32)
+LOG_P = LOGITS - np.log(np.exp(LOGITS.astype(np.float64)).sum(-1, keepdims=True))
+
+
+def test_equals_minus_log_probability_of_each_example():
+    loss = cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS))
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, [-LOG_P[0, 0], -LOG_P[1, 1]], rtol=1e-6)
+    uniform = cross_entropy(jnp.zeros([1, 1000]), jnp.array([17]), label_smoothing=0.1)
+    np.testing.assert_allclose(uniform, [np.log(1000)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_smoothing_equals_the_formula_written_out(smoothing):
+    targets = np.eye(3)[LABELS] * (1 - smoothing) + smoothing / 3
+    expected = -(targets * LOG_P).sum(-1)
+    loss = cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS), label_smoothing=smoothing)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    soft = jnp.asarray(np.eye(3, dtype=np.float32)[LABELS])
+    loss = cross_entropy(jnp.asarray(LOGITS), soft, label_smoothing=smoothing)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_smoothing_changes_loss_and_gradient():
+    def total(logits, smoothing):
+        return cross_entropy(logits, jnp.asarray(LABELS), label_smoothing=smoothing).sum()
+
+    plain, smooth = (jax.grad(total)(jnp.asarray(LOGITS), s) for s in (0.0, 0.1))
+    p = np.exp(LOG_P)
+    np.testing.assert_allclose(plain, p - np.eye(3)[LABELS], atol=1e-6)
+    np.testing.assert_allclose(smooth, p - (0.9 * np.eye(3)[LABELS] + 0.1 / 3), atol=1e-6)
+    difference = total(jnp.asarray(LOGITS), 0.1) - total(jnp.asarray(LOGITS), 0.0)
+    np.testing.assert_allclose(difference, 0.05, rtol=1e-5)  # 0.1 * (label - mean of the logits)
+
+
+def test_mixed_labels():
+    mixed = np.array([[0.3, 0.7, 0.0], [0.0, 0.25, 0.75]], np.float32)
+    loss = cross_entropy(jnp.asarray(LOGITS), jnp.asarray(mixed))
+    np.testing.assert_allclose(loss, -(mixed * LOG_P).sum(-1), rtol=1e-6)
+
+
+def test_large_logits_stay_finite():
+    logits = jnp.array([[1e4, -1e4, 0.0]])
+    loss, gradient = jax.value_and_grad(lambda x: cross_entropy(x, jnp.array([1])).sum())(logits)
+    assert loss == 2e4
+    np.testing.assert_array_equal(gradient, [[1.0, -1.0, 0.0]])
+
+
+def test_half_precision_logits_are_widened_first():
+    logits = jnp.asarray(np.linspace(-4, 4, 1000)[None], jnp.bfloat16)
+    loss = cross_entropy(logits, jnp.array([3]))
+    assert loss.dtype == jnp.float32
+    wide = np.asarray(logits, np.float64)
+    np.testing.assert_allclose(loss, np.log(np.exp(wide).sum()) - wide[0, 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("label", [-1, -3, 3, 1000])
+def test_a_label_out_of_range_is_nan_alone(label):
+    loss = cross_entropy(jnp.asarray(LOGITS), jnp.array([label, 1]), label_smoothing=0.1)
+    assert np.isnan(loss[0])
+    assert np.isfinite(loss[1])
+    np.testing.assert_array_equal(correct(jnp.asarray(LOGITS), jnp.array([label, 2]), 3), [0, 1])
+
+
+def test_top_k_agrees_with_a_stable_sort():
+    logits = np.random.default_rng(0).integers(0, 5, [64, 10]).astype(np.float32)  # many ties
+    labels = np.arange(64) % 10
+    order = np.argsort(-logits, axis=-1, kind="stable")
+    for k in (1, 3, 10):
+        hits = correct(jnp.asarray(logits), jnp.asarray(labels), k)
+        np.testing.assert_array_equal(hits, (order[:, :k] == labels[:, None]).any(-1))
+        assert hits.dtype == jnp.float32
+    np.testing.assert_array_equal(
+        correct(jnp.asarray(logits), jnp.asarray(labels), 1), logits.argmax(-1) == labels
+    )
+
+
+def test_constant_logits_score_chance():
+    labels = jnp.arange(10)
+    assert correct(jnp.zeros([10, 10]), labels, 1).sum() == 1
+    assert correct(jnp.zeros([10, 10]), labels, 5).sum() == 5
+
+
+def test_rows_with_nan_are_wrong():
+    nan, inf = np.nan, np.inf
+    logits = jnp.array([[nan, 1.0], [1.0, nan], [nan, nan], [inf, 1.0], [1.0, -inf]])
+    np.testing.assert_array_equal(correct(logits, jnp.zeros(5, jnp.int32), 1), [0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(correct(logits, jnp.zeros(5, jnp.int32), 2), [0, 0, 0, 1, 1])
+
+
+def test_soft_labels_count_by_their_largest_entry():
+    soft = jnp.array([[0.6, 0.4, 0.0], [0.6, 0.4, 0.0]])
+    np.testing.assert_array_equal(correct(jnp.asarray(LOGITS), soft, 1), [1, 0])
+
+
+def test_bad_input():
+    logits, labels = jnp.asarray(LOGITS), jnp.asarray(LABELS)
+    for bad in (labels[:1], labels.astype(jnp.float32), jnp.eye(2), jnp.eye(3, dtype=int)[labels]):
+        with pytest.raises(ValueError, match=r"^labels: got .*\[2, 3\]"):
+            cross_entropy(logits, bad)
+    for bad in (logits[0], logits.astype(int)):
+        with pytest.raises(ValueError, match=r"^logits: got "):
+            cross_entropy(bad, labels)
+    for bad in (1.0, -0.1, "0.1"):
+        with pytest.raises(ValueError, match=r"^loss.label_smoothing: got "):
+            cross_entropy(logits, labels, label_smoothing=bad)
+    for bad in (0, 4):
+        with pytest.raises(ValueError, match=r"^top_k: got \d, expected 1 to .*3$"):
+            correct(logits, labels, bad)
