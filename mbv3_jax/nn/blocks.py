@@ -12,14 +12,6 @@ from mbv3_jax.nn.activations import ACTIVATIONS, GATES
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-# He et al. 2015 by fan-out, as MnasNet and torchvision initialise MobileNets; a depthwise
-# kernel [k, k, 1, C] has a fan-out of k*k a channel, so its channels are a batch axis here.
-_conv_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-_depthwise_init = nnx.initializers.variance_scaling(
-    2.0, "fan_out", "normal", in_axis=-2, out_axis=(), batch_axis=(-1,)
-)
-dense_init = nnx.initializers.normal(0.01)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compute:
@@ -43,10 +35,13 @@ class Compute:
 
 
 class Conv(nnx.Module):
-    """Holds a convolution kernel [k, k, in, out], and a bias [out] where asked for."""
+    """Holds a convolution kernel [k, k, in, out], and a bias [out] where asked for.
 
-    def __init__(self, kernel: int, inputs: int, out: int, *, init=_conv_init, bias=False, rngs):
-        self.kernel = nnx.Param(init(rngs.params(), (kernel, kernel, inputs, out), jnp.float32))
+    Values are zero here: modules declare shapes, `functional.init` fills them.
+    """
+
+    def __init__(self, kernel: int, inputs: int, out: int, *, bias: bool = False):
+        self.kernel = nnx.Param(jnp.zeros((kernel, kernel, inputs, out), jnp.float32))
         if bias:
             self.bias = nnx.Param(jnp.zeros((out,), jnp.float32))
 
@@ -95,15 +90,13 @@ class ConvBN(nnx.Module):
         act: str | None,
         spec: NetSpec,
         compute: Compute,
-        rngs,
         stride: int = 1,
         depthwise: bool = False,
     ):
         self.stride, self.padding, self.act = stride, spec.padding, act
         self.impl = compute.depthwise if depthwise else None
         self.is_pointwise = kernel == 1 and stride == 1 and not depthwise
-        init = _depthwise_init if depthwise else _conv_init
-        self.conv = Conv(kernel, 1 if depthwise else inputs, out, init=init, rngs=rngs)
+        self.conv = Conv(kernel, 1 if depthwise else inputs, out)
         self.bn = BatchNorm(out, spec, compute)
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -124,11 +117,11 @@ class ConvBN(nnx.Module):
 class SqueezeExcite(nnx.Module):
     """Scales channels by a gate computed from their averages (MobileNetV3 figure 4)."""
 
-    def __init__(self, se: SESpec, channels: int, block_input: int, *, rngs):
+    def __init__(self, se: SESpec, channels: int, block_input: int):
         squeezed = se.channels(expansion=channels, block_input=block_input)
         self.gate = se.gate
-        self.reduce = Conv(1, channels, squeezed, bias=True, rngs=rngs)
-        self.expand = Conv(1, squeezed, channels, bias=True, rngs=rngs)
+        self.reduce = Conv(1, channels, squeezed, bias=True)
+        self.expand = Conv(1, squeezed, channels, bias=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, C] -> [N, H, W, C]."""
@@ -140,7 +133,7 @@ class SqueezeExcite(nnx.Module):
 class ConvBNSE(ConvBN):
     """A `ConvSpec` as a layer: the stem, or the last 1x1; squeeze-and-excite if it says so."""
 
-    def __init__(self, conv: ConvSpec, inputs: int, *, spec: NetSpec, compute: Compute, rngs):
+    def __init__(self, conv: ConvSpec, inputs: int, *, spec: NetSpec, compute: Compute):
         super().__init__(
             conv.kernel,
             inputs,
@@ -149,10 +142,13 @@ class ConvBNSE(ConvBN):
             stride=conv.stride,
             spec=spec,
             compute=compute,
-            rngs=rngs,
         )
         if conv.se:
-            self.se = SqueezeExcite(conv.se, conv.out, inputs, rngs=rngs)
+            self.se = SqueezeExcite(
+                conv.se,
+                conv.out,
+                inputs,
+            )
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[N, H, W, in] -> [N, H', W', out]."""
@@ -182,9 +178,8 @@ class Bneck(nnx.Module):
         drop_path_rate: float,
         spec: NetSpec,
         compute: Compute,
-        rngs,
     ):
-        common = {"spec": spec, "compute": compute, "rngs": rngs}
+        common = {"spec": spec, "compute": compute}
         width = block.expansion
         self.has_shortcut, self.drop_path_rate = shortcut, drop_path_rate
         if expand:
@@ -199,7 +194,11 @@ class Bneck(nnx.Module):
             **common,
         )
         if block.se:
-            self.se = SqueezeExcite(block.se, width, inputs, rngs=rngs)
+            self.se = SqueezeExcite(
+                block.se,
+                width,
+                inputs,
+            )
         self.project = ConvBN(1, width, block.out, act=None, **common)
 
     def __call__(self, x: jax.Array, train: bool, key: jax.Array | None) -> jax.Array:

@@ -5,8 +5,10 @@
 """
 
 import functools
+import math
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from mbv3_jax.arch.spec import NetSpec
@@ -19,21 +21,44 @@ Variables = dict[str, dict]
 def init(spec: NetSpec, key: jax.Array) -> Variables:
     """Fresh variables of the network.
 
-    Kernels are normal with variance 2 / fan-out, head and logits normal with deviation .01,
-    biases and running means zero, BatchNorm scales and running variances one.
+    Kernels are normal with variance 2 / fan-out (He et al. 2015, as MnasNet and torchvision
+    initialise MobileNets), head and logits normal with deviation .01; biases and running means
+    are zero, BatchNorm scales and running variances one.
     """
     return _init(spec, key)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init(spec: NetSpec, key: jax.Array) -> Variables:
-    return _variables(MobileNet(spec, Compute(), rngs=nnx.Rngs(params=key)))
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes(spec))
+    # One draw for all kernels: a draw a kernel takes XLA ten seconds to compile.
+    total = sum(math.prod(x.shape) for path, x in leaves if path[-1].key == "kernel")
+    noise, used, values = jax.random.normal(key, (total,)), 0, []
+    for path, x in leaves:
+        *layer, kind = (p.key for p in path)
+        if kind == "kernel":
+            size = math.prod(x.shape)
+            deviation = _deviation(layer, x.shape)
+            values.append(deviation * noise[used : used + size].reshape(x.shape))
+            used += size
+        else:
+            values.append(jnp.full(x.shape, 1.0 if kind in ("scale", "var") else 0.0))
+    return jax.tree.unflatten(tree, values)
+
+
+def _deviation(layer: list[str], shape: tuple[int, ...]) -> float:
+    """Standard deviation of a fresh kernel [k, k, in, out]."""
+    if layer[-1] in ("head", "logits"):
+        return 0.01
+    # Each output of a depthwise layer's input channel belongs to that channel alone.
+    channels_out = 1 if "depthwise" in layer else shape[3]
+    return math.sqrt(2 / (shape[0] * shape[1] * channels_out))
 
 
 @functools.lru_cache(maxsize=64)
 def _template(spec: NetSpec, compute: Compute):
     """The module's structure and the shapes of its variables, without any array."""
-    model = nnx.eval_shape(lambda: MobileNet(spec, compute, rngs=nnx.Rngs(params=0)))
+    model = nnx.eval_shape(lambda: MobileNet(spec, compute))
     return nnx.graphdef(model), _variables(model)
 
 

@@ -6,14 +6,14 @@ from flax import nnx
 
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.nn.activations import ACTIVATIONS
-from mbv3_jax.nn.blocks import DTYPES, Bneck, Compute, Conv, ConvBNSE, dense_init
+from mbv3_jax.nn.blocks import DTYPES, Bneck, Compute, Conv, ConvBNSE
 
 
 class MobileNet(nnx.Module):
     """Stem, block1 ... blockN, last 1x1, pooling, head, dropout, logits, as `spec` says."""
 
-    def __init__(self, spec: NetSpec, compute: Compute, *, rngs: nnx.Rngs):
-        common = {"spec": spec, "compute": compute, "rngs": rngs}
+    def __init__(self, spec: NetSpec, compute: Compute):
+        common = {"spec": spec, "compute": compute}
         self.spec, self.compute = spec, compute
         self.stem = ConvBNSE(spec.stem, spec.in_channels, **common)
         count = len(spec.blocks)
@@ -30,9 +30,9 @@ class MobileNet(nnx.Module):
         self.last = ConvBNSE(spec.last, spec.blocks[-1].out, **common)
         width = spec.last.out
         if spec.head:
-            self.head = Conv(1, width, spec.head.out, init=dense_init, bias=True, rngs=rngs)
+            self.head = Conv(1, width, spec.head.out, bias=True)
             width = spec.head.out
-        self.logits = Conv(1, width, spec.num_classes, init=dense_init, bias=True, rngs=rngs)
+        self.logits = Conv(1, width, spec.num_classes, bias=True)
 
     def __call__(self, images: jax.Array, *, train: bool, key: jax.Array | None) -> jax.Array:
         """Normalised [N, H, W, in_channels] -> float32 logits [N, num_classes].
