@@ -108,13 +108,13 @@ def test_bad_input():
     logits, labels = jnp.asarray(LOGITS), jnp.asarray(LABELS)
     for bad in (labels[:1], labels.astype(jnp.float32), jnp.eye(2), jnp.eye(3, dtype=int)[labels]):
         with pytest.raises(ValueError, match=r"^labels: got .*\[2, 3\]"):
-            cross_entropy(logits, bad)
+            losses.cross_entropy(logits, bad)
     for bad in (logits[0], logits.astype(int)):
         with pytest.raises(ValueError, match=r"^logits: got "):
-            cross_entropy(bad, labels)
+            losses.cross_entropy(bad, labels)
     for bad in (1.0, -0.1, "0.1"):
         with pytest.raises(ValueError, match=r"^loss.label_smoothing: got "):
-            cross_entropy(logits, labels, label_smoothing=bad)
+            losses.cross_entropy(logits, labels, label_smoothing=bad)
     for bad in (0, 4):
         with pytest.raises(ValueError, match=r"^top_k: got \d, expected 1 to .*3$"):
-            correct(logits, labels, bad)
+            losses.correct(logits, labels, bad)
