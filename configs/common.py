@@ -1,0 +1,138 @@
+"""Every field of a configuration with its meaning, and the parts that recipes share."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+IMAGENET_EXAMPLES = 1_281_167
+
+
+def default(network: str) -> ConfigDict:
+    """A complete configuration of `network` on the embedded digits. None means "not given".
+
+    Where a duration has _steps, _epochs and _examples, exactly one of the three is given.
+    """
+    config = ConfigDict()
+    config.seed = 0
+
+    # The network: the arguments of mbv3_jax.arch.build, documented there.
+    config.net = dict(
+        name=network,
+        width=1.0,
+        width_rule="slim",  # slim, keras, torchvision, timm
+        resolution=224,
+        num_classes=1000,
+        in_channels=3,
+        padding="same",  # same (TensorFlow), symmetric (PyTorch)
+        nonlinearity="paper",  # paper, relu, relu6, swish, h_swish, swish_for_h_swish, h_swish@N
+        se="paper",  # paper, none, everywhere
+        se_ratio=placeholder(float),
+        se_of=placeholder(str),  # expansion, input
+        se_gate=placeholder(str),  # hard_sigmoid, sigmoid
+        stem_filters=placeholder(int),
+        stem_act=placeholder(str),  # relu, relu6, h_swish, swish
+        last_stage="paper",  # paper, efficient, original
+        kernels="paper",  # paper, 3x3, 5x5, 7x7
+        shortcut=True,
+        head_filters=placeholder(int),
+        last_se=False,
+        bn_eps=1e-3,
+        bn_decay=0.99,
+        dropout=0.2,
+        drop_path=0.0,
+    )
+
+    # How it is computed; see mbv3_jax.nn.blocks.Compute.
+    config.compute = dict(
+        dtype="float32",  # float32, bfloat16 (weights and BatchNorm stay float32)
+        depthwise="auto",
+        batch_norm="cross_device",  # cross_device, per_device
+    )
+
+    config.data = dict(
+        name="digits",  # digits, synthetic, imagenet
+        data_dir=placeholder(str),  # imagenet: where TFDS keeps prepared data
+        num_classes=placeholder(int),  # synthetic only
+        num_examples=placeholder(int),  # synthetic only
+        num_workers=0,  # processes that decode ahead; 0 reads ahead by threads
+        num_threads=1,
+        prefetch_batches=4,
+    )
+
+    # What happens to a batch on the device; see mbv3_jax.data.augment.make_preprocess.
+    config.augment = dict(
+        normalize="inception",  # inception ([-1, 1]), torch (mean and deviation of ImageNet)
+        flip=False,
+        rotate_degrees=0.0,
+        zoom=0.0,
+        translate=0.0,
+        pad="zero",
+        mixup_alpha=0.0,
+    )
+
+    config.batch_size = 64  # over all devices
+    config.accum_steps = 1  # parts of a batch whose gradients are averaged before an update
+    config.total_steps = placeholder(int)
+    config.total_epochs = placeholder(float)
+    config.total_examples = placeholder(int)
+
+    # See mbv3_jax.train.optimizer.make. An option that the optimizer does not have must be None.
+    config.optimizer = dict(
+        name="rmsprop_tf",  # rmsprop_tf, sgd, adamw, lamb
+        weight_decay=1e-5,
+        decay_rule="kernels",  # kernels, kernels_but_depthwise, all, none
+        clip_norm=placeholder(float),
+        rho=placeholder(float),  # rmsprop_tf
+        momentum=placeholder(float),  # rmsprop_tf, sgd
+        nesterov=placeholder(bool),  # sgd
+        b1=placeholder(float),  # adamw, lamb
+        b2=placeholder(float),  # adamw, lamb
+        eps=placeholder(float),  # rmsprop_tf, adamw, lamb
+        trust_rule=placeholder(str),  # lamb
+    )
+
+    # See mbv3_jax.train.schedules.make. An option that the schedule does not have must be None.
+    config.schedule = dict(
+        name="cosine",  # constant, exponential, cosine, step
+        base_lr=0.1,  # for the whole batch
+        warmup_steps=placeholder(int),
+        warmup_epochs=placeholder(float),
+        warmup_examples=placeholder(int),
+        decay_rate=placeholder(float),  # exponential
+        decay_epochs=placeholder(float),  # exponential
+        decay_from=placeholder(str),  # exponential, cosine: start, warmup_end
+        final_lr_factor=placeholder(float),  # cosine
+        boundary_epochs=placeholder(tuple),  # step
+        factor=placeholder(float),  # step
+    )
+    config.label_smoothing = 0.0
+    config.ema_decay = placeholder(float)  # of weights and BatchNorm statistics; None: no average
+
+    config.log_every_steps = 10
+    config.eval_batch_size = 256
+    config.eval_every_steps = placeholder(int)
+    config.eval_every_epochs = placeholder(float)
+    config.eval_every_examples = placeholder(int)
+    config.checkpoint_every_steps = placeholder(int)
+    config.checkpoint_every_epochs = placeholder(float)
+    config.checkpoint_every_examples = placeholder(int)
+    config.keep_checkpoints = 3
+    return config
+
+
+def digits(config: ConfigDict) -> ConfigDict:
+    """The embedded handwritten digits: 1,433 to train on, 364 held out. Minutes on a laptop."""
+    config.net.update(resolution=64, num_classes=10, bn_decay=0.9, dropout=0.2)
+    config.data.name = "digits"
+    config.augment.update(rotate_degrees=10.0, zoom=0.1, translate=0.1)
+    config.batch_size = 64
+    config.total_epochs = 30.0
+    config.optimizer.update(name="rmsprop_tf", rho=0.9, momentum=0.9, eps=0.002)
+    config.schedule.update(name="cosine", base_lr=0.01, warmup_epochs=2.0)
+    config.ema_decay = 0.99
+    config.eval_every_epochs = 5.0
+    config.checkpoint_every_epochs = 5.0
+    return config
+
+
+def choose_task(network: str, argument: str) -> ConfigDict:
+    return digits(default(network))

@@ -1,0 +1,149 @@
+"""Checkpoints by Orbax: everything that a run is, in one atomic step, written in the background.
+
+A step holds `state` (parameters, BatchNorm statistics, optimizer, average), `position` (where in
+the data it stands), `spec` (the network) and `config`. Orbax writes into a temporary folder and
+renames it when complete, so that a killed writer leaves nothing that looks like a checkpoint.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import orbax.checkpoint as ocp
+from etils import epath
+from ml_collections import ConfigDict
+
+from mbv3_jax.arch import spec as arch_spec
+from mbv3_jax.train import config as configs
+from mbv3_jax.train.errors import RunError
+from mbv3_jax.train.state import TrainState
+
+FOLDER = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where in the data training stands; with it, a resumed run sees just what was to come.
+
+    examples: how many the run has seen, over all epochs and processes.
+    fingerprint: of the training source; another one means that the data has changed.
+    """
+
+    examples: int
+    fingerprint: str
+
+
+class Checkpoints:
+    """The checkpoints of one run folder.
+
+    Args:
+      run: the run folder.
+      keep: how many to keep, the newest.
+      read_only: never write, create or clean up.
+    """
+
+    def __init__(self, run: Path | str, *, keep: int = 1, read_only: bool = False):
+        # Orbax wants absolute paths; epath leaves bucket paths as they are.
+        self.folder = epath.Path(run).resolve() / FOLDER
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else keep,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+        )
+        handlers = ocp.DefaultCheckpointHandlerRegistry()
+        for item in ("position", "spec", "config"):
+            for args in (ocp.args.JsonSave, ocp.args.JsonRestore):
+                handlers.add(item, args)
+        for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
+            handlers.add("state", args)
+        self._manager = ocp.CheckpointManager(
+            self.folder, options=options, handler_registry=handlers
+        )
+
+    def steps(self) -> list[int]:
+        """The steps that have a complete checkpoint, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self, state: TrainState, position: Position, spec: arch_spec.NetSpec, config: ConfigDict
+    ) -> None:
+        """Starts to write a checkpoint; the state may be donated as soon as this returns.
+
+        Raises:
+          RunError: this one, or the one before it, cannot be written.
+        """
+        step = int(state.step)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            position=ocp.args.JsonSave(dataclasses.asdict(position)),
+            spec=ocp.args.JsonSave({"json": arch_spec.to_json(spec)}),
+            config=ocp.args.JsonSave({"json": configs.to_json(config)}),
+        )
+        self._write(f"the checkpoint of step {step}", lambda: self._manager.save(step, args=items))
+
+    def wait(self) -> None:
+        """Returns when what `save` started is on disk.
+
+        Raises:
+          RunError: it could not be written.
+        """
+        self._write("a checkpoint", self._manager.wait_until_finished)
+
+    def close(self) -> None:
+        """Releases the background threads, without waiting for an error to be reported."""
+        self._manager.close()
+
+    def _write(self, what: str, action) -> None:
+        try:
+            action()
+        except Exception as e:  # Orbax passes on whatever its storage raises
+            self._manager.reload()
+            steps = self.steps()
+            kept = f"the last good one is step {steps[-1]}" if steps else "there is none yet"
+            raise RunError(
+                f"could not write {what} in {self.folder}: {_first_line(e)}; {kept}. Make room or "
+                "mend the path, then run the same command again: it goes on from there"
+            ) from e
+
+    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Position]:
+        """Reads a checkpoint into the shapes, types and placement of `abstract`.
+
+        Raises:
+          RunError: it is not there, damaged, or of another network.
+        """
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore()
+        )
+        restored = self._read(step, args)
+        return restored["state"], Position(**restored["position"])
+
+    def description(self, step: int) -> tuple[arch_spec.NetSpec, ConfigDict]:
+        """The network and the configuration stored with a checkpoint.
+
+        Raises:
+          RunError: it is not there or damaged.
+        """
+        args = ocp.args.Composite(spec=ocp.args.JsonRestore(), config=ocp.args.JsonRestore())
+        restored = self._read(step, args)
+        spec = arch_spec.from_json(restored["spec"]["json"])
+        return spec, configs.from_json(restored["config"]["json"])
+
+    def _read(self, step: int, args):
+        steps = self.steps()
+        if step not in steps:
+            listed = ", ".join(map(str, steps)) or "none"
+            raise RunError(f"no checkpoint of step {step} in {self.folder}; there are: {listed}")
+        try:
+            return self._manager.restore(step, args=args)
+        except Exception as e:  # whatever a damaged file makes the storage raise
+            earlier = [s for s in steps if s < step]
+            advice = f"to go on from step {earlier[-1]}, remove" if earlier else "remove"
+            raise RunError(
+                f"the checkpoint {self.folder / str(step)} cannot be read: {_first_line(e)}; "
+                f"{advice} that folder and run the same command again"
+            ) from e
+
+
+def _first_line(e: Exception) -> str:
+    text = str(e).strip()
+    return text.splitlines()[0][:300] if text else type(e).__name__

@@ -1,0 +1,216 @@
+"""From a configuration to the parts of a run: network, data, optimizer, steps, durations."""
+
+import dataclasses
+import functools
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mbv3_jax.arch.spec import NetSpec, choose
+from mbv3_jax.data import augment, loader, sources
+from mbv3_jax.data.sources import Source
+from mbv3_jax.nn.blocks import Compute
+from mbv3_jax.train import optimizer, schedules, state
+from mbv3_jax.train.config import spec_of
+from mbv3_jax.train.durations import to_steps
+from mbv3_jax.train.errors import UsageError
+from mbv3_jax.train.evaluate import make_eval_step
+from mbv3_jax.train.options import check_whole
+from mbv3_jax.train.schedules import Schedule
+from mbv3_jax.train.step import make_mesh, make_train_step, replicated
+
+BATCH_NORMS = ("cross_device", "per_device")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """The typed parts that a configuration describes. Durations are in steps."""
+
+    config: ConfigDict
+    spec: NetSpec
+    compute: Compute
+    mesh: Mesh
+    train_source: Source
+    eval_source: Source
+    tx: optax.GradientTransformation
+    schedule: Schedule
+    total_steps: int
+    eval_every: int
+    checkpoint_every: int
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Training examples over batch size; need not be whole."""
+        return len(self.train_source) / self.config.batch_size
+
+    @functools.cached_property
+    def _preprocess(self):
+        options = self.config.augment.to_dict()
+        return augment.make_preprocess(num_classes=self.spec.num_classes, **options)
+
+    @functools.cached_property
+    def train_step(self):
+        """See `step.make_train_step`."""
+        return make_train_step(
+            self.spec,
+            self.tx,
+            self.schedule,
+            preprocess=self._preprocess[0],
+            mesh=self.mesh,
+            seed=self.config.seed,
+            compute=self.compute,
+            label_smoothing=self.config.label_smoothing,
+            ema_decay=self.config.ema_decay,
+            accum_steps=self.config.accum_steps,
+        )
+
+    @functools.cached_property
+    def eval_step(self):
+        """See `evaluate.make_eval_step`."""
+        return make_eval_step(
+            self.spec, preprocess=self._preprocess[1], mesh=self.mesh, compute=self.compute
+        )
+
+    def create_state(self) -> state.TrainState:
+        """The state before the first step, on the mesh."""
+        return jax.jit(self._create, out_shardings=replicated(self.mesh))()
+
+    def abstract_state(self) -> state.TrainState:
+        """Shapes, types and placement of the state, to restore a checkpoint into."""
+        placed = replicated(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
+            jax.eval_shape(self._create),
+        )
+
+    def _create(self) -> state.TrainState:
+        seed, with_ema = self.config.seed, self.config.ema_decay is not None
+        return state.create(self.spec, self.tx, seed=seed, with_ema=with_ema)
+
+    def train_batches(self, start_step: int):
+        """This process's training batches from a step on; see `loader.train_batches`."""
+        return loader.train_batches(
+            self.train_source,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            start_step=start_step,
+            **self._loading(),
+        )
+
+    def eval_batches(self):
+        """This process's evaluation batches; see `loader.eval_batches`."""
+        batch_size = self.config.eval_batch_size
+        return loader.eval_batches(self.eval_source, batch_size=batch_size, **self._loading())
+
+    def _loading(self) -> dict:
+        data = self.config.data
+        return {
+            "num_workers": data.num_workers,
+            "num_threads": data.num_threads,
+            "prefetch_batches": data.prefetch_batches,
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+        }
+
+
+def make_experiment(config: ConfigDict) -> Experiment:
+    """Builds and checks everything a run needs, before anything is written or trained.
+
+    Raises:
+      UsageError: a field of the configuration is wrong; the message names it, what it got and
+        what would be right. Also where the data is not there, with how to get it.
+    """
+    spec = spec_of(config)
+    try:
+        return _make(config, spec)
+    except (ValueError, FileNotFoundError) as e:
+        raise UsageError(f"config: {e}") from e
+
+
+def _make(config: ConfigDict, spec: NetSpec) -> Experiment:
+    check_whole("seed", config.seed, at_least=0)
+    mesh = make_mesh()
+    devices = mesh.devices.size
+    for field in ("batch_size", "eval_batch_size", "accum_steps", "log_every_steps"):
+        check_whole(field, config[field], at_least=1)
+    check_whole("keep_checkpoints", config.keep_checkpoints, at_least=1)
+    _check_divides("batch_size", config.batch_size, devices * config.accum_steps, devices, config)
+    _check_divides("eval_batch_size", config.eval_batch_size, devices, devices, config)
+
+    choose("compute.batch_norm", config.compute.batch_norm, BATCH_NORMS)
+    compute = Compute(
+        dtype=config.compute.dtype,
+        depthwise=config.compute.depthwise,
+        bn_groups=devices if config.compute.batch_norm == "per_device" else 1,
+    )
+
+    data = config.data.to_dict()
+    opened = {k: data[k] for k in ("data_dir", "num_classes", "num_examples")}
+    name = data["name"]
+    train_source = sources.open_source(name, "train", resolution=spec.resolution, **opened)
+    held_out = sources.evaluation_split(name)
+    eval_source = sources.open_source(name, held_out, resolution=spec.resolution, **opened)
+    if train_source.num_classes != spec.num_classes:
+        raise ValueError(
+            f"net.num_classes: got {spec.num_classes}, but the data {name!r} has "
+            f"{train_source.num_classes} classes"
+        )
+
+    sizes = {"batch_size": config.batch_size, "train_examples": len(train_source)}
+
+    def duration(name: str, group: ConfigDict, prefix: str = "") -> int:
+        given = {unit: group[f"{name}_{unit}"] for unit in ("steps", "epochs", "examples")}
+        return to_steps(prefix + name, **given, **sizes)
+
+    total_steps = duration("total", config)
+    if total_steps < 1:
+        raise ValueError("total: the run has no step; give total_steps, _epochs or _examples")
+    schedule_options = config.schedule.to_dict()
+    warmup_steps = duration("warmup", config.schedule, "schedule.")
+    for unit in ("steps", "epochs", "examples"):
+        schedule_options.pop(f"warmup_{unit}")
+    schedule = schedules.make(
+        schedule_options.pop("name"),
+        total_steps=total_steps,
+        steps_per_epoch=len(train_source) / config.batch_size,
+        warmup_steps=warmup_steps,
+        **schedule_options,
+    )
+    optimizer_options = config.optimizer.to_dict()
+    tx = optimizer.make(optimizer_options.pop("name"), schedule, **optimizer_options)
+
+    experiment = Experiment(
+        config=config,
+        spec=spec,
+        compute=compute,
+        mesh=mesh,
+        train_source=train_source,
+        eval_source=eval_source,
+        tx=tx,
+        schedule=schedule,
+        total_steps=total_steps,
+        eval_every=max(1, duration("eval_every", config)),
+        checkpoint_every=max(1, duration("checkpoint_every", config)),
+    )
+    # Tracing finds what remains: an optimizer's rule that misses a parameter, a smoothing or an
+    # average out of range, a crop that does not fit.
+    images = jax.ShapeDtypeStruct(
+        (config.batch_size, spec.resolution, spec.resolution, spec.in_channels), "uint8"
+    )
+    labels = jax.ShapeDtypeStruct((config.batch_size,), "int32")
+    batch = {"image": images, "label": labels}
+    jax.eval_shape(experiment.train_step, experiment.abstract_state(), batch)
+    return experiment
+
+
+def _check_divides(field: str, size: int, divisor: int, devices: int, config: ConfigDict) -> None:
+    if size % divisor:
+        below, above = size // divisor * divisor, -(-size // divisor) * divisor
+        near = f"{below} or {above}" if below else f"{above}"
+        accum = f" times accum_steps {config.accum_steps}" if divisor != devices else ""
+        raise ValueError(
+            f"{field}: got {size}, which {devices} devices{accum} do not divide; "
+            f"the nearest that would do: {near}"
+        )

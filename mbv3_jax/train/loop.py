@@ -1,0 +1,204 @@
+"""The training loop: steps, logs, evaluations, checkpoints, and a result at the end."""
+
+import collections
+import json
+import math
+import time
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from mbv3_jax.train import run_folder
+from mbv3_jax.train.checkpoint import Checkpoints, Position
+from mbv3_jax.train.errors import RunError
+from mbv3_jax.train.evaluate import evaluate
+from mbv3_jax.train.experiment import Experiment, make_experiment
+from mbv3_jax.train.logging import Metrics, ProgressBar
+from mbv3_jax.train.state import TrainState
+from mbv3_jax.train.step import put_batch
+
+# Steps that may be under way before the host waits for the oldest: enough to keep the device
+# busy, few enough that a non-finite loss is found soon and batches do not pile up.
+_IN_FLIGHT = 2
+
+
+def train(config: ConfigDict, workdir: Path, console: Console | None = None) -> dict:
+    """Trains what `config` says in the folder `workdir`, from its newest checkpoint if it has one.
+
+    Args:
+      config: see `configs/common.py`.
+      workdir: the run folder, see `run_folder.py`.
+      console: where progress goes; None for standard error.
+
+    Returns:
+      The summary that is also in summary.json: steps, the evaluation (of the average and of the
+      raw weights), seconds and images/s of this session.
+
+    Raises:
+      UsageError: the configuration is wrong, or the folder is not this run's; nothing changed.
+      RunError: the loss is not finite, or a checkpoint can be neither read nor written; earlier
+        checkpoints are intact.
+    """
+    console = console or Console(stderr=True)
+    experiment = make_experiment(config)
+    run_folder.claim(workdir, config, experiment.spec)
+    if summary := run_folder.read_summary(workdir):
+        return summary
+    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
+    try:
+        state = _start(experiment, checkpoints, console)
+        return _Loop(experiment, workdir, checkpoints, console).run(state)
+    finally:
+        checkpoints.close()
+
+
+def _start(experiment: Experiment, checkpoints: Checkpoints, console: Console) -> TrainState:
+    """The newest checkpoint of the run folder; fresh weights where there is none."""
+    steps = checkpoints.steps()
+    if not steps:
+        return experiment.create_state()
+    state, position = checkpoints.restore(steps[-1], experiment.abstract_state())
+    expected = _position(experiment, steps[-1])
+    if position != expected:
+        raise RunError(
+            f"the data is not what step {steps[-1]} was trained on: the checkpoint has "
+            f"{position}, this run would go on with {expected}"
+        )
+    console.print(f"resuming from step {steps[-1]} in {checkpoints.folder.parent}")
+    return state
+
+
+def _position(experiment: Experiment, step: int) -> Position:
+    return Position(
+        examples=step * experiment.config.batch_size,
+        fingerprint=experiment.train_source.fingerprint,
+    )
+
+
+class _Loop:
+    """One session of a run: from a state to the end."""
+
+    def __init__(self, experiment, workdir: Path, checkpoints: Checkpoints, console: Console):
+        self.experiment, self.config = experiment, experiment.config
+        self.workdir, self.checkpoints, self.console = workdir, checkpoints, console
+        self.last_saved: int | None = None
+
+    def run(self, state: TrainState) -> dict:
+        start, total = int(state.step), self.experiment.total_steps
+        self.last_saved = start if start else None
+        self.metrics = Metrics(self.workdir, resume_step=start)
+        self.pending = collections.deque()  # (step, metrics on the device), oldest first
+        self.recent: list[dict] = []  # metrics on the host since the last log
+        began = time.perf_counter()
+        try:
+            with ProgressBar(self.console, total_steps=total, start_step=start) as bar:
+                state = self._steps(state, start, bar)
+            self._save(state)
+            self.checkpoints.wait()
+            return self._finish(state, time.perf_counter() - began, total - start)
+        finally:
+            self.metrics.close()
+
+    def _steps(self, state: TrainState, start: int, bar: ProgressBar) -> TrainState:
+        experiment, config = self.experiment, self.config
+        batches = experiment.train_batches(start)
+        logged_at, logged_step = time.perf_counter(), start
+        try:
+            for step in range(start + 1, experiment.total_steps + 1):
+                batch = put_batch(next(batches), experiment.mesh)
+                state, metrics = experiment.train_step(state, batch)
+                self.pending.append((step, metrics))
+                self._collect(leave=_IN_FLIGHT)
+                if step % config.log_every_steps == 0 or step == experiment.total_steps:
+                    now = time.perf_counter()
+                    rate = (step - logged_step) * config.batch_size / (now - logged_at)
+                    logged_at, logged_step = now, step
+                    self._log(step, rate, bar)
+                is_last = step == experiment.total_steps
+                if step % experiment.eval_every == 0 and not is_last:
+                    paused = time.perf_counter()
+                    self._evaluate(state, bar)
+                    logged_at += time.perf_counter() - paused
+                if step % experiment.checkpoint_every == 0 and not is_last:
+                    self._save(state)
+        finally:
+            batches.close()
+        return state
+
+    def _collect(self, leave: int) -> None:
+        """Fetches the metrics of all but the newest `leave` steps and holds them to be finite."""
+        while len(self.pending) > leave:
+            step, metrics = self.pending.popleft()
+            values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+            for name in ("loss", "grad_norm"):
+                if not math.isfinite(values[name]):
+                    raise RunError(self._not_finite(step, name, values[name]))
+            self.recent.append(values)
+
+    def _not_finite(self, step: int, name: str, value: float) -> str:
+        saved = "no checkpoint was written before it"
+        if self.last_saved is not None:
+            self.checkpoints.wait()
+            saved = f"the last good checkpoint is {self.checkpoints.folder / str(self.last_saved)}"
+        return (
+            f"the {name} of step {step} is {value}: training stopped; {saved}. A lower "
+            "config.schedule.base_lr, a longer warm-up or config.optimizer.clip_norm may help"
+        )
+
+    def _log(self, step: int, rate: float, bar: ProgressBar) -> None:
+        """Records the mean of the steps since the last log that have been collected."""
+        if step == self.experiment.total_steps:
+            self._collect(leave=0)
+        if not self.recent:
+            return
+        mean = {k: sum(r[k] for r in self.recent) / len(self.recent) for k in self.recent[0]}
+        self.recent.clear()
+        self.metrics.write(step, "train", {**mean, "images_per_second": rate})
+        bar.update(step, loss=mean["loss"], top1=mean["top1"], rate=rate)
+
+    def _save(self, state: TrainState) -> None:
+        self._collect(leave=0)  # never keep a state whose loss was not finite
+        step = int(state.step)
+        if step == self.last_saved:
+            return
+        position = _position(self.experiment, step)
+        self.checkpoints.save(state, position, self.experiment.spec, self.config)
+        self.last_saved = step
+
+    def _evaluate(self, state: TrainState, bar: ProgressBar) -> None:
+        values = evaluate_variables(self.experiment, state.for_evaluation)
+        step = int(state.step)
+        self.metrics.write(step, "eval", values)
+        bar.print(f"step {step}: held-out top-1 {values['top1']:.2%}, loss {values['loss']:.4f}")
+
+    def _finish(self, state: TrainState, seconds: float, steps: int) -> dict:
+        experiment = self.experiment
+        averaged = state.ema is not None
+        values = evaluate_variables(experiment, state.for_evaluation)
+        self.metrics.write(int(state.step), "eval", values)
+        summary = {
+            "steps": int(state.step),
+            "epochs": int(state.step) / experiment.steps_per_epoch,
+            "weights": "ema" if averaged else "raw",
+            "split": experiment.eval_source.split,
+            "eval": values,
+            "seconds": seconds,
+            "images_per_second": steps * self.config.batch_size / seconds,
+        }
+        if averaged:
+            summary["eval_raw"] = evaluate_variables(experiment, state.variables)
+        run_folder.write_atomically(self.workdir / "summary.json", json.dumps(summary, indent=1))
+        return summary
+
+
+def evaluate_variables(experiment: Experiment, variables) -> dict[str, float]:
+    """Evaluates on every held-out example; see `evaluate.evaluate`."""
+    return evaluate(
+        experiment.eval_step,
+        variables,
+        experiment.eval_batches(),
+        mesh=experiment.mesh,
+        expected=len(experiment.eval_source),
+    )

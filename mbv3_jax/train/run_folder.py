@@ -1,0 +1,88 @@
+"""The folder of a run: its configuration, metrics, checkpoints and result.
+
+config.json       what the run was started with; another configuration is refused
+spec.json         the network
+metrics.jsonl     a line per log and evaluation
+events.out.*      the same for TensorBoard
+checkpoints/      a folder per step, see `checkpoint.py`
+summary.json      the result, once the run has ended
+"""
+
+import json
+import os
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mbv3_jax.arch import spec as arch_spec
+from mbv3_jax.train import config as configs
+from mbv3_jax.train.errors import UsageError
+
+
+def claim(run: Path, config: ConfigDict, spec: arch_spec.NetSpec) -> None:
+    """Makes the folder of a new run, or finds that an old one is of the same configuration.
+
+    Raises:
+      UsageError: the path is no folder, cannot be written, or holds a run of another
+        configuration; the message lists the fields that differ.
+    """
+    path = run / "config.json"
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _compare(run, config, configs.from_json(path.read_text()))
+        if (old := [p for p in run.iterdir() if p.name != path.name]) and not path.exists():
+            raise UsageError(
+                f"{run} is no run folder (it holds {old[0].name} and no config.json); "
+                "choose another with --workdir"
+            )
+        write_atomically(run / "spec.json", arch_spec.to_json(spec))
+        write_atomically(path, configs.to_json(config))
+    except OSError as e:
+        raise UsageError(f"cannot write to {run}: {e.strerror}; choose another --workdir") from e
+    except json.JSONDecodeError as e:
+        raise UsageError(f"{path} is damaged ({e}); choose another --workdir") from e
+
+
+def _compare(run: Path, config: ConfigDict, stored: ConfigDict) -> None:
+    different = configs.differences(config, stored)
+    if different:
+        listed = "\n".join(
+            f"  {field}: this command {ours!r}, the folder {theirs!r}"
+            for field, (ours, theirs) in different.items()
+        )
+        raise UsageError(
+            f"{run} holds a run with another configuration:\n{listed}\n"
+            "give these values, or choose another folder with --workdir"
+        )
+
+
+def read_config(run: Path) -> ConfigDict:
+    """The configuration of an existing run folder.
+
+    Raises:
+      UsageError: the folder is none.
+    """
+    path = run / "config.json"
+    if not path.is_file():
+        raise UsageError(f"{run} is no run folder: it has no config.json")
+    try:
+        return configs.from_json(path.read_text())
+    except json.JSONDecodeError as e:
+        raise UsageError(f"{path} is damaged ({e})") from e
+
+
+def read_summary(run: Path) -> dict | None:
+    """What the run ended with, or None if it has not ended."""
+    path = run / "summary.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that a reader, or a kill, finds the old text or the new one whole."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    temporary.replace(path)

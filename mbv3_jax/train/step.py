@@ -1,0 +1,145 @@
+"""The update: forward, backward, optimizer and moving average in one jitted, donated step."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.nn import functional
+from mbv3_jax.nn.blocks import Compute
+from mbv3_jax.train import ema, losses
+from mbv3_jax.train.schedules import Schedule
+from mbv3_jax.train.state import STEP_STREAM, TrainState
+
+Preprocess = Callable[[dict, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def make_mesh(devices=None) -> Mesh:
+    """All devices in one row, over which the batch is split; one device is the smallest mesh."""
+    devices = jax.devices() if devices is None else devices
+    kinds = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((len(devices),), ("data",), axis_types=kinds, devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole: parameters, optimizer state, metrics."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharded(mesh: Mesh) -> NamedSharding:
+    """Every device holds its part of the first axis: batches."""
+    return NamedSharding(mesh, P("data"))
+
+
+def put_batch(batch: dict, mesh: Mesh) -> dict:
+    """Moves this process's part of a host batch to its devices, as one global array each."""
+    sharding = batch_sharded(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def make_train_step(
+    spec: NetSpec,
+    tx: optax.GradientTransformation,
+    schedule: Schedule,
+    *,
+    preprocess: Preprocess,
+    mesh: Mesh,
+    seed: int,
+    compute: Compute = Compute(),  # noqa: B008 (frozen)
+    label_smoothing: float = 0.0,
+    ema_decay: float | None = None,
+    accum_steps: int = 1,
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    """Builds the jitted update.
+
+    All randomness of step t follows from (seed, t). With `accum_steps` the batch is cut into
+    that many parts, whose gradients are averaged before one update; BatchNorm then sees a part
+    at a time. Parts are strided, so that they are the same on any number of devices.
+
+    Args:
+      spec: the network.
+      tx: the optimizer; `schedule` is its learning rate, here for the metrics.
+      preprocess: (batch, key) -> normalised images [N, H, W, C] and labels [N] or [N, K].
+      mesh: from `make_mesh`.
+      seed: of the run.
+      compute: types and forms of computation.
+      label_smoothing: see `losses.cross_entropy`.
+      ema_decay: of the moving average, or None for none; `TrainState.ema` must agree.
+      accum_steps: parts of a batch.
+
+    Returns:
+      step(state, batch) -> (state, metrics). `state` is donated: its buffers are reused. The
+      batch is {"image": uint8 [N, H, W, C], "label": int32 [N]}. Metrics are float32 scalars of
+      this step: loss, top1 (a fraction, of the training batch), lr, and the norms of gradient,
+      update and parameters.
+    """
+
+    def loss_of(params, batch_stats, images, labels, key):
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, batch_stats = functional.apply(
+            spec, variables, images, train=True, key=key, compute=compute
+        )
+        loss = losses.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        top1 = losses.correct(logits, labels, 1)
+        return jnp.mean(loss), (batch_stats, jnp.mean(top1))
+
+    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+
+    def accumulate(params, batch_stats, images, labels, key):
+        if accum_steps == 1:
+            return gradient_of(params, batch_stats, images, labels, key)
+
+        def parts(x):
+            x = x.reshape(x.shape[0] // accum_steps, accum_steps, *x.shape[1:]).swapaxes(0, 1)
+            return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, "data")))
+
+        def body(carry, part):
+            (loss, top1), grads, batch_stats = carry
+            number, images, labels = part
+            part_key = jax.random.fold_in(key, number)
+            (part_loss, (batch_stats, part_top1)), part_grads = gradient_of(
+                params, batch_stats, images, labels, part_key
+            )
+            grads = jax.tree.map(jnp.add, grads, part_grads)
+            return ((loss + part_loss, top1 + part_top1), grads, batch_stats), None
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        numbers = jnp.arange(accum_steps)
+        carry, _ = jax.lax.scan(
+            body, ((0.0, 0.0), zeros, batch_stats), (numbers, parts(images), parts(labels))
+        )
+        (loss, top1), grads, batch_stats = carry
+        grads = jax.tree.map(lambda g: g / accum_steps, grads)
+        return (loss / accum_steps, (batch_stats, top1 / accum_steps)), grads
+
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        key = jax.random.fold_in(jax.random.key(seed), STEP_STREAM)
+        key_data, key_net = jax.random.split(jax.random.fold_in(key, state.step))
+        images, labels = preprocess(batch, key_data)
+        params = state.variables["params"]
+        (loss, (batch_stats, top1)), grads = accumulate(
+            params, state.variables["batch_stats"], images, labels, key_net
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, params)
+        variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
+        average = state.ema
+        if ema_decay is not None:
+            average = ema.update(state.ema, variables, ema.decay_at(ema_decay, state.step))
+        metrics = {
+            "loss": loss,
+            "top1": top1,
+            "lr": schedule(state.step),
+            "grad_norm": optax.tree.norm(grads),
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(variables["params"]),
+        }
+        return TrainState(state.step + 1, variables, opt_state, average), metrics
+
+    whole, split = replicated(mesh), batch_sharded(mesh)
+    return jax.jit(
+        step, donate_argnums=0, in_shardings=(whole, split), out_shardings=(whole, whole)
+    )
