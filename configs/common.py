@@ -1,13 +1,11 @@
-"""Every field of a configuration with its meaning, and the parts that recipes share."""
+"""Every field of a configuration with its meaning."""
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-IMAGENET_EXAMPLES = 1_281_167
-
 
 def default(network: str) -> ConfigDict:
-    """A complete configuration of `network` on the embedded digits. None means "not given".
+    """A complete configuration of `network`, but for the durations. None means "not given".
 
     Where a duration has _steps, _epochs and _examples, exactly one of the three is given.
     """
@@ -79,7 +77,7 @@ def default(network: str) -> ConfigDict:
     config.optimizer = dict(
         name="rmsprop_tf",  # rmsprop_tf, sgd, adamw, lamb
         weight_decay=1e-5,
-        decay_rule="kernels",  # kernels, kernels_but_depthwise, all, none
+        decay_rule="kernels",  # kernels, kernels_but_depthwise, all_but_batch_norm, all, none
         clip_norm=placeholder(float),
         rho=placeholder(float),  # rmsprop_tf
         momentum=placeholder(float),  # rmsprop_tf, sgd
@@ -117,22 +115,3 @@ def default(network: str) -> ConfigDict:
     config.checkpoint_every_examples = placeholder(int)
     config.keep_checkpoints = 3
     return config
-
-
-def digits(config: ConfigDict) -> ConfigDict:
-    """The embedded handwritten digits: 1,433 to train on, 364 held out. Minutes on a laptop."""
-    config.net.update(resolution=64, num_classes=10, bn_decay=0.9, dropout=0.2)
-    config.data.name = "digits"
-    config.augment.update(rotate_degrees=10.0, zoom=0.1, translate=0.1)
-    config.batch_size = 64
-    config.total_epochs = 30.0
-    config.optimizer.update(name="rmsprop_tf", rho=0.9, momentum=0.9, eps=0.002)
-    config.schedule.update(name="cosine", base_lr=0.01, warmup_epochs=2.0)
-    config.ema_decay = 0.99
-    config.eval_every_epochs = 5.0
-    config.checkpoint_every_epochs = 5.0
-    return config
-
-
-def choose_task(network: str, argument: str) -> ConfigDict:
-    return digits(default(network))

@@ -32,6 +32,8 @@ RULES: dict[str, tuple[tuple[str, bool], ...]] = {
         (r".*\bdepthwise/(.*/)?kernel", False),
         (r"(.*/)?(scale|bias)", False),
     ),
+    # The model garden's exclusion of "batch_normalization".
+    "all_but_batch_norm": ((r"(.*/)?bn/(scale|bias)", False), (r"(?!.*\bbn/).*", True)),
     "all": ((r".*", True),),
     "none": ((r".*", False),),
 }

@@ -1,0 +1,12 @@
+"""MobileNetV3-Large.
+
+python main.py --config=configs/large.py
+python main.py --config=configs/large.py:imagenet   75.2% top-1 in the paper; not run here
+"""
+
+from configs import recipes
+
+
+def get_config(argument: str = "digits"):
+    """`argument`: digits, synthetic, imagenet; imagenet,recipe=paper|slim|garden."""
+    return recipes.choose("mobilenet_v3_large", argument, recipes.V3)

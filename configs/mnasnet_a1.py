@@ -1,0 +1,12 @@
+"""MnasNet-A1, the seed of V3-Large.
+
+python main.py --config=configs/mnasnet_a1.py
+python main.py --config=configs/mnasnet_a1.py:imagenet   75.2% top-1 in the paper; not run here
+"""
+
+from configs import recipes
+
+
+def get_config(argument: str = "digits"):
+    """`argument`: digits, synthetic, imagenet; imagenet,recipe=paper|slim|garden."""
+    return recipes.choose("mnasnet_a1", argument, recipes.MNASNET)

@@ -1,0 +1,168 @@
+"""Training recipes: the data of a run together with every hyper-parameter that goes with it.
+
+A recipe takes a configuration of any network and fills in the rest. `choose` picks one by the
+argument of a config file: "digits", "synthetic", "imagenet", "imagenet,recipe=garden".
+"""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def choose(network: str, argument: str, papers: dict[str, Callable]) -> ConfigDict:
+    """The configuration of `network` for what stands after the colon of `--config=FILE:argument`.
+
+    Args:
+      network: a name of `mbv3_jax.arch.build`.
+      argument: "digits", "synthetic" or "imagenet", the last with ",recipe=NAME" if not "paper".
+      papers: the ImageNet recipes of this network by name.
+
+    Raises:
+      ValueError: an unknown task or recipe; the message lists the choices.
+    """
+    task, *options = argument.split(",")
+    recipe = "paper"
+    for option in options:
+        key, _, recipe = option.partition("=")
+        if task != "imagenet" or key != "recipe" or recipe not in papers:
+            raise ValueError(
+                f"argument {argument!r}: {option!r} is none of its options; "
+                f"imagenet takes recipe={'|'.join(papers)}"
+            )
+    tasks = {"digits": digits, "synthetic": synthetic, "imagenet": papers[recipe]}
+    if task not in tasks:
+        raise ValueError(f"argument {argument!r}: got {task!r}, expected one of {', '.join(tasks)}")
+    return tasks[task](common.default(network))
+
+
+def digits(config: ConfigDict) -> ConfigDict:
+    """Handwritten digits that come inside scikit-learn: 1,433 to train on, 364 held out."""
+    config.net.update(resolution=64, num_classes=10, bn_decay=0.9, dropout=0.2)
+    config.data.name = "digits"
+    config.augment.update(rotate_degrees=10.0, zoom=0.1, translate=0.1)
+    config.batch_size = 64
+    config.total_epochs = 30.0
+    config.optimizer.update(name="rmsprop_tf", rho=0.9, momentum=0.9, eps=0.002)
+    config.schedule.update(name="cosine", base_lr=0.01, warmup_epochs=2.0)
+    config.ema_decay = 0.99
+    config.eval_every_epochs = 5.0
+    config.checkpoint_every_epochs = 5.0
+    return config
+
+
+def synthetic(config: ConfigDict) -> ConfigDict:
+    """Images computed from their index, ImageNet-sized: to measure speed, not to learn from."""
+    config.net.update(resolution=224, num_classes=1000)
+    config.data.update(name="synthetic", num_classes=1000, num_examples=1024)
+    config.augment.flip = True
+    config.batch_size = 32
+    config.total_steps = 50
+    config.schedule.warmup_steps = 0
+    config.eval_batch_size = 32
+    config.eval_every_epochs = 1.0
+    config.checkpoint_every_epochs = 1.0
+    return config
+
+
+def _imagenet(config: ConfigDict) -> ConfigDict:
+    """What the ImageNet recipes share: Inception crops on the host, flips on the device."""
+    config.net.update(resolution=224, num_classes=1000, dropout=0.2)
+    config.data.update(name="imagenet", num_workers=16, prefetch_batches=2)
+    config.augment.update(normalize="inception", flip=True)
+    config.log_every_steps = 50
+    config.eval_batch_size = 1024
+    config.eval_every_epochs = 5.0
+    config.checkpoint_every_epochs = 1.0
+    return config
+
+
+def paper(config: ConfigDict) -> ConfigDict:
+    """MobileNetV3, section 6.1.1: 75.2% (Large) and 67.4% (Small) top-1, on a 4x4 TPU pod.
+
+    Not printed there: the number of epochs, the epsilon of RMSProp (slim's here), warm-up (none
+    here), label smoothing (none here).
+    """
+    config = _imagenet(config)
+    config.batch_size = 4096
+    config.total_epochs = 600.0
+    config.optimizer.update(name="rmsprop_tf", rho=0.9, momentum=0.9, eps=0.002, weight_decay=1e-5)
+    config.schedule.update(
+        name="exponential", base_lr=0.1, decay_rate=0.99, decay_epochs=3.0, warmup_steps=0
+    )
+    config.ema_decay = 0.9999
+    config.net.bn_decay = 0.99
+    return config
+
+
+def slim(config: ConfigDict) -> ConfigDict:
+    """TensorFlow slim, the authors' code: 75.2% (Large) top-1 on 8 chips of 192 images each."""
+    config = _imagenet(config)
+    config.batch_size = 192 * 8
+    config.total_epochs = 600.0  # not printed
+    config.optimizer.update(
+        name="rmsprop_tf",
+        rho=0.9,
+        momentum=0.9,
+        eps=0.002,
+        weight_decay=1e-5,
+        decay_rule="kernels_but_depthwise",
+    )
+    config.schedule.update(
+        name="exponential", base_lr=0.16, decay_rate=0.99, decay_epochs=3.0, warmup_epochs=5.0
+    )
+    config.label_smoothing = 0.1
+    config.ema_decay = 0.9999
+    config.net.update(bn_decay=0.997, bn_eps=1e-3)
+    return config
+
+
+def garden(config: ConfigDict) -> ConfigDict:
+    """TensorFlow model garden: about 75.7% (Large) top-1, with AutoAugment v0.
+
+    AutoAugment is not in this code base yet, so that the recipe is not complete.
+    """
+    config = _imagenet(config)
+    config.batch_size = 4096
+    config.total_epochs = 700.0
+    config.optimizer.update(
+        name="adamw",
+        b1=0.9,
+        b2=0.999,
+        eps=1e-7,
+        weight_decay=0.1,
+        decay_rule="all_but_batch_norm",
+    )
+    config.schedule.update(name="cosine", base_lr=0.004, warmup_epochs=5.0)
+    config.label_smoothing = 0.1
+    return config
+
+
+def paper_v2(config: ConfigDict) -> ConfigDict:
+    """MobileNetV2, section 6.1: 72.0% top-1 by 16 asynchronous workers of 96 images each.
+
+    Synchronous here, so that the printed learning rate, which was a worker's, is times 16. Not
+    printed: the number of epochs, the average's decay.
+    """
+    config = paper(config)
+    config.batch_size = 96 * 16
+    config.total_epochs = 300.0
+    config.optimizer.weight_decay = 4e-5
+    config.schedule.update(base_lr=0.045 * 16, decay_rate=0.98, decay_epochs=1.0, warmup_steps=None)
+    config.schedule.warmup_epochs = 5.0  # the summed rate needs it
+    return config
+
+
+def paper_mnasnet(config: ConfigDict) -> ConfigDict:
+    """MnasNet, section 5: 75.2% top-1; 0.256 after 5 epochs of warm-up, x 0.97 per 2.4 epochs."""
+    config = paper(config)
+    config.total_epochs = 350.0
+    config.schedule.update(base_lr=0.256, decay_rate=0.97, decay_epochs=2.4, warmup_steps=None)
+    config.schedule.warmup_epochs = 5.0
+    return config
+
+
+V3 = {"paper": paper, "slim": slim, "garden": garden}
+V2 = {"paper": paper_v2, "slim": slim, "garden": garden}
+MNASNET = {"paper": paper_mnasnet, "slim": slim, "garden": garden}

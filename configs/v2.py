@@ -1,0 +1,12 @@
+"""MobileNetV2, the baseline.
+
+python main.py --config=configs/v2.py
+python main.py --config=configs/v2.py:imagenet   72.0% top-1 in the paper; not run here
+"""
+
+from configs import recipes
+
+
+def get_config(argument: str = "digits"):
+    """`argument`: digits, synthetic, imagenet; imagenet,recipe=paper|slim|garden."""
+    return recipes.choose("mobilenet_v2", argument, recipes.V2)
