@@ -1,0 +1,61 @@
+"""python -m mbv3_jax COMMAND: everything that is not training."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from mbv3_jax.train import config as configs
+from mbv3_jax.train.errors import RunError, UsageError
+
+
+def _summary(flags, overrides: Sequence[str]) -> None:
+    from mbv3_jax.report.summary import layer_table, totals_table
+
+    spec = configs.spec_of(configs.parse(flags.config, overrides))
+    # Without a terminal rich would wrap the table at 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(layer_table(spec))
+    console.print(totals_table(spec))
+
+
+def _eval(flags, overrides: Sequence[str]) -> None:
+    if overrides:
+        raise UsageError(f"unknown option {overrides[0]}; eval takes --run, --step, --weights")
+    from mbv3_jax.train.reevaluate import reevaluate
+
+    print(json.dumps(reevaluate(flags.run, step=flags.step, weights=flags.weights), indent=1))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m mbv3_jax", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    summary = commands.add_parser("summary", help="layer table and totals of a network")
+    summary.add_argument("--config", required=True, help="as for main.py, overrides too")
+    summary.set_defaults(run_command=_summary)
+
+    evaluate = commands.add_parser("eval", help="evaluate a checkpoint on every held-out example")
+    evaluate.add_argument("--run", required=True, type=Path, help="run folder")
+    evaluate.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    evaluate.add_argument("--weights", choices=("auto", "ema", "raw"), default="auto")
+    evaluate.set_defaults(run_command=_eval)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command and returns its exit code; codes as in `mbv3_jax.train.cli.main`."""
+    flags, overrides = _parser().parse_known_args(arguments)
+    try:
+        flags.run_command(flags, overrides)
+    except (UsageError, RunError) as e:
+        Console(stderr=True, soft_wrap=True).print(f"error: {e}", markup=False, style="red")
+        return e.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
