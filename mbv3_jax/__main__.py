@@ -23,11 +23,27 @@ def _summary(flags, overrides: Sequence[str]) -> None:
 
 
 def _eval(flags, overrides: Sequence[str]) -> None:
-    if overrides:
-        raise UsageError(f"unknown option {overrides[0]}; eval takes --run, --step, --weights")
+    _no_more(overrides, "eval", "--run, --step, --weights")
     from mbv3_jax.train.reevaluate import reevaluate
 
     print(json.dumps(reevaluate(flags.run, step=flags.step, weights=flags.weights), indent=1))
+
+
+def _plot(flags, overrides: Sequence[str]) -> None:
+    _no_more(overrides, "plot", "--run, --out")
+    from mbv3_jax.report.curves import plot_curves, read_records
+
+    try:
+        figure = plot_curves(read_records(flags.run), title=str(flags.run))
+        figure.savefig(flags.out, dpi=120)
+    except (ValueError, OSError) as e:
+        raise UsageError(f"plot: {e}") from e
+    print(flags.out)
+
+
+def _no_more(overrides: Sequence[str], command: str, options: str) -> None:
+    if overrides:
+        raise UsageError(f"unknown option {overrides[0]}; {command} takes {options}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,6 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--step", type=int, help="which checkpoint; default the newest")
     evaluate.add_argument("--weights", choices=("auto", "ema", "raw"), default="auto")
     evaluate.set_defaults(run_command=_eval)
+
+    plot = commands.add_parser("plot", help="training curves of a run as a picture")
+    plot.add_argument("--run", required=True, type=Path, help="run folder")
+    plot.add_argument("--out", required=True, type=Path, help="file.png, file.svg or file.pdf")
+    plot.set_defaults(run_command=_plot)
     return parser
 
 
