@@ -8,7 +8,7 @@ from mbv3_jax.arch.spec import NetSpec, choose, make_divisible
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WidthRule:
-    """What code bases disagree about once alpha is not 1.
+    """What code bases disagree about once alpha is not 1, for MobileNetV3.
 
     expansion: "ratio" keeps expansion / input and rounds the product with the scaled input;
       "absolute" rounds alpha * expansion.
@@ -33,13 +33,17 @@ WIDTH_RULES = {
     "torchvision": WidthRule(expansion="absolute", last="ratio", head="always", fixed_stem_below=0),
     "timm": WidthRule(expansion="ratio", last="absolute", head="never", fixed_stem_below=0.75),
 }
+# MobileNetV2, which all four scale alike: expansions are factors of the input.
+_HEADLESS = WidthRule(expansion="ratio", last="absolute", head="never", fixed_stem_below=0)
 
 
 def scale_width(spec: NetSpec, alpha: float, rule: str = "slim") -> NetSpec:
     """Multiplies the channels of every layer by `alpha`, rounded to multiples of 8.
 
-    A network without a head (MobileNetV2, MnasNet) has its widest layer in `last`; that one is
-    never scaled below its table width (MobileNetV2 section 4), whatever the rule.
+    The rules differ for networks with a head (MobileNetV3). One without (MobileNetV2, MnasNet,
+    the original last stage) has its widest layer in `last`, which is never scaled below its
+    table width (MobileNetV2 section 4), and scales alike under every rule. (timm and the
+    original MnasNet code keep `last` above alpha 1 as well; MobileNetV2's rule is used here.)
 
     Raises:
       ValueError: unknown rule; or an alpha so small that a layer would get fewer than 4
@@ -57,7 +61,7 @@ def scale_width(spec: NetSpec, alpha: float, rule: str = "slim") -> NetSpec:
         )
     if alpha == 1:
         return spec
-    how = WIDTH_RULES[rule]
+    how = WIDTH_RULES[rule] if spec.head else _HEADLESS
     stem = spec.stem.out if alpha < how.fixed_stem_below else make_divisible(alpha * spec.stem.out)
     blocks, block_input = [], stem
     for old_input, block in zip(spec.block_inputs(), spec.blocks, strict=True):
@@ -73,17 +77,12 @@ def scale_width(spec: NetSpec, alpha: float, rule: str = "slim") -> NetSpec:
 
     last, head = spec.last.out, spec.head
     if head is None:
-        scaled = make_divisible(last * max(alpha, 1)) if how.head != "never" else last
-        return spec.replace(
-            stem=dataclasses.replace(spec.stem, out=stem),
-            blocks=tuple(blocks),
-            last=dataclasses.replace(spec.last, out=scaled),
-        )
-    if how.last == "ratio":
+        last = make_divisible(last * max(alpha, 1))
+    elif how.last == "ratio":
         last = make_divisible(block_input * last / spec.blocks[-1].out)
     else:
         last = make_divisible(alpha * last)
-    if how.head == "always" or (how.head == "above_one" and alpha > 1):
+    if head and (how.head == "always" or (how.head == "above_one" and alpha > 1)):
         head = dataclasses.replace(head, out=make_divisible(alpha * head.out))
     return spec.replace(
         stem=dataclasses.replace(spec.stem, out=stem),
