@@ -62,12 +62,12 @@ def build(
     spec = edits.last_stage(spec, last_stage)
     spec = edits.kernels(spec, kernels)
     spec = edits.squeeze_excite(spec, se, ratio=se_ratio, of=se_of, gate=se_gate)
+    spec = edits.stem(spec, stem_filters)  # "h_swish@N" counts these filters
     spec = edits.nonlinearity(spec, nonlinearity)
-    spec = edits.stem(spec, stem_filters, stem_act)
+    spec = edits.stem(spec, act=stem_act)
     if head_filters is not None:
         spec = edits.head_filters(spec, head_filters)
-    if last_se:
-        spec = edits.last_se(spec, last_se)
+    spec = edits.last_se(spec, last_se)
     spec = edits.shortcut(spec, shortcut)
     spec = scale_width(spec, width, width_rule)
     return spec.replace(

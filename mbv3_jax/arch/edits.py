@@ -11,6 +11,8 @@ from mbv3_jax.arch.spec import (
     NetSpec,
     SESpec,
     choose,
+    flag,
+    whole,
 )
 
 NONLINEARITIES = ("paper", *ACTIVATIONS, "swish_for_h_swish", "h_swish@N")
@@ -39,9 +41,9 @@ def nonlinearity(spec: NetSpec, choice: str) -> NetSpec:
 
     "paper" keeps the table; "relu", "relu6", "swish", "h_swish" put that one everywhere;
     "swish_for_h_swish" exchanges just the h-swishes; "h_swish@N" has h-swish from the first
-    block with at least N output channels on and ReLU before it. Under "h_swish@N" the stem
-    follows the rule if it has N filters itself and else keeps the table's nonlinearity (the
-    paper's own layout, "h_swish@80" for Large, has an h-swish stem).
+    layer with at least N output channels on. Blocks before it have ReLU for h-swish; the stem
+    keeps the table's nonlinearity (the paper's own layout, "h_swish@80" for Large, has an
+    h-swish stem).
     """
     at = re.fullmatch(r"h_swish@(\d+)", choice) if isinstance(choice, str) else None
     if at:
@@ -65,16 +67,25 @@ def _h_swish_from(spec: NetSpec, channels: int) -> NetSpec:
             f"the layers have {', '.join(map(str, sorted(set(widths))))}"
         )
     stem_act = "h_swish" if first == 0 else spec.stem.act
-    blocks = tuple(
-        dataclasses.replace(b, act="h_swish" if i >= first else "relu")
-        for i, b in enumerate(spec.blocks, start=1)
-    )
+
+    def act_of(i: int, block: BlockSpec) -> str:
+        if i >= first:
+            return "h_swish"
+        return "relu" if block.act == "h_swish" else block.act
+
     return spec.replace(
         stem=dataclasses.replace(spec.stem, act=stem_act),
-        blocks=blocks,
+        blocks=tuple(
+            dataclasses.replace(b, act=act_of(i, b)) for i, b in enumerate(spec.blocks, start=1)
+        ),
         last=dataclasses.replace(spec.last, act="h_swish"),
         head=spec.head and dataclasses.replace(spec.head, act="h_swish"),
     )
+
+
+def _first_se(spec: NetSpec) -> SESpec:
+    """How the network sizes and gates SE; MobileNetV3's way where it has none."""
+    return next((b.se for b in spec.blocks if b.se), SESpec())
 
 
 def squeeze_excite(
@@ -90,6 +101,7 @@ def squeeze_excite(
     Args:
       spec: the network.
       place: "paper" where the table has it, "none", or "everywhere" (every block).
+        The last 1x1 is `last_se`'s.
       ratio: squeezed width as a share of `of`; None keeps the table's.
       of: "expansion" (MobileNetV3) or "input" of the block (MnasNet); None keeps the table's.
       gate: "hard_sigmoid" or "sigmoid"; None keeps the table's.
@@ -100,7 +112,11 @@ def squeeze_excite(
         raise ValueError(f"se: 'none' leaves no use for {', '.join('se_' + k for k in changes)}")
     if place == "none":
         return _map_blocks(spec, lambda b: dataclasses.replace(b, se=None))
-    standard = next((b.se for b in spec.blocks if b.se), SESpec())
+    standard = _first_se(spec)
+    try:
+        dataclasses.replace(standard, **changes)
+    except ValueError as e:
+        raise ValueError(f"se_{e}") from e
 
     def change(block: BlockSpec) -> BlockSpec:
         se = block.se or (standard if place == "everywhere" else None)
@@ -120,11 +136,12 @@ def stem(spec: NetSpec, filters: int | None = None, act: str | None = None) -> N
 
     A first block without expansion stays without: its depthwise layer follows the stem's width.
     """
-    filters = spec.stem.out if filters is None else filters
+    filters = spec.stem.out if filters is None else whole("stem_filters", filters, 1)
+    act = spec.stem.act if act is None else choose("stem_act", act, ACTIVATIONS)
     blocks = spec.blocks
     if not spec.has_expand(0):
         blocks = (dataclasses.replace(blocks[0], expansion=filters), *blocks[1:])
-    new = dataclasses.replace(spec.stem, out=filters, act=act or spec.stem.act)
+    new = dataclasses.replace(spec.stem, out=filters, act=act)
     return spec.replace(stem=new, blocks=blocks)
 
 
@@ -142,7 +159,11 @@ def last_stage(spec: NetSpec, choice: str) -> NetSpec:
         return spec
     if choice == "original":
         block = BlockSpec(
-            kernel=3, expansion=spec.last.out, out=2 * spec.blocks[-1].out, act=spec.last.act
+            kernel=3,
+            expansion=spec.last.out,
+            out=2 * spec.blocks[-1].out,
+            act=spec.last.act,
+            se=spec.last.se,
         )
         last = ConvSpec(kernel=1, out=spec.head.out, act=spec.head.act)
         return spec.replace(blocks=(*spec.blocks, block), last=last, head=None)
@@ -151,7 +172,7 @@ def last_stage(spec: NetSpec, choice: str) -> NetSpec:
         raise ValueError(f"last_stage: the last block of {spec.name} has stride {final.stride}")
     return spec.replace(
         blocks=spec.blocks[:-1],
-        last=ConvSpec(kernel=1, out=final.expansion, act=spec.last.act),
+        last=ConvSpec(kernel=1, out=final.expansion, act=final.act, se=final.se),
         head=HeadSpec(out=spec.last.out, act=spec.last.act),
     )
 
@@ -166,12 +187,13 @@ def kernels(spec: NetSpec, choice: str) -> NetSpec:
 
 def shortcut(spec: NetSpec, allowed: bool) -> NetSpec:
     """With or without the additions of input to output where shapes allow them."""
-    choose("shortcut", allowed, (True, False))
+    flag("shortcut", allowed)
     return _map_blocks(spec, lambda b: dataclasses.replace(b, shortcut=allowed and b.shortcut))
 
 
 def head_filters(spec: NetSpec, filters: int) -> NetSpec:
     """Channels of the layer before the logits (Small: 1024, or 1280 in an earlier print)."""
+    whole("head_filters", filters, 1)
     if spec.head is None:
         return spec.replace(last=dataclasses.replace(spec.last, out=filters))
     return spec.replace(head=dataclasses.replace(spec.head, out=filters))
@@ -179,6 +201,5 @@ def head_filters(spec: NetSpec, filters: int) -> NetSpec:
 
 def last_se(spec: NetSpec, present: bool) -> NetSpec:
     """Squeeze-and-excite on the last 1x1 before pooling (ticked in table 2, used by nobody)."""
-    choose("last_se", present, (True, False))
-    se = next((b.se for b in spec.blocks if b.se), SESpec()) if present else None
+    se = _first_se(spec) if flag("last_se", present) else None
     return spec.replace(last=dataclasses.replace(spec.last, se=se))

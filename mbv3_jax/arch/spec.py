@@ -37,12 +37,21 @@ def choose(path: str, got, choices: typing.Iterable):
     return got
 
 
-def _whole(path: str, got, minimum: int, maximum: int | None = None, odd: bool = False) -> None:
+def flag(path: str, got) -> bool:
+    """Returns `got` if it is True or False; else raises ValueError naming `path`."""
+    if not isinstance(got, bool):
+        raise ValueError(f"{path}: got {got!r}, expected True or False")
+    return got
+
+
+def whole(path: str, got, minimum: int, maximum: int | None = None, odd: bool = False) -> int:
+    """Returns `got` if it is a whole number in these bounds; else raises ValueError."""
     ok = isinstance(got, int) and not isinstance(got, bool) and got >= minimum
     if not ok or (maximum is not None and got > maximum) or (odd and got % 2 == 0):
         wanted = f"{'an odd' if odd else 'a'} whole number of at least {minimum}"
         wanted += f" and at most {maximum}" if maximum is not None else ""
         raise ValueError(f"{path}: got {got!r}, expected {wanted}")
+    return got
 
 
 def _fraction(path: str, got) -> None:
@@ -66,12 +75,12 @@ class SESpec:
 
     def __post_init__(self):
         if isinstance(self.ratio, bool) or not isinstance(self.ratio, int | float):
-            raise ValueError(f"se.ratio: got {self.ratio!r}, expected a number")
+            raise ValueError(f"ratio: got {self.ratio!r}, expected a number")
         if not 0 < self.ratio <= 1:
-            raise ValueError(f"se.ratio: got {self.ratio!r}, expected above 0 and at most 1")
-        choose("se.of", self.of, SE_SOURCES)
-        choose("se.gate", self.gate, GATES)
-        _whole("se.divisor", self.divisor, 1)
+            raise ValueError(f"ratio: got {self.ratio!r}, expected above 0 and at most 1")
+        choose("of", self.of, SE_SOURCES)
+        choose("gate", self.gate, GATES)
+        whole("divisor", self.divisor, 1)
 
     def channels(self, *, expansion: int, block_input: int) -> int:
         """The squeezed width for a block of these widths."""
@@ -90,9 +99,9 @@ class ConvSpec:
     se: SESpec | None = None
 
     def __post_init__(self):
-        _whole("kernel", self.kernel, 1, odd=True)
-        _whole("out", self.out, 1)
-        _whole("stride", self.stride, 1, 2)
+        whole("kernel", self.kernel, 1, odd=True)
+        whole("out", self.out, 1)
+        whole("stride", self.stride, 1, 2)
         choose("act", self.act, ACTIVATIONS)
 
 
@@ -115,11 +124,12 @@ class BlockSpec:
     shortcut: bool = True
 
     def __post_init__(self):
-        _whole("kernel", self.kernel, 1, odd=True)
-        _whole("expansion", self.expansion, 1)
-        _whole("out", self.out, 1)
-        _whole("stride", self.stride, 1, 2)
+        whole("kernel", self.kernel, 1, odd=True)
+        whole("expansion", self.expansion, 1)
+        whole("out", self.out, 1)
+        whole("stride", self.stride, 1, 2)
         choose("act", self.act, ACTIVATIONS)
+        flag("shortcut", self.shortcut)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,7 +140,7 @@ class HeadSpec:
     act: str
 
     def __post_init__(self):
-        _whole("out", self.out, 1)
+        whole("out", self.out, 1)
         choose("act", self.act, ACTIVATIONS)
 
 
@@ -159,9 +169,9 @@ class NetSpec:
     drop_path: float = 0.0
 
     def __post_init__(self):
-        _whole("resolution", self.resolution, MIN_RESOLUTION)
-        _whole("in_channels", self.in_channels, 1)
-        _whole("num_classes", self.num_classes, 1)
+        whole("resolution", self.resolution, MIN_RESOLUTION)
+        whole("in_channels", self.in_channels, 1)
+        whole("num_classes", self.num_classes, 1)
         choose("padding", self.padding, PADDINGS)
         _fraction("bn_decay", self.bn_decay)
         _fraction("dropout", self.dropout)
