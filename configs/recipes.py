@@ -39,7 +39,7 @@ def choose(network: str, argument: str, papers: dict[str, Callable]) -> ConfigDi
 
 def digits(config: ConfigDict) -> ConfigDict:
     """Handwritten digits that come inside scikit-learn: 1,433 to train on, 364 held out."""
-    config.net.update(resolution=64, num_classes=10, bn_decay=0.9, dropout=0.2)
+    config.net.update(resolution=32, num_classes=10, bn_decay=0.9, dropout=0.2)
     config.data.name = "digits"
     config.augment.update(rotate_degrees=10.0, zoom=0.1, translate=0.1)
     config.batch_size = 64
