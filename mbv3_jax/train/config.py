@@ -5,14 +5,17 @@ Its fields are listed with their meaning in `configs/common.py`. ConfigDicts sto
 and `experiment.py`; everything below takes typed arguments.
 """
 
+import functools
 import importlib.util
 import inspect
 import json
+import re
 from collections.abc import Sequence
+from operator import getitem
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FieldReference, config_flags
 
 from mbv3_jax.arch import NetSpec, build
 from mbv3_jax.train.errors import UsageError
@@ -24,71 +27,116 @@ def parse(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Args:
       config: path of a Python file with `get_config(argument: str)`, and after a colon the
         argument: "configs/small.py" or "configs/small.py:imagenet".
-      overrides: flags such as "--config.seed=1" or "--config.net.width=0.5".
+      overrides: flags such as "--config.seed=1" or "--config.net.width=0.5". Fields that need
+        not be given take "None" too.
 
     Returns:
       The configuration, locked.
 
     Raises:
-      UsageError: no such file, an argument it does not take, an unknown field (the valid ones
-        are listed), or a value of the wrong type.
+      UsageError: no such file, one that fails, an argument it does not take, an unknown field
+        (the valid ones are listed), or a value of the wrong type.
     """
     path, _, _ = config.partition(":")
-    if not Path(path).is_file():
-        raise UsageError(f"--config: no file {path!r}; see configs/ for those there are")
+    if not Path(path).is_file() or Path(path).suffix != ".py":
+        raise UsageError(f"--config: no Python file {path!r}; see configs/ for those there are")
+    loaded = _load(config)
+    cleared = [name for name in overrides if _clears(name, loaded)]
+    arguments = [path, f"--config={config}", *(o for o in overrides if o not in cleared)]
     registry = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=registry)
+    # It looks for overrides in sys.argv unless told where they are.
+    config_flags.DEFINE_config_file("config", flag_values=registry, sys_argv=arguments)
     try:
-        _check_fields(_load(config), overrides)
-        registry([path, f"--config={config}", *overrides])
-        return registry.config
+        surplus = registry(arguments)[1:]
     except flags.UnrecognizedFlagError as e:
-        raise UsageError(
-            f"unknown option --{e.flagname}; fields are set as --config.NAME=VALUE"
-        ) from e
+        surplus = [f"--{e.flagname}"]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-        raise UsageError(f"--config={config}: {str(e).strip().splitlines()[-1]}") from e
+        raise UsageError(_wrong_value(str(e).strip().splitlines()[-1], loaded)) from e
+    if surplus:
+        raise UsageError(f"unknown option {surplus[0]}; fields are set as --config.NAME=VALUE")
+    for override in cleared:
+        *groups, name = _field_path(override)
+        functools.reduce(getitem, groups, registry.config)[name] = None
+    return registry.config
 
 
 def _load(config: str) -> ConfigDict:
     path, _, argument = config.partition(":")
     module_spec = importlib.util.spec_from_file_location("config_file", path)
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"{path} defines no get_config(argument)")
-    takes_argument = bool(inspect.signature(module.get_config).parameters)
-    if argument and not takes_argument:
-        raise ValueError(f"{path} takes no argument, got {argument!r}")
-    return module.get_config(argument) if argument else module.get_config()
+    try:
+        module_spec.loader.exec_module(module)
+        get_config = module.get_config
+        if argument and not inspect.signature(get_config).parameters:
+            raise ValueError(f"it takes no argument, got {argument!r}")
+        loaded = get_config(argument) if argument else get_config()
+        if not isinstance(loaded, ConfigDict):
+            raise TypeError(f"get_config returned {loaded!r}, expected a ConfigDict")
+    except Exception as e:  # whatever the file does
+        kind = "" if isinstance(e, ValueError) else f"{type(e).__name__}: "
+        raise UsageError(f"--config={config}: {kind}{e}") from e
+    return loaded
 
 
-def _check_fields(config: ConfigDict, overrides: Sequence[str]) -> None:
-    """ml_collections suggests one near name for a wrong one; this lists all."""
-    for override in overrides:
-        name = override.lstrip("-").partition("=")[0]
-        if not name.startswith("config."):
-            continue
-        node, walked = config, []
-        for part in name.split(".")[1:]:
-            if not isinstance(node, ConfigDict) or part not in node:
-                where = ".".join(["config", *walked])
-                names = ", ".join(sorted(node)) if isinstance(node, ConfigDict) else "none"
-                raise ValueError(f"--{name}: {where} has no field {part!r}; its fields: {names}")
-            node = node[part]
-            walked.append(part)
-        if isinstance(node, ConfigDict):
-            raise ValueError(f"--{name}: a group of fields; set one of: {', '.join(sorted(node))}")
+def _field_path(override: str) -> list[str]:
+    """["net", "width"] for "--config.net.width=1"; empty for what overrides no field."""
+    name = override.lstrip("-").partition("=")[0]
+    root, *path = name.removeprefix("no").split(".")  # --noconfig.flip is --config.flip=False
+    return path if root == "config" else []
+
+
+def _clears(override: str, config: ConfigDict) -> bool:
+    """Whether the override sets a field to None.
+
+    Raises:
+      UsageError: there is no such field (ml_collections suggests one near name, this lists all),
+        or it cannot be None.
+    """
+    path = _field_path(override)
+    if not path:
+        return False
+    node = config
+    for i, part in enumerate(path):
+        if not isinstance(node, ConfigDict) or part not in node:
+            where = ".".join(["config", *path[:i]])
+            names = ", ".join(sorted(node)) if isinstance(node, ConfigDict) else "none"
+            raise UsageError(f"{override}: {where} has no field {part!r}; its fields: {names}")
+        group, node = node, node[part]
+    if isinstance(node, ConfigDict):
+        raise UsageError(f"{override}: a group of fields; set one of: {', '.join(sorted(node))}")
+    if override.partition("=")[2] != "None":
+        return False
+    if not isinstance(dict(group.items(preserve_field_references=True))[part], FieldReference):
+        kind = group.get_type(part).__name__
+        raise UsageError(f"{override}: got None, expected a value of type {kind}")
+    return True
+
+
+def _wrong_value(message: str, config: ConfigDict) -> str:
+    """The message of absl for a value that it cannot parse, with the type that it should have."""
+    match = re.match(r"flag (--\S+?)=(.*?): ", message)
+    if not match:
+        return message
+    *groups, name = _field_path(match[1])
+    kind = functools.reduce(getitem, groups, config).get_type(name).__name__
+    return f"{match[1]}: got {match[2]!r}, expected a value of type {kind}"
 
 
 def to_json(config: ConfigDict) -> str:
-    """The configuration as JSON text; `from_json` gives back an equal one."""
+    """The configuration as JSON text; `from_json` gives back one without `differences`."""
     return json.dumps(config.to_dict(), indent=1)
 
 
 def from_json(text: str) -> ConfigDict:
-    """Reads what `to_json` wrote, locked."""
-    return ConfigDict(json.loads(text)).lock()
+    """Reads what `to_json` wrote, locked; tuples have become lists.
+
+    Raises:
+      ValueError: it is no JSON object.
+    """
+    tree = json.loads(text)
+    if not isinstance(tree, dict):
+        raise ValueError(f"got {tree!r}, expected a JSON object")
+    return ConfigDict(tree).lock()
 
 
 def flatten(config: ConfigDict) -> dict[str, object]:

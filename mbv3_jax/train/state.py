@@ -45,9 +45,12 @@ def create(
     """The state before the first step; jittable, a pure function of its arguments."""
     key = jax.random.fold_in(jax.random.key(seed), INIT_STREAM)
     variables = functional.init(spec, key)
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         variables=variables,
         opt_state=tx.init(variables["params"]),
         ema=ema.init(variables) if with_ema else None,
     )
+    # Arrays filled with a Python number are weakly typed, those that a step or a checkpoint gives
+    # are not; left as they are, the step would be compiled for each mixture of the two.
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state)
