@@ -35,6 +35,8 @@ WIDTH_RULES = {
 }
 # MobileNetV2, which all four scale alike: expansions are factors of the input.
 _HEADLESS = WidthRule(expansion="ratio", last="absolute", head="never", fixed_stem_below=0)
+# MobileNetV2 widens its last 1x1 for alpha > 1 (section 4); no code base widens MnasNet's.
+_FIXED_LAST = ("mnasnet_a1",)
 
 
 def scale_width(spec: NetSpec, alpha: float, rule: str = "slim") -> NetSpec:
@@ -42,8 +44,7 @@ def scale_width(spec: NetSpec, alpha: float, rule: str = "slim") -> NetSpec:
 
     The rules differ for networks with a head (MobileNetV3). One without (MobileNetV2, MnasNet,
     the original last stage) has its widest layer in `last`, which is never scaled below its
-    table width (MobileNetV2 section 4), and scales alike under every rule. (timm and the
-    original MnasNet code keep `last` above alpha 1 as well; MobileNetV2's rule is used here.)
+    table width (MobileNetV2 section 4), and scales alike under every rule.
 
     Raises:
       ValueError: unknown rule; or an alpha so small that a layer would get fewer than 4
@@ -77,7 +78,7 @@ def scale_width(spec: NetSpec, alpha: float, rule: str = "slim") -> NetSpec:
 
     last, head = spec.last.out, spec.head
     if head is None:
-        last = make_divisible(last * max(alpha, 1))
+        last = last if spec.name in _FIXED_LAST else make_divisible(last * max(alpha, 1))
     elif how.last == "ratio":
         last = make_divisible(block_input * last / spec.blocks[-1].out)
     else:
