@@ -5,6 +5,7 @@ the data it stands), `spec` (the network) and `config`. Orbax writes into a temp
 renames it when complete, so that a killed writer leaves nothing that looks like a checkpoint.
 """
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -39,6 +40,9 @@ class Checkpoints:
       run: the run folder.
       keep: how many to keep, the newest.
       read_only: never write, create or clean up.
+
+    Raises:
+      RunError: the folder cannot be made or read.
     """
 
     def __init__(self, run: Path | str, *, keep: int = 1, read_only: bool = False):
@@ -56,9 +60,12 @@ class Checkpoints:
                 handlers.add(item, args)
         for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
             handlers.add("state", args)
-        self._manager = ocp.CheckpointManager(
-            self.folder, options=options, handler_registry=handlers
-        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.folder, options=options, handler_registry=handlers
+            )
+        except Exception as e:  # whatever the storage raises
+            raise RunError(f"cannot use {self.folder}: {_first_line(e)}") from e
 
     def steps(self) -> list[int]:
         """The steps that have a complete checkpoint, ascending."""
@@ -90,19 +97,26 @@ class Checkpoints:
         self._write("a checkpoint", self._manager.wait_until_finished)
 
     def close(self) -> None:
-        """Releases the background threads, without waiting for an error to be reported."""
-        self._manager.close()
+        """Waits for what is being written and ends the threads. Raises nothing; `wait` does."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+
+    def advice(self) -> str:
+        """For messages: the newest complete checkpoint, and how to go on from it."""
+        with contextlib.suppress(Exception):
+            self._manager.wait_until_finished()
+        self._manager.reload()
+        steps = self.steps()
+        where = f"from its last checkpoint, step {steps[-1]}" if steps else "from the start"
+        return f"the same command run again goes on {where}"
 
     def _write(self, what: str, action) -> None:
         try:
             action()
         except Exception as e:  # Orbax passes on whatever its storage raises
-            self._manager.reload()
-            steps = self.steps()
-            kept = f"the last good one is step {steps[-1]}" if steps else "there is none yet"
             raise RunError(
-                f"could not write {what} in {self.folder}: {_first_line(e)}; {kept}. Make room or "
-                "mend the path, then run the same command again: it goes on from there"
+                f"could not write {what} in {self.folder}: {_first_line(e)}. When there is room "
+                f"and the path is mended, {self.advice()}"
             ) from e
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Position]:

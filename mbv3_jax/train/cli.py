@@ -36,21 +36,21 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--workdir", type=Path, help="run folder; default runs/NAME-ARG")
     flags, overrides = parser.parse_known_args(arguments)
     workdir = flags.workdir or default_workdir(flags.config)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     try:
         config = configs.parse(flags.config, overrides)
         from mbv3_jax.train.loop import train  # here, so that a wrong flag does not wait for jax
 
         summary = train(config, workdir, console)
     except (UsageError, RunError) as e:
-        console.print(f"error: {e}", markup=False, style="red")
+        console.print(f"error: {e}", style="red")
         return e.exit_code
     except KeyboardInterrupt:
         console.print(
             f"interrupted; the same command goes on from the last checkpoint in {workdir}"
         )
         return EXIT_INTERRUPTED
-    console.print(_report(summary, workdir), markup=False)
+    console.print(_report(summary, workdir))
     return 0
 
 

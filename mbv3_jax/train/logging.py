@@ -1,12 +1,18 @@
 """Metrics as they come: lines of JSON, TensorBoard events, a progress bar."""
 
+import contextlib
 import json
+import os
+import socket
+import struct
 import time
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
 
 FILE = "metrics.jsonl"
 
@@ -21,23 +27,63 @@ class Metrics:
     def __init__(self, run: Path, *, resume_step: int):
         self._path = run / FILE
         records = [r for r in read(run) if r["step"] <= resume_step]
+        self._written = {(r["step"], r["kind"]) for r in records}
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(r) + "\n" for r in records))
         temporary.replace(self._path)
         self._file = self._path.open("a")
-        self._events = SummaryWriter(str(run), purge_step=resume_step + 1, write_to_disk=True)
+        self._events = _Events(run, purge_step=resume_step + 1)
 
     def write(self, step: int, kind: str, values: dict[str, float]) -> None:
-        """Adds one record; it is with the operating system when this returns."""
+        """Adds one record; it is with the operating system when this returns.
+
+        Nothing is added where the record stands already: the last evaluation comes after the
+        last checkpoint, and a run killed after both evaluates again.
+        """
+        if (step, kind) in self._written:
+            return
+        self._written.add((step, kind))
         self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+        self._events.write(step, {f"{kind}/{name}": value for name, value in values.items()})
 
     def close(self) -> None:
-        """Flushes and closes both."""
+        """Closes both."""
+        for file in (self._file, self._events):
+            # What could not be written has been reported by `write`.
+            with contextlib.suppress(OSError):
+                file.close()
+
+
+class _Events:
+    """A TensorBoard event file.
+
+    tensorboardX writes by a thread of its own: a kill loses what is queued for it, and a full
+    disk ends it, after which the next events wait for ever. Hence its formats, but not its thread.
+    """
+
+    def __init__(self, run: Path, *, purge_step: int):
+        # TensorBoard reads the files of a folder in the order of their names.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = (run / name).open("xb")
+        self._add(Event(file_version="brain.Event:2"))
+        # Readers drop what an earlier file has from this step on.
+        self._add(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self._add(Event(step=step, summary=Summary(value=scalars)))
+
+    def close(self) -> None:
         self._file.close()
-        self._events.close()
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        checked = (length, struct.pack("<I", masked_crc32c(length)))
+        self._file.write(b"".join((*checked, data, struct.pack("<I", masked_crc32c(data)))))
+        self._file.flush()
 
 
 def read(run: Path) -> list[dict]:

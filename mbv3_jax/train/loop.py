@@ -38,10 +38,10 @@ def train(config: ConfigDict, workdir: Path, console: Console | None = None) -> 
 
     Raises:
       UsageError: the configuration is wrong, or the folder is not this run's; nothing changed.
-      RunError: the loss is not finite, or a checkpoint can be neither read nor written; earlier
+      RunError: the loss is not finite, or the folder can be neither read nor written; earlier
         checkpoints are intact.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, markup=False)
     experiment = make_experiment(config)
     run_folder.claim(workdir, config, experiment.spec)
     if summary := run_folder.read_summary(workdir):
@@ -50,6 +50,10 @@ def train(config: ConfigDict, workdir: Path, console: Console | None = None) -> 
     try:
         state = _start(experiment, checkpoints, console)
         return _Loop(experiment, workdir, checkpoints, console).run(state)
+    except OSError as e:
+        raise RunError(
+            f"stopped in {workdir}: {e}. When that is mended, {checkpoints.advice()}"
+        ) from e
     finally:
         checkpoints.close()
 
@@ -92,50 +96,50 @@ class _Loop:
         self.pending = collections.deque()  # (step, metrics on the device), oldest first
         self.recent: list[dict] = []  # metrics on the host since the last log
         began = time.perf_counter()
+        self.logged_at = began
         try:
             with ProgressBar(self.console, total_steps=total, start_step=start) as bar:
                 state = self._steps(state, start, bar)
-            self._save(state)
+                self._save(state, bar)
             self.checkpoints.wait()
             return self._finish(state, time.perf_counter() - began, total - start)
         finally:
             self.metrics.close()
 
     def _steps(self, state: TrainState, start: int, bar: ProgressBar) -> TrainState:
-        experiment, config = self.experiment, self.config
+        experiment = self.experiment
         batches = experiment.train_batches(start)
-        logged_at, logged_step = time.perf_counter(), start
         try:
             for step in range(start + 1, experiment.total_steps + 1):
                 batch = put_batch(next(batches), experiment.mesh)
                 state, metrics = experiment.train_step(state, batch)
                 self.pending.append((step, metrics))
-                self._collect(leave=_IN_FLIGHT)
-                if step % config.log_every_steps == 0 or step == experiment.total_steps:
-                    now = time.perf_counter()
-                    rate = (step - logged_step) * config.batch_size / (now - logged_at)
-                    logged_at, logged_step = now, step
-                    self._log(step, rate, bar)
+                self._collect(bar, leave=_IN_FLIGHT)
                 is_last = step == experiment.total_steps
                 if step % experiment.eval_every == 0 and not is_last:
-                    paused = time.perf_counter()
                     self._evaluate(state, bar)
-                    logged_at += time.perf_counter() - paused
                 if step % experiment.checkpoint_every == 0 and not is_last:
-                    self._save(state)
+                    self._save(state, bar)
         finally:
             batches.close()
         return state
 
-    def _collect(self, leave: int) -> None:
-        """Fetches the metrics of all but the newest `leave` steps and holds them to be finite."""
+    def _collect(self, bar: ProgressBar, leave: int = 0) -> None:
+        """Fetches the metrics of all but the newest `leave` steps, holds them to be finite, logs.
+
+        A record is the mean of the steps since the one before. There is one at every checkpoint,
+        so that a run that resumes there has no steps to remember.
+        """
+        every = (self.config.log_every_steps, self.experiment.checkpoint_every)
         while len(self.pending) > leave:
             step, metrics = self.pending.popleft()
             values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-            for name in ("loss", "grad_norm"):
+            for name in ("loss", "grad_norm", "update_norm", "param_norm"):
                 if not math.isfinite(values[name]):
                     raise RunError(self._not_finite(step, name, values[name]))
             self.recent.append(values)
+            if step == self.experiment.total_steps or any(step % n == 0 for n in every):
+                self._log(step, bar)
 
     def _not_finite(self, step: int, name: str, value: float) -> str:
         saved = "no checkpoint was written before it"
@@ -147,19 +151,17 @@ class _Loop:
             "config.schedule.base_lr, a longer warm-up or config.optimizer.clip_norm may help"
         )
 
-    def _log(self, step: int, rate: float, bar: ProgressBar) -> None:
-        """Records the mean of the steps since the last log that have been collected."""
-        if step == self.experiment.total_steps:
-            self._collect(leave=0)
-        if not self.recent:
-            return
+    def _log(self, step: int, bar: ProgressBar) -> None:
+        now = time.perf_counter()
+        rate = len(self.recent) * self.config.batch_size / (now - self.logged_at)
+        self.logged_at = now
         mean = {k: sum(r[k] for r in self.recent) / len(self.recent) for k in self.recent[0]}
         self.recent.clear()
         self.metrics.write(step, "train", {**mean, "images_per_second": rate})
         bar.update(step, loss=mean["loss"], top1=mean["top1"], rate=rate)
 
-    def _save(self, state: TrainState) -> None:
-        self._collect(leave=0)  # never keep a state whose loss was not finite
+    def _save(self, state: TrainState, bar: ProgressBar) -> None:
+        self._collect(bar)  # never keep a state whose loss was not finite
         step = int(state.step)
         if step == self.last_saved:
             return
@@ -168,7 +170,10 @@ class _Loop:
         self.last_saved = step
 
     def _evaluate(self, state: TrainState, bar: ProgressBar) -> None:
+        self._collect(bar)
+        began = time.perf_counter()
         values = evaluate_variables(self.experiment, state.for_evaluation)
+        self.logged_at += time.perf_counter() - began  # no part of the training rate
         step = int(state.step)
         self.metrics.write(step, "eval", values)
         bar.print(f"step {step}: held-out top-1 {values['top1']:.2%}, loss {values['loss']:.4f}")

@@ -8,6 +8,7 @@ checkpoints/      a folder per step, see `checkpoint.py`
 summary.json      the result, once the run has ended
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 from mbv3_jax.arch import spec as arch_spec
 from mbv3_jax.train import config as configs
-from mbv3_jax.train.errors import UsageError
+from mbv3_jax.train.errors import RunError, UsageError
 
 
 def claim(run: Path, config: ConfigDict, spec: arch_spec.NetSpec) -> None:
@@ -30,18 +31,18 @@ def claim(run: Path, config: ConfigDict, spec: arch_spec.NetSpec) -> None:
     try:
         run.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            _compare(run, config, configs.from_json(path.read_text()))
-        if (old := [p for p in run.iterdir() if p.name != path.name]) and not path.exists():
+            _compare(run, config, read_config(run))
+        elif foreign := [p.name for p in run.iterdir() if p.name != _temporary(path).name]:
             raise UsageError(
-                f"{run} is no run folder (it holds {old[0].name} and no config.json); "
+                f"{run} is no run folder (it holds {foreign[0]} and no config.json); "
                 "choose another with --workdir"
             )
-        write_atomically(run / "spec.json", arch_spec.to_json(spec))
-        write_atomically(path, configs.to_json(config))
+        else:
+            write_atomically(path, configs.to_json(config))
+        if not (run / "spec.json").exists():  # new, or killed since it wrote the other
+            write_atomically(run / "spec.json", arch_spec.to_json(spec))
     except OSError as e:
         raise UsageError(f"cannot write to {run}: {e.strerror}; choose another --workdir") from e
-    except json.JSONDecodeError as e:
-        raise UsageError(f"{path} is damaged ({e}); choose another --workdir") from e
 
 
 def _compare(run: Path, config: ConfigDict, stored: ConfigDict) -> None:
@@ -68,21 +69,37 @@ def read_config(run: Path) -> ConfigDict:
         raise UsageError(f"{run} is no run folder: it has no config.json")
     try:
         return configs.from_json(path.read_text())
-    except json.JSONDecodeError as e:
-        raise UsageError(f"{path} is damaged ({e})") from e
+    except ValueError as e:
+        raise UsageError(f"{path} is damaged ({e}); choose another --workdir") from e
 
 
 def read_summary(run: Path) -> dict | None:
-    """What the run ended with, or None if it has not ended."""
+    """What the run ended with, or None if it has not ended.
+
+    Raises:
+      RunError: the file is damaged.
+    """
     path = run / "summary.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    try:
+        return json.loads(path.read_text()) if path.is_file() else None
+    except ValueError as e:
+        raise RunError(f"{path} is damaged ({e}); remove it and run the same command again") from e
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file so that a reader, or a kill, finds the old text or the new one whole."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.replace(path)
+    temporary = _temporary(path)
+    try:
+        with temporary.open("w") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_suffix(".tmp")
