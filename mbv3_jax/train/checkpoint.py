@@ -1,8 +1,9 @@
 """Checkpoints by Orbax: everything that a run is, in one atomic step, written in the background.
 
 A step holds `state` (parameters, BatchNorm statistics, optimizer, average), `position` (where in
-the data it stands), `spec` (the network) and `config`. Orbax writes into a temporary folder and
-renames it when complete, so that a killed writer leaves nothing that looks like a checkpoint.
+the data it stands), `spec` (the network) and `config`, under checksums. Orbax writes into a
+temporary folder and renames it when complete, so that a killed writer leaves nothing that looks
+like a checkpoint.
 """
 
 import contextlib
@@ -10,11 +11,13 @@ import dataclasses
 from pathlib import Path
 
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from etils import epath
 from ml_collections import ConfigDict
 
 from mbv3_jax.arch import spec as arch_spec
 from mbv3_jax.train import config as configs
+from mbv3_jax.train import digests
 from mbv3_jax.train.errors import RunError
 from mbv3_jax.train.state import TrainState
 
@@ -48,11 +51,14 @@ class Checkpoints:
     def __init__(self, run: Path | str, *, keep: int = 1, read_only: bool = False):
         # Orbax wants absolute paths; epath leaves bucket paths as they are.
         self.folder = epath.Path(run).resolve() / FOLDER
+        self._writing: int | None = None
+        absl_logging.set_verbosity(absl_logging.FATAL)  # it logs, at length, what it raises too
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
         handlers = ocp.DefaultCheckpointHandlerRegistry()
         for item in ("position", "spec", "config"):
@@ -86,7 +92,15 @@ class Checkpoints:
             spec=ocp.args.JsonSave({"json": arch_spec.to_json(spec)}),
             config=ocp.args.JsonSave({"json": configs.to_json(config)}),
         )
+        self.wait()
+        self._writing = step
         self._write(f"the checkpoint of step {step}", lambda: self._manager.save(step, args=items))
+
+    def _seal(self) -> None:
+        """Adds checksums to the checkpoint being written, just before Orbax renames its folder."""
+        name = str(self._writing)
+        (folder,) = (p for p in self.folder.iterdir() if p.name.partition(".")[0] == name)
+        digests.write(folder)
 
     def wait(self) -> None:
         """Returns when what `save` started is on disk.
@@ -94,7 +108,8 @@ class Checkpoints:
         Raises:
           RunError: it could not be written.
         """
-        self._write("a checkpoint", self._manager.wait_until_finished)
+        what = f"the checkpoint of step {self._writing}"
+        self._write(what, self._manager.wait_until_finished)
 
     def close(self) -> None:
         """Waits for what is being written and ends the threads. Raises nothing; `wait` does."""
@@ -148,6 +163,7 @@ class Checkpoints:
             listed = ", ".join(map(str, steps)) or "none"
             raise RunError(f"no checkpoint of step {step} in {self.folder}; there are: {listed}")
         try:
+            digests.check(self.folder / str(step))
             return self._manager.restore(step, args=args)
         except Exception as e:  # whatever a damaged file makes the storage raise
             earlier = [s for s in steps if s < step]
