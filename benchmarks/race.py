@@ -1,0 +1,160 @@
+"""Races contenders: a process each, taking turns, medians and ratios in one table.
+
+Only one contender runs at a time and they alternate every few steps, so that a machine that
+speeds up or slows down does so for all of them.
+"""
+
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.task import Task
+
+
+@dataclasses.dataclass
+class Result:
+    """What one contender did; times in seconds a step, one per round."""
+
+    name: str
+    absent: str | None = None
+    info: str = ""
+    first_step_s: float = 0.0
+    wall_s: list[float] = dataclasses.field(default_factory=list)
+    cpu_s: list[float] = dataclasses.field(default_factory=list)
+    peak_bytes: int = 0
+
+
+def race(task: Task, contenders: list[str], *, rounds: int, seconds_per_round: float):
+    """Runs all contenders on one task, in turns.
+
+    Args:
+      task: what to do.
+      contenders: modules of `benchmarks.contenders`, the first is what ratios refer to.
+      rounds: turns of each.
+      seconds_per_round: about how long a turn lasts.
+
+    Returns:
+      A `Result` per contender, in order.
+    """
+    processes, results = {}, []
+    try:
+        for name in contenders:
+            result = Result(name)
+            results.append(result)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.worker", name, task.to_json()],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            ready = json.loads(process.stdout.readline() or '{"absent": "it crashed, see above"}')
+            if "absent" in ready:
+                result.absent = ready["absent"]
+                continue
+            result.info, result.first_step_s = ready["info"], ready["first_step_s"]
+            processes[name] = process
+        steps = {}
+        for turn in range(rounds + 1):
+            for result in results:
+                if result.absent:
+                    continue
+                answer = _ask(processes[result.name], steps.get(result.name, 1))
+                result.peak_bytes = answer["peak_bytes"]
+                if turn == 0:  # a warm-up that also finds how many steps fill a turn
+                    steps[result.name] = max(1, round(seconds_per_round / answer["wall_s"]))
+                    continue
+                result.wall_s.append(answer["wall_s"])
+                result.cpu_s.append(answer["cpu_s"])
+    finally:
+        for process in processes.values():
+            process.stdin.close()
+            process.wait()
+    return results
+
+
+def _ask(process: subprocess.Popen, steps: int) -> dict:
+    process.stdin.write(f"{steps}\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
+
+
+def results_table(task: Task, results: list[Result]) -> Table:
+    """The race as a table: median, least and most milliseconds a step, ratio to the first."""
+    table = Table(
+        title=f"{task.kind} {task.network}, batch {task.batch}, {task.resolution} pixels, "
+        f"{task.dtype}, {task.threads} threads"
+    )
+    table.add_column("contender", no_wrap=True)
+    for name in (
+        "ms a step",
+        "least",
+        "most",
+        "images/s",
+        "ratio",
+        "CPU ms",
+        "peak MB",
+        "1st step s",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("what")
+    ours = None
+    for result in results:
+        if result.absent:
+            table.add_row(result.name, *["-"] * 8, f"absent: {result.absent}")
+            continue
+        median = statistics.median(result.wall_s)
+        ours = ours or median
+        table.add_row(
+            result.name,
+            f"{median * 1e3:.2f}",
+            f"{min(result.wall_s) * 1e3:.2f}",
+            f"{max(result.wall_s) * 1e3:.2f}",
+            f"{task.batch / median:.0f}",
+            f"{median / ours:.2f}",
+            f"{statistics.median(result.cpu_s) * 1e3:.2f}",
+            f"{result.peak_bytes / 2**20:.0f}",
+            f"{result.first_step_s:.1f}",
+            result.info,
+        )
+    return table
+
+
+def main(kind: str, contenders: list[str], doc: str) -> None:
+    """The command line that `train_step` and `inference` share."""
+    import argparse
+    import os
+
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--networks", nargs="+", default=["mobilenet_v3_small"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[32])
+    parser.add_argument("--resolution", type=int, default=224)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--contenders", nargs="+", choices=contenders, default=contenders)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds-per-round", type=float, default=1.0)
+    flags = parser.parse_args()
+    # Wide even without a terminal, so that no column is cut off in a log.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for network in flags.networks:
+        for batch in flags.batches:
+            task = Task(
+                kind=kind,
+                network=network,
+                batch=batch,
+                resolution=flags.resolution,
+                threads=flags.threads,
+                dtype=flags.dtype,
+            )
+            results = race(
+                task,
+                flags.contenders,
+                rounds=flags.rounds,
+                seconds_per_round=flags.seconds_per_round,
+            )
+            console.print(results_table(task, results))

@@ -1,0 +1,32 @@
+"""What all contenders are asked to do, as plain data that travels on a command line."""
+
+import dataclasses
+import json
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """One thing to time.
+
+    kind: "train" (forward, backward, TensorFlow-style RMSProp update) or "infer".
+    network: a name of `mbv3_jax.arch.build`.
+    batch, resolution: of the images, [batch, resolution, resolution, 3] float32 contents.
+    threads: CPU threads that the contender may use.
+    dtype: "float32" or "bfloat16" (autocast where the contender is PyTorch).
+    """
+
+    kind: str
+    network: str
+    batch: int
+    resolution: int
+    threads: int
+    dtype: str = "float32"
+
+    def to_json(self) -> str:
+        """Text for `from_json`."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> "Task":
+        """Reads what `to_json` wrote."""
+        return Task(**json.loads(text))
