@@ -157,6 +157,8 @@ def _make(config: ConfigDict, spec: NetSpec) -> Experiment:
             f"net.num_classes: got {spec.num_classes}, but the data {name!r} has "
             f"{train_source.num_classes} classes"
         )
+    if spec.in_channels != 3:
+        raise ValueError(f"net.in_channels: got {spec.in_channels}, but the images have 3")
 
     sizes = {"batch_size": config.batch_size, "train_examples": len(train_source)}
 
@@ -194,6 +196,7 @@ def _make(config: ConfigDict, spec: NetSpec) -> Experiment:
         eval_every=max(1, duration("eval_every", config)),
         checkpoint_every=max(1, duration("checkpoint_every", config)),
     )
+    experiment.train_batches(0).close()  # holds the seed and the data options to be in range
     # Tracing finds what remains: an optimizer's rule that misses a parameter, a smoothing or an
     # average out of range, a crop that does not fit.
     images = jax.ShapeDtypeStruct(
