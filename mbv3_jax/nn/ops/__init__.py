@@ -5,7 +5,7 @@ All images are [batch, height, width, channels], all kernels [height, width, in,
 
 from mbv3_jax.nn.ops.batch_norm import batch_norm_infer, batch_norm_train
 from mbv3_jax.nn.ops.depthwise import DEPTHWISE_IMPLS, depthwise_conv
-from mbv3_jax.nn.ops.padding import PADDINGS
+from mbv3_jax.nn.ops.geometry import PADDINGS
 from mbv3_jax.nn.ops.spatial import conv, pointwise_conv
 
 __all__ = [

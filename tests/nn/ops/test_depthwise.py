@@ -1,19 +1,25 @@
-"""depthwise_conv against XLA's grouped convolution."""
+"""depthwise_conv and its gradients against XLA's grouped convolution."""
+
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from mbv3_jax.nn import ops
 
+SIZES = ((9, 12), (8, 7))
 
-def reference(x, kernel, stride, padding, dilation):
+
+def reference(x, kernel, *, stride, padding, dilation=1):
     k = kernel.shape[0]
     pads = "SAME" if padding == "same" else [(dilation * (k - 1) // 2,) * 2] * 2
     return jax.lax.conv_general_dilated(
-        x.astype(jnp.float32),
-        kernel.astype(jnp.float32),
+        x,
+        kernel,
         (stride, stride),
         pads,
         rhs_dilation=(dilation, dilation),
@@ -28,23 +34,124 @@ def example(k, hw=(9, 12), n=2, c=5, dtype=jnp.float32):
     return x, jax.random.normal(keys[1], (k, k, 1, c)).astype(dtype)
 
 
+def value_and_gradients(f, x, kernel):
+    y, pull = jax.vjp(f, x, kernel)
+    # A cotangent that differs everywhere.
+    return y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape).astype(y.dtype))
+
+
 @pytest.mark.parametrize("padding", ["same", "symmetric"])
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("k", [1, 3, 5, 7])
-def test_value(k, stride, dilation, padding):
-    x, kernel = example(k)
-    want = reference(x, kernel, stride, padding, dilation)
-    for impl in ops.DEPTHWISE_IMPLS:
-        got = ops.depthwise_conv(
-            x, kernel, stride=stride, padding=padding, dilation=dilation, impl=impl
-        )
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+def test_value_and_gradients(k, stride, dilation, padding):
+    how = {"stride": stride, "padding": padding, "dilation": dilation}
+    inputs = [example(k, hw) for hw in SIZES]
+
+    @jax.jit
+    def run(inputs):
+        ours = functools.partial(ops.depthwise_conv, impl="shifted", **how)
+        theirs = functools.partial(reference, **how)
+        return [[value_and_gradients(f, *i) for i in inputs] for f in (ours, theirs)]
+
+    got, want = run(inputs)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=3e-5)
 
 
-def test_unknown_options_are_named():
+@pytest.mark.parametrize("impl", ops.DEPTHWISE_IMPLS)
+def test_every_form_gives_the_same(impl):
+    x, kernel = example(5)
+    how = {"stride": 2, "padding": "same"}
+    got = value_and_gradients(functools.partial(ops.depthwise_conv, impl=impl, **how), x, kernel)
+    want = value_and_gradients(functools.partial(reference, **how), x, kernel)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_bfloat16_is_summed_in_float32(stride):
+    x, kernel = example(5, dtype=jnp.bfloat16)
+    how = {"stride": stride, "padding": "same"}
+    got = value_and_gradients(functools.partial(ops.depthwise_conv, **how), x, kernel)
+    exact = value_and_gradients(
+        functools.partial(reference, **how), x.astype(jnp.float32), kernel.astype(jnp.float32)
+    )
+    for a, b in zip(got, exact, strict=True):
+        assert a.dtype == jnp.bfloat16
+        # Half a unit in the last of bfloat16's 8 bits, plus the cotangent's own rounding.
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=2**-7, atol=0.03)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_second_derivatives(stride):
+    x, kernel = example(3, hw=(4, 5), n=1, c=2)
+    how = {"stride": stride, "padding": "same"}
+
+    def hessians(f):
+        def loss(x, kernel):
+            return jnp.sum(jnp.sin(f(x, kernel, **how)))
+
+        def norm_of_gradients(x, kernel):
+            return sum(jnp.sum(g**2) for g in jax.grad(loss, argnums=(0, 1))(x, kernel))
+
+        return jax.jit(jax.grad(norm_of_gradients, argnums=(0, 1)))(x, kernel)
+
+    for a, b in zip(hessians(ops.depthwise_conv), hessians(reference), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_vmap_and_remat():
+    x, kernel = example(3, n=4)
+    f = functools.partial(ops.depthwise_conv, stride=2, padding="same")
+    want = value_and_gradients(f, x, kernel)
+    for a, b in zip(value_and_gradients(jax.checkpoint(f), x, kernel), want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    kernels = jnp.stack([kernel, 2 * kernel])
+    y, dx, dk = jax.vmap(functools.partial(value_and_gradients, f), in_axes=(None, 0))(x, kernels)
+    for a, b in zip((y[0], dx[0], dk[0]), want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(y[1], 2 * want[0], rtol=1e-5, atol=1e-5)
+
+
+def test_batch_on_two_devices_meets_only_in_the_kernel_gradient():
+    if len(jax.devices()) < 2:
+        pytest.skip("needs two devices (XLA_FLAGS=--xla_force_host_platform_device_count=2)")
+    x, kernel = example(3, n=4)
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("batch",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    f = functools.partial(ops.depthwise_conv, stride=2, padding="same", impl="shifted")
+    step = jax.jit(
+        functools.partial(value_and_gradients, f),
+        in_shardings=(split, whole),
+        out_shardings=(split, split, whole),
+    )
+    text = step.lower(x, kernel).compile().as_text()
+    for collective in ("all-gather", "all-to-all", "collective-permute"):
+        assert f" {collective}(" not in text
+    assert text.count(" all-reduce(") == 1
+    for a, b in zip(step(x, kernel), value_and_gradients(f, x, kernel), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_lowers_for_every_platform_in_one_export():
+    x, kernel = example(3)
+    f = functools.partial(ops.depthwise_conv, stride=2, padding="same")
+    exported = export.export(
+        jax.jit(functools.partial(value_and_gradients, f)), platforms=("cpu", "cuda", "tpu")
+    )(x, kernel)
+    got = exported.call(x, kernel)
+    for a, b in zip(got, value_and_gradients(f, x, kernel), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_wrong_arguments_are_named():
     x, kernel = example(3)
     with pytest.raises(ValueError, match="depthwise: got 'fast', expected one of 'auto'"):
         ops.depthwise_conv(x, kernel, stride=1, padding="same", impl="fast")
-    with pytest.raises(ValueError, match="padding: got 'valid', expected one of 'same'"):
-        ops.depthwise_conv(x, kernel, stride=1, padding="valid")
+    for padding, impl in itertools.product(("valid", "SAME"), ops.DEPTHWISE_IMPLS):
+        with pytest.raises(ValueError, match=f"padding: got '{padding}', expected one of 'same'"):
+            ops.depthwise_conv(x, kernel, stride=1, padding=padding, impl=impl)
+    with pytest.raises(ValueError, match=r"kernel \(3, 3, 1, 4\)"):
+        ops.depthwise_conv(x, kernel[..., :4], stride=1, padding="same")
