@@ -8,11 +8,13 @@ import json
 class Task:
     """One thing to time.
 
-    kind: "train" (forward, backward, TensorFlow-style RMSProp update) or "infer".
+    kind: "train" (forward, backward, TensorFlow-style RMSProp update) or "infer"; for one
+      depthwise layer "forward" or "gradients" (by input and by kernel, forward included).
     network: a name of `mbv3_jax.arch.build`.
     batch, resolution: of the images, [batch, resolution, resolution, 3] float32 contents.
     threads: CPU threads that the contender may use.
     dtype: "float32" or "bfloat16" (autocast where the contender is PyTorch).
+    layer: name of a depthwise layer, as in `arch.cost.layers`; "" for the whole network.
     """
 
     kind: str
@@ -21,6 +23,7 @@ class Task:
     resolution: int
     threads: int
     dtype: str = "float32"
+    layer: str = ""
 
     def to_json(self) -> str:
         """Text for `from_json`."""
