@@ -31,12 +31,12 @@ FORWARD = [
     ("timm/tf_mobilenetv3_large_minimal_100", "mobilenet_v3_large_minimalistic", 1.0, "timm"),
     ("timm/tf_mobilenetv3_small_minimal_100", "mobilenet_v3_small_minimalistic", 1.0, "timm"),
 ]
-# Not semnasnet_140: timm keeps its last 1x1 at 1280, `scale_width` follows MobileNetV2 there.
 SHAPES = [
     ("timm/mobilenetv3_large_075", "mobilenet_v3_large", 0.75, "timm"),
     ("timm/mobilenetv2_035", "mobilenet_v2", 0.35, "timm"),
     ("timm/mobilenetv2_075", "mobilenet_v2", 0.75, "timm"),
     ("timm/semnasnet_050", "mnasnet_a1", 0.5, "timm"),
+    ("timm/semnasnet_140", "mnasnet_a1", 1.4, "timm"),
     *(
         (f"torchvision/{name}", name, width, "torchvision")
         for name in ("mobilenet_v3_large", "mobilenet_v3_small", "mobilenet_v2")
