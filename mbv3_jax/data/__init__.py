@@ -1,0 +1,1 @@
+"""Data: sources, decoding, loading on the host; augmentation on the device."""
