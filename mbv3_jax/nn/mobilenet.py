@@ -59,4 +59,4 @@ class MobileNet(nnx.Module):
         if train and spec.dropout:
             keep = jax.random.bernoulli(jax.random.fold_in(key, 0), 1 - spec.dropout, x.shape)
             x = jnp.where(keep, x / (1 - spec.dropout), 0)
-        return self.logits.pointwise(x)[:, 0, 0].astype(jnp.float32)
+        return self.logits.pointwise(x.astype(jnp.float32))[:, 0, 0]
