@@ -2,10 +2,9 @@
 
 import dataclasses
 
+from configs import common
 from mbv3_jax.arch.spec import BlockSpec, ConvSpec, HeadSpec, NetSpec, SESpec
 from mbv3_jax.arch.tables import TABLES
-
-from configs import common
 
 SPEC = NetSpec(
     name="tiny",

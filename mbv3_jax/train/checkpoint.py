@@ -8,6 +8,7 @@ like a checkpoint.
 
 import contextlib
 import dataclasses
+import sys
 from pathlib import Path
 
 import orbax.checkpoint as ocp
@@ -52,7 +53,7 @@ class Checkpoints:
         # Orbax wants absolute paths; epath leaves bucket paths as they are.
         self.folder = epath.Path(run).resolve() / FOLDER
         self._writing: int | None = None
-        absl_logging.set_verbosity(absl_logging.FATAL)  # it logs, at length, what it raises too
+        _keep_quiet()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,
             create=not read_only,
@@ -67,6 +68,8 @@ class Checkpoints:
         for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
             handlers.add("state", args)
         try:
+            if not read_only:
+                self.folder.mkdir(parents=True, exist_ok=True)  # Orbax would find out at a save
             self._manager = ocp.CheckpointManager(
                 self.folder, options=options, handler_registry=handlers
             )
@@ -176,4 +179,23 @@ class Checkpoints:
 
 def _first_line(e: Exception) -> str:
     text = str(e).strip()
-    return text.splitlines()[0][:300] if text else type(e).__name__
+    line = text.splitlines()[0] if text else type(e).__name__
+    # TensorStore begins with the layers that it went through and ends with the reason.
+    return line if len(line) <= 300 else f"{line[:100]} ... {line[-200:]}"
+
+
+def _keep_quiet() -> None:
+    """Leaves errors to the exceptions that report them.
+
+    Orbax logs what it raises as well. And when one of many reads or writes fails, it closes the
+    event loop that the others then report to, with a traceback each.
+    """
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    if sys.unraisablehook is not _all_but_closed_loops:
+        _all_but_closed_loops.hook = sys.unraisablehook
+        sys.unraisablehook = _all_but_closed_loops
+
+
+def _all_but_closed_loops(unraisable) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _all_but_closed_loops.hook(unraisable)

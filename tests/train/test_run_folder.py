@@ -1,0 +1,97 @@
+import json
+
+import pytest
+
+from mbv3_jax.arch import spec as arch_spec
+from mbv3_jax.train import run_folder
+from mbv3_jax.train.errors import RunError, UsageError
+
+
+def files(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_a_new_folder_holds_configuration_and_network(tmp_path, tiny_config, tiny_spec):
+    run = tmp_path / "runs" / "new"
+    run_folder.claim(run, tiny_config(), tiny_spec)
+    assert sorted(files(run)) == ["config.json", "spec.json"]
+    assert run_folder.read_config(run).to_dict() == tiny_config().to_dict()
+    assert arch_spec.from_json((run / "spec.json").read_text()) == tiny_spec
+    before = files(run)
+    run_folder.claim(run, tiny_config(), tiny_spec)
+    assert files(run) == before
+    assert run_folder.read_summary(run) is None
+
+
+def test_another_configuration_is_refused_with_the_fields_that_differ(
+    tmp_path, tiny_config, tiny_spec
+):
+    run_folder.claim(tmp_path, tiny_config(), tiny_spec)
+    before = files(tmp_path)
+    other = tiny_config("--config.seed=3", "--config.net.width=0.5", "--config.ema_decay=None")
+    with pytest.raises(UsageError) as caught:
+        run_folder.claim(tmp_path, other, tiny_spec)
+    head, *fields, advice = str(caught.value).splitlines()
+    assert head == f"{tmp_path} holds a run with another configuration:"
+    assert fields == [
+        "  ema_decay: this command None, the folder 0.9",
+        "  net.width: this command 0.5, the folder 1.0",
+        "  seed: this command 3, the folder 0",
+    ]
+    assert "--workdir" in advice
+    assert files(tmp_path) == before
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, tiny_config, tiny_spec):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UsageError, match=r"is no run folder \(it holds thesis.tex and no config"):
+        run_folder.claim(tmp_path, tiny_config(), tiny_spec)
+    assert sorted(files(tmp_path)) == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("left", [[], ["config.tmp"], ["config.json"], ["config.json", "spec.tmp"]])
+def test_a_claim_that_was_killed_can_be_made_again(tmp_path, tiny_config, tiny_spec, left):
+    finished = tmp_path / "finished"
+    run_folder.claim(finished, tiny_config(), tiny_spec)
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in left:
+        whole = name.endswith(".json")
+        (run / name).write_text((finished / name).read_text() if whole else '{"seed": ')
+    run_folder.claim(run, tiny_config(), tiny_spec)
+    assert files(run) == files(finished)
+
+
+@pytest.mark.parametrize("path", ["/dev/null/run", "/proc/run"])
+def test_a_path_that_cannot_be_written(path, tiny_config, tiny_spec, tmp_path):
+    with pytest.raises(UsageError, match=rf"cannot write to {path}: .*; choose another --workdir"):
+        run_folder.claim(type(tmp_path)(path), tiny_config(), tiny_spec)
+
+
+def test_a_full_disk_leaves_nothing_half_made(tmp_path, tiny_config, tiny_spec, small_files):
+    with small_files(10), pytest.raises(UsageError, match=r"cannot write to .*: File too large"):
+        run_folder.claim(tmp_path, tiny_config(), tiny_spec)
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_damaged_files_are_named(tmp_path, tiny_config, tiny_spec, text):
+    run_folder.claim(tmp_path, tiny_config(), tiny_spec)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UsageError, match=r"config.json is damaged \("):
+        run_folder.claim(tmp_path, tiny_config(), tiny_spec)
+    (tmp_path / "summary.json").write_text('{"steps": ')
+    with pytest.raises(RunError, match=r"summary.json is damaged \(.*; remove it and run"):
+        run_folder.read_summary(tmp_path)
+
+
+def test_a_folder_without_configuration_is_no_run(tmp_path):
+    with pytest.raises(UsageError, match=r"is no run folder: it has no config.json"):
+        run_folder.read_config(tmp_path)
+
+
+def test_writing_replaces_the_whole_text(tmp_path):
+    path = tmp_path / "summary.json"
+    for text in (json.dumps({"long": "text"}), "{}"):
+        run_folder.write_atomically(path, text)
+        assert files(tmp_path) == {"summary.json": text.encode()}
