@@ -123,7 +123,9 @@ def apply(
       ValueError: the images do not fit, or the key is missing.
     """
     graphdef, _ = _template(spec, compute)
-    model = nnx.merge(graphdef, variables["params"], variables["batch_stats"])
+    # A module would write new statistics into NumPy arrays, which are the caller's.
+    batch_stats = jax.tree.map(jnp.asarray, variables["batch_stats"])
+    model = nnx.merge(graphdef, variables["params"], batch_stats)
     logits = model(images, train=train, key=key)
     if not train:
         return logits, variables["batch_stats"]
