@@ -72,7 +72,8 @@ def _variables(model: MobileNet) -> Variables:
 
 def shapes(spec: NetSpec) -> Variables:
     """The variables as `jax.ShapeDtypeStruct`s: what a checkpoint of this network holds."""
-    return _template(spec, Compute())[1]
+    # A copy: the cached dicts must not change with what a caller does to its own.
+    return jax.tree.map(lambda x: x, _template(spec, Compute())[1])
 
 
 def check(spec: NetSpec, variables: Variables) -> None:

@@ -75,6 +75,11 @@ def test_paths_and_shapes():
     }
 
 
+def test_shapes_are_the_callers_own():
+    functional.shapes(NET)["params"].clear()
+    assert functional.shapes(NET)["params"]
+
+
 def test_init_fits_and_is_float32(fresh):
     spec = build("mobilenet_v3_small")
     functional.check(spec, fresh)
