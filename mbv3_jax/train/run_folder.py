@@ -24,10 +24,15 @@ def claim(run: Path, config: ConfigDict, spec: arch_spec.NetSpec) -> None:
     """Makes the folder of a new run, or finds that an old one is of the same configuration.
 
     Raises:
-      UsageError: the path is no folder, cannot be written, or holds a run of another
-        configuration; the message lists the fields that differ.
+      UsageError: the path is no folder, cannot be written, looks like a pattern, or holds a run
+        of another configuration; the message lists the fields that differ.
     """
     path = run / "config.json"
+    if wild := set("*?[") & set(str(run.absolute())):
+        raise UsageError(
+            f"{run}: checkpoints cannot be read from a path with {' '.join(sorted(wild))} in it, "
+            "which Orbax takes for a pattern; choose another --workdir"
+        )
     try:
         run.mkdir(parents=True, exist_ok=True)
         if path.exists():

@@ -1,0 +1,168 @@
+import errno
+import json
+import shutil
+
+import numpy as np
+import pytest
+from run_checks import assert_same_end, assert_same_records, checkpoint_steps
+from test_logging import from_records, scalars
+
+from mbv3_jax.train import loop
+from mbv3_jax.train.errors import RunError, UsageError
+from mbv3_jax.train.logging import Metrics, read
+from mbv3_jax.train.reevaluate import reevaluate
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_config):
+    """A run that nothing disturbed."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    loop.train(tiny_config(), run)
+    return run
+
+
+@pytest.fixture
+def config(tiny_config):
+    return tiny_config()
+
+
+def snapshot(run):
+    return {str(p.relative_to(run)): p.stat().st_mtime_ns for p in run.rglob("*")}
+
+
+def test_what_a_run_leaves(finished):
+    records = read(finished)
+    assert [(r["step"], r["kind"]) for r in records] == [
+        *[(step, "train") for step in (5, 6, 10, 12)],
+        (12, "eval"),
+        *[(step, "train") for step in (15, 18, 20, 24)],
+        (24, "eval"),
+    ]
+    # A record is the mean over the steps since the one before it: here of 7 to 10.
+    schedule = loop.make_experiment(loop.run_folder.read_config(finished)).schedule
+    assert records[2]["lr"] == pytest.approx(np.mean([schedule(t) for t in range(6, 10)]))
+    assert scalars(finished) == from_records(finished)
+    assert checkpoint_steps(finished) == [12, 18, 24]
+    assert not list(finished.rglob("*tmp*"))
+
+
+def test_the_summary_is_what_evaluating_again_gives(finished):
+    summary = loop.run_folder.read_summary(finished)
+    assert (summary["steps"], summary["weights"], summary["split"]) == (24, "ema", "test")
+    assert summary["epochs"] == 24 / (50 / 8)
+    for name, weights in (("eval", "ema"), ("eval_raw", "raw")):
+        again = reevaluate(finished, weights=weights)
+        assert again["count"] == 50
+        assert {k: again[k] for k in summary[name]} == summary[name]
+    assert summary["eval"]["loss"] != summary["eval_raw"]["loss"]
+    middle = reevaluate(finished, step=12)
+    assert middle["loss"] == next(r["loss"] for r in read(finished) if r["kind"] == "eval")
+
+
+def test_the_same_again_gives_the_result_without_training(finished, config, monkeypatch):
+    before = snapshot(finished)
+    monkeypatch.setattr(loop, "Checkpoints", None)
+    assert loop.train(config, finished) == json.loads((finished / "summary.json").read_text())
+    assert snapshot(finished) == before
+
+
+def test_another_configuration_changes_nothing(finished, tiny_config):
+    before = snapshot(finished)
+    with pytest.raises(UsageError, match=r"batch_size: this command 16, the folder 8"):
+        loop.train(tiny_config("--config.batch_size=16"), finished)
+    assert snapshot(finished) == before
+
+
+def with_wrong_label_at(step):
+    """A `put_batch` whose batch of this training step has a label that no class has."""
+    calls = 0
+
+    def put_batch(batch, mesh):
+        nonlocal calls
+        calls += 1
+        label = np.where(calls == step, -1, batch["label"]).astype(np.int32)
+        return original({**batch, "label": label}, mesh)
+
+    original = loop.put_batch
+    return put_batch
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(finished, config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "put_batch", with_wrong_label_at(9))
+        with pytest.raises(RunError) as caught:
+            loop.train(config, tmp_path)
+    message = str(caught.value)
+    assert message.startswith("the loss of step 9 is nan: training stopped; ")
+    assert f"the last good checkpoint is {tmp_path / 'checkpoints' / '6'}." in message
+    assert "\n" not in message
+    assert checkpoint_steps(tmp_path) == [6]
+    assert [r["step"] for r in read(tmp_path)] == [5, 6]
+    loop.train(config, tmp_path)
+    assert_same_end(tmp_path, finished)
+    assert_same_records(tmp_path, finished)
+
+
+def test_a_state_that_is_not_finite_is_never_saved(tiny_config, tmp_path):
+    # The loss and the gradient of the only step before the checkpoint are finite.
+    config = tiny_config(
+        "--config.schedule.base_lr=1e38",
+        "--config.schedule.warmup_steps=0",
+        "--config.checkpoint_every_steps=1",
+    )
+    with pytest.raises(RunError, match=r"norm of step 1 is (inf|nan): .* no checkpoint was writ"):
+        loop.train(config, tmp_path)
+    assert checkpoint_steps(tmp_path) == []
+
+
+def test_a_full_disk_and_then_room(finished, config, tmp_path, small_files):
+    with small_files(20_000), pytest.raises(RunError) as caught:
+        loop.train(config, tmp_path)
+    assert "could not write the checkpoint of step 6 in " in str(caught.value)
+    assert "the same command run again goes on from the start" in str(caught.value)
+    loop.train(config, tmp_path)
+    assert_same_end(tmp_path, finished)
+    assert_same_records(tmp_path, finished)
+    assert not list(tmp_path.rglob("*tmp*"))
+
+
+def test_metrics_that_cannot_be_written(config, tmp_path, monkeypatch):
+    def write(self, step, kind, values):
+        if step > 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Metrics, "write", write)
+    with pytest.raises(RunError) as caught:
+        loop.train(config, tmp_path)
+    assert str(caught.value) == (
+        f"stopped in {tmp_path}: [Errno 28] No space left on device. When that is mended, "
+        "the same command run again goes on from its last checkpoint, step 12"
+    )
+
+
+def test_following_the_advice_on_a_damaged_checkpoint(finished, config, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "summary.json").unlink()
+    newest = run / "checkpoints" / "24"
+    (newest / "position" / "metadata").unlink()
+    before = snapshot(run / "checkpoints")
+    with pytest.raises(RunError, match=f"{newest} cannot be read: .* from step 18, remove that"):
+        loop.train(config, run)
+    assert snapshot(run / "checkpoints") == before
+    shutil.rmtree(newest)
+    loop.train(config, run)
+    assert_same_end(run, finished)
+    assert_same_records(run, finished)
+
+
+def test_other_data_are_refused(finished, config, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "summary.json").unlink()
+    changed = loop.Position(examples=192, fingerprint="other")
+    monkeypatch.setattr(loop, "_position", lambda *_: changed)
+    with pytest.raises(RunError, match=r"the data is not what step 24 was trained on: .*'other'"):
+        loop.train(config, run)
