@@ -76,9 +76,7 @@ def test_forward_and_backward(name, resolution):
         assert np.isfinite(gradient).all() and np.any(gradient), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize(
-    "name", ["mobilenet_v3_large", "mobilenet_v3_small", "mobilenet_v2", "mnasnet_a1"]
-)
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "mnasnet_a1"])
 def test_gradient_along_a_random_direction(name):
     """With a smooth nonlinearity: an activation within rounding of a ReLU's kink would take the
     other slope than the reference's, and with so few pixels one such slope counts."""
