@@ -61,13 +61,16 @@ class BatchNorm(nnx.Module):
         self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))
         self.var = nnx.BatchStat(jnp.ones((channels,), jnp.float32))
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[N, H, W, C], by batch statistics (moving the running ones) or by running ones."""
+    def __call__(self, x: jax.Array, train: bool, act: str | None) -> jax.Array:
+        """[N, H, W, C], by batch statistics (moving the running ones) or by running ones; then
+        the nonlinearity `act`, if any, for which training keeps nothing further in memory."""
         scale, bias, mean, var = self.scale[...], self.bias[...], self.mean[...], self.var[...]
+        function = ACTIVATIONS[act] if act else None
         if not train:
-            return ops.batch_norm_infer(x, scale, bias, mean, var, eps=self.eps)
+            y = ops.batch_norm_infer(x, scale, bias, mean, var, eps=self.eps)
+            return function(y) if function else y
         y, batch_mean, batch_var = ops.batch_norm_train(
-            x, scale, bias, eps=self.eps, groups=self.groups
+            x, scale, bias, eps=self.eps, groups=self.groups, act=function
         )
         self.mean[...] = self.decay * mean + (1 - self.decay) * batch_mean
         self.var[...] = self.decay * var + (1 - self.decay) * batch_var
@@ -110,8 +113,7 @@ class ConvBN(nnx.Module):
                 x = ops.conv(x, kernel, **how)
             else:
                 x = ops.depthwise_conv(x, kernel, impl=self.impl, **how)
-        x = self.bn(x, train)
-        return ACTIVATIONS[self.act](x) if self.act else x
+        return self.bn(x, train, self.act)
 
 
 class SqueezeExcite(nnx.Module):
