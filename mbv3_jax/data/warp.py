@@ -78,3 +78,44 @@ def _pixels(images, row, column):
     flat = images.reshape(n, -1, channels)
     taken = jnp.take_along_axis(flat, index, axis=1, mode="promise_in_bounds")
     return taken.reshape(*row.shape, channels)
+
+
+def transform(images, matrices, *, interpolation: str = "nearest", fill: int = 0):
+    """Maps each image as Pillow's `Image.transform(size, AFFINE, matrix)` does.
+
+    The output pixel at column x and row y, whose centre is (x + 1/2, y + 1/2), is the input at
+    (a x' + b y' + c, d x' + e y' + f) of this centre (x', y'): the pixel that holds this point
+    ("nearest"), or the four about it ("bilinear", cut to whole grey levels). Where the point lies
+    outside of the image, `fill` is.
+
+    Args:
+      images: uint8 [N, H, W, C].
+      matrices: [N, 6], (a, b, c, d, e, f).
+      interpolation: "nearest" or "bilinear".
+      fill: 0 to 255.
+
+    Returns:
+      uint8 [N, H, W, C].
+    """
+    height, width = images.shape[1:3]
+    a, b, c, d, e, f = matrices.T[:, :, None, None]
+    x = jnp.arange(width)[None, None, :] + 0.5
+    y = jnp.arange(height)[None, :, None] + 0.5
+    from_x, from_y = a * x + b * y + c, d * x + e * y + f
+    inside = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
+    if interpolation == "nearest":
+        # A row of `fill` below the image, so that the pass ends with the gather.
+        padded = jnp.pad(images, ((0, 0), (0, 1), (0, 0), (0, 0)), constant_values=fill)
+        row = jnp.where(inside, from_y.astype(jnp.int32), height)
+        return _pixels(padded, row, jnp.where(inside, from_x.astype(jnp.int32), 0))
+    from_y = jnp.clip(from_y - 0.5, 0, height - 1)
+    from_x = jnp.clip(from_x - 0.5, 0, width - 1)
+    moved = _bilinear(images, from_y, from_x).astype(jnp.uint8)
+    return jnp.where(inside[..., None], moved, jnp.uint8(fill))
+
+
+def about_centre(angle, height: int, width: int):
+    """Matrices [N, 6] for `transform` that turn counter-clockwise by `angle` [N] radians."""
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    x, y = width / 2, height / 2
+    return jnp.stack([cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y], axis=-1)

@@ -1,0 +1,181 @@
+"""Which operation at which strength each image of a batch gets: AutoAugment and RandAugment.
+
+The reference is TensorFlow's EfficientNet code (tensorflow/tpu, efficientnet/autoaugment.py) and
+the model garden's (official/vision/ops/augment.py), which agree on the policy and the strengths.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mbv3_jax.data import ops
+
+MAX_LEVEL = 10.0
+
+
+class Layer(NamedTuple):
+    """What is done to each image in one round; see `ops.apply`."""
+
+    op: jax.Array  # [N]
+    arg: jax.Array  # [N]
+    centre: jax.Array  # [N, 2]
+
+
+class Policy(NamedTuple):
+    """`draw(key, count, height, width)` gives a Layer a round; `among[i]` what round i can do."""
+
+    draw: Callable[..., list[Layer]]
+    among: tuple[frozenset[str], ...]
+
+
+# (operation, probability, level), one after the other; one row of 25 is drawn for an image.
+# Cubuk et al. 2018 (arXiv 1805.09501) searched for such policies. This one, "v0", is not the one
+# printed in the paper's table 9, but the one that the reference trains ImageNet networks with.
+V0 = (
+    (("equalize", 0.8, 1), ("shear_y", 0.8, 4)),
+    (("color", 0.4, 9), ("equalize", 0.6, 3)),
+    (("color", 0.4, 1), ("rotate", 0.6, 8)),
+    (("solarize", 0.8, 3), ("equalize", 0.4, 7)),
+    (("solarize", 0.4, 2), ("solarize", 0.6, 2)),
+    (("color", 0.2, 0), ("equalize", 0.8, 8)),
+    (("equalize", 0.4, 8), ("solarize_add", 0.8, 3)),
+    (("shear_x", 0.2, 9), ("rotate", 0.6, 8)),
+    (("color", 0.6, 1), ("equalize", 1.0, 2)),
+    (("invert", 0.4, 9), ("rotate", 0.6, 0)),
+    (("equalize", 1.0, 9), ("shear_y", 0.6, 3)),
+    (("color", 0.4, 7), ("equalize", 0.6, 0)),
+    (("posterize", 0.4, 6), ("autocontrast", 0.4, 7)),
+    (("solarize", 0.6, 8), ("color", 0.6, 9)),
+    (("solarize", 0.2, 4), ("rotate", 0.8, 9)),
+    (("rotate", 1.0, 7), ("translate_y", 0.8, 9)),
+    (("shear_x", 0.0, 0), ("solarize", 0.8, 4)),
+    (("shear_y", 0.8, 0), ("color", 0.6, 4)),
+    (("color", 1.0, 0), ("rotate", 0.6, 2)),
+    (("equalize", 0.8, 4), ("equalize", 0.0, 8)),
+    (("equalize", 1.0, 4), ("autocontrast", 0.6, 2)),
+    (("shear_y", 0.4, 7), ("solarize_add", 0.6, 7)),
+    (("posterize", 0.8, 2), ("solarize", 0.6, 10)),
+    (("solarize", 0.6, 8), ("equalize", 0.6, 1)),
+    (("color", 0.8, 6), ("rotate", 0.4, 5)),
+)
+
+
+class Strength(NamedTuple):
+    """Argument of an operation at level 0, and how much is added up to level 10."""
+
+    least: float = 0.0
+    span: float = 0.0
+    whole: bool = False  # cut to a whole number
+    either: bool = False  # the sign is drawn
+
+
+def strengths(translate: float, cutout: float) -> dict[str, Strength]:
+    """The reference's map from levels to arguments; `translate` and `cutout` in pixels."""
+    factor = Strength(0.1, 1.8)
+    return {
+        "rotate": Strength(span=30.0, either=True),
+        "shear_x": Strength(span=0.3, either=True),
+        "shear_y": Strength(span=0.3, either=True),
+        "translate_x": Strength(span=translate, either=True),
+        "translate_y": Strength(span=translate, either=True),
+        "posterize": Strength(span=4.0, whole=True),
+        "solarize": Strength(span=256.0, whole=True),
+        "solarize_add": Strength(span=110.0, whole=True),
+        "color": factor,
+        "contrast": factor,
+        "brightness": factor,
+        "sharpness": factor,
+        "cutout": Strength(span=cutout, whole=True),
+    }
+
+
+def argument(op, level, positive, by_name: dict[str, Strength]):
+    """Arguments float32 [N] of operations `op` [N] at `level` [N]; `positive` [N] is the sign."""
+    table = [by_name.get(name, Strength()) for name in ops.OPS]
+    least, span, whole, either = (jnp.array(column)[op] for column in zip(*table, strict=True))
+    arg = least + level * span / MAX_LEVEL
+    # A whole number may come out a rounding error too small.
+    arg = jnp.where(whole, jnp.floor(arg + 1e-4), arg)
+    return jnp.where(either & ~positive, -arg, arg)
+
+
+def autoaugment_v0(*, translate: float = 250.0) -> Policy:
+    """AutoAugment's policy v0. `translate`: pixels at level 10, 250 in the reference."""
+    op = np.array([[ops.OPS.index(name) for name, _, _ in row] for row in V0])
+    prob = np.array([[prob for _, prob, _ in row] for row in V0], np.float32)
+    level = np.array([[level for _, _, level in row] for row in V0], np.float32)
+    by_name = strengths(translate, 0.0)
+
+    def draw(key, count, height, width):
+        row = jax.random.randint(jax.random.fold_in(key, 0), (count,), 0, len(V0))
+        layers = []
+        for i in range(2):
+            key_i = jax.random.fold_in(key, i + 1)
+            use, positive, centre = _draw(key_i, count, jnp.array(prob)[row, i], height, width)
+            chosen = jnp.array(op)[row, i]
+            arg = argument(chosen, jnp.array(level)[row, i], positive, by_name)
+            layers.append(Layer(jnp.where(use, chosen, 0), arg, centre))
+        return layers
+
+    among = (frozenset(row[i][0] for row in V0 if row[i][1]) for i in range(2))
+    return Policy(draw, tuple(among))
+
+
+def randaugment(
+    *,
+    layers: int = 2,
+    magnitude: float = 10.0,
+    magnitude_std: float = 0.0,
+    prob: float = 1.0,
+    translate: float = 100.0,
+    cutout: float = 40.0,
+) -> Policy:
+    """RandAugment (Cubuk et al. 2019, arXiv 1909.13719) over the reference's 16 operations.
+
+    timm's differs by magnitude_std=0.5 and prob=0.5, no cutout, and translations of 0.45 sides.
+
+    Args:
+      layers: how many operations an image gets, each drawn from all.
+      magnitude: the level of all, 0 to 10.
+      magnitude_std: standard deviation of a normal draw about it, kept within 0 to 10.
+      prob: of applying a drawn operation.
+      translate: pixels at level 10.
+      cutout: half a side in pixels at level 10; 0 leaves cutout out of the list.
+    """
+    by_name = strengths(translate, cutout)
+    names = [name for name in ops.OPS[1:] if name != "cutout" or cutout]
+
+    def draw(key, count, height, width):
+        drawn = []
+        for i in range(layers):
+            key_op, key_level, key_rest = jax.random.split(jax.random.fold_in(key, i), 3)
+            chosen = 1 + jax.random.randint(key_op, (count,), 0, len(names))
+            level = jnp.full((count,), magnitude)
+            if magnitude_std:
+                noise = magnitude_std * jax.random.normal(key_level, (count,))
+                level = jnp.clip(level + noise, 0, MAX_LEVEL)
+            use, positive, centre = _draw(key_rest, count, prob, height, width)
+            arg = argument(chosen, level, positive, by_name)
+            drawn.append(Layer(jnp.where(use, chosen, 0), arg, centre))
+        return drawn
+
+    return Policy(draw, (frozenset(names),) * layers)
+
+
+def _draw(key, count: int, prob, height: int, width: int):
+    """Whether to apply the operation, whether its argument is positive, the cutout's centre."""
+    u = jax.random.uniform(key, (count, 4))
+    centre = jnp.floor(u[:, 2:] * jnp.array([height, width])).astype(jnp.int32)
+    return u[:, 0] < prob, u[:, 1] < 0.5, centre
+
+
+def apply(policy: Policy, images, key, *, interpolation: str = "nearest"):
+    """Draws and applies a policy to images uint8 [N, H, W, 3]."""
+    count, height, width, _ = images.shape
+    layers = policy.draw(key, count, height, width)
+    for layer, among in zip(layers, policy.among, strict=True):
+        images = ops.apply(images, *layer, among=among, interpolation=interpolation)
+    return images
