@@ -18,7 +18,7 @@ def default(network: str) -> ConfigDict:
         width=1.0,
         width_rule="slim",  # slim, keras, torchvision, timm
         resolution=224,
-        num_classes=1000,
+        num_classes=placeholder(int),  # None: as the data has
         in_channels=3,
         padding="same",  # same (TensorFlow), symmetric (PyTorch)
         nonlinearity="paper",  # paper, relu, relu6, swish, h_swish, swish_for_h_swish, h_swish@N
@@ -46,12 +46,25 @@ def default(network: str) -> ConfigDict:
         batch_norm="cross_device",  # cross_device, per_device
     )
 
+    # See mbv3_jax.data.sources.open_pair. An option that the source does not have must be None.
     config.data = dict(
-        name="digits",  # digits, synthetic, imagenet
-        data_dir=placeholder(str),  # imagenet: where TFDS keeps prepared data
-        num_classes=placeholder(int),  # synthetic only
-        num_examples=placeholder(int),  # synthetic only
-        num_workers=0,  # processes that decode ahead; 0 reads ahead by threads
+        name="digits",  # digits, synthetic, imagenet, tfds/NAME, folder:PATH
+        data_dir=placeholder(str),  # imagenet, tfds: where TFDS keeps prepared data
+        train_split=placeholder(str),  # imagenet, tfds, folder: train
+        eval_split=placeholder(str),  # imagenet, tfds, folder: validation, val, valid or test
+        split_fraction=placeholder(float),  # imagenet, tfds, folder: hold out a part of train
+        num_classes=placeholder(int),  # synthetic
+        num_examples=placeholder(int),  # synthetic
+        on_error="raise",  # raise, skip: an example that cannot be read
+        # imagenet, tfds, folder; see mbv3_jax.data.decode.decode_view, which has the defaults.
+        area=placeholder(tuple),  # (0.08, 1): of the training crop
+        ratio=placeholder(tuple),  # (3 / 4, 4 / 3): of the training crop
+        interpolation=placeholder(str),  # bilinear, bicubic
+        crop_fraction=placeholder(float),  # 0.875: of the evaluation crop
+        central=placeholder(str),  # square, stretch
+        exif_rotate=placeholder(bool),  # True for a folder, else False
+        # Who reads; changes nothing about what is read.
+        num_workers=placeholder(int),  # processes that decode ahead; None: one a core, if it helps
         num_threads=1,
         prefetch_batches=4,
     )

@@ -1,7 +1,8 @@
 """Training recipes: the data of a run together with every hyper-parameter that goes with it.
 
 A recipe takes a configuration of any network and fills in the rest. `choose` picks one by the
-argument of a config file: "digits", "synthetic", "imagenet", "imagenet,recipe=garden".
+argument of a config file: "digits", "synthetic", "imagenet", "imagenet,recipe=garden",
+"tfds/cifar10", "folder=/photographs".
 """
 
 from collections.abc import Callable
@@ -10,31 +11,72 @@ from ml_collections import ConfigDict
 
 from configs import common
 
+_IMAGES = ("imagenet", "tfds/NAME", "folder=PATH")
+
 
 def choose(network: str, argument: str, papers: dict[str, Callable]) -> ConfigDict:
     """The configuration of `network` for what stands after the colon of `--config=FILE:argument`.
 
     Args:
       network: a name of `mbv3_jax.arch.build`.
-      argument: "digits", "synthetic" or "imagenet", the last with ",recipe=NAME" if not "paper".
+      argument: "digits", "synthetic", "imagenet", "tfds/NAME" or "folder=PATH"; the last three
+        with ",recipe=NAME" if not "paper" for imagenet and "modest" for the others.
       papers: the ImageNet recipes of this network by name.
 
     Raises:
       ValueError: an unknown task or recipe; the message lists the choices.
     """
-    task, *options = argument.split(",")
-    recipe = "paper"
-    for option in options:
-        key, _, recipe = option.partition("=")
-        if task != "imagenet" or key != "recipe" or recipe not in papers:
-            raise ValueError(
-                f"argument {argument!r}: {option!r} is none of its options; "
-                f"imagenet takes recipe={'|'.join(papers)}"
-            )
-    tasks = {"digits": digits, "synthetic": synthetic, "imagenet": papers[recipe]}
-    if task not in tasks:
-        raise ValueError(f"argument {argument!r}: got {task!r}, expected one of {', '.join(tasks)}")
-    return tasks[task](common.default(network))
+    config = common.default(network)
+    embedded = {"digits": digits, "synthetic": synthetic}
+    # A path may hold commas; only the end can be a recipe.
+    task, comma, recipe = argument.rpartition(",recipe=")
+    task = task if comma else argument
+    if task in embedded and not comma:
+        return embedded[task](config)
+    data = _data_name(task)
+    if data is None:
+        raise ValueError(
+            f"argument {argument!r}: expected one of {', '.join((*embedded, *_IMAGES))}"
+        )
+    recipes = {**papers, "modest": modest}
+    if not comma:
+        recipe = "paper" if task == "imagenet" else "modest"
+    if recipe not in recipes:
+        raise ValueError(f"argument {argument!r}: {task} takes recipe={'|'.join(recipes)}")
+    config = recipes[recipe](config)
+    config.data.name = data
+    if task == "imagenet":
+        config.net.num_classes = 1000
+    return config
+
+
+def _data_name(task: str) -> str | None:
+    """What config.data.name is for a task that has a recipe; None if it is no such task."""
+    if task == "imagenet" or task.startswith("tfds/"):
+        return task
+    for mark in ("folder=", "folder:"):
+        if task.startswith(mark) and task != mark:
+            return "folder:" + task.removeprefix(mark)
+    return None
+
+
+def modest(config: ConfigDict) -> ConfigDict:
+    """Some thousands of images of one's own, from scratch, on one machine.
+
+    Nobody's published recipe: the augmentation of the ImageNet ones, batches and a learning rate
+    as small as such data wants.
+    """
+    config = _imagenet(config)
+    config.net.bn_decay = 0.99
+    config.batch_size = 64
+    config.total_epochs = 60.0
+    config.optimizer.update(name="rmsprop_tf", rho=0.9, momentum=0.9, eps=0.002, weight_decay=1e-5)
+    config.schedule.update(name="cosine", base_lr=0.01, warmup_epochs=3.0)
+    config.label_smoothing = 0.1
+    config.ema_decay = 0.999
+    config.log_every_steps = 10
+    config.eval_batch_size = 64
+    return config
 
 
 def digits(config: ConfigDict) -> ConfigDict:
@@ -68,8 +110,8 @@ def synthetic(config: ConfigDict) -> ConfigDict:
 
 def _imagenet(config: ConfigDict) -> ConfigDict:
     """What the ImageNet recipes share: Inception crops on the host, flips on the device."""
-    config.net.update(resolution=224, num_classes=1000, dropout=0.2)
-    config.data.update(name="imagenet", num_workers=16, prefetch_batches=2)
+    config.net.update(resolution=224, dropout=0.2)
+    config.data.prefetch_batches = 2
     config.augment.update(normalize="inception", flip=True)
     config.log_every_steps = 50
     config.eval_batch_size = 1024

@@ -8,7 +8,7 @@ import hashlib
 
 import numpy as np
 
-from mbv3_jax.data.sources import Source
+from mbv3_jax.data.source import Source
 
 _HELD_OUT_EVERY = 5
 

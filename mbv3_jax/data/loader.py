@@ -5,16 +5,31 @@ The position of training is one integer, the step. Batch `step` holds the exampl
 order of epoch 0, then of epoch 1, and so on. Batches run across the border of two epochs, so that
 every example is seen exactly once an epoch. All of it follows from (seed, position), hence
 neither workers, nor processes, nor a restart change what is seen.
+
+An example that cannot be used ends the run (`on_error="raise"`), or is left out and reported
+(`"skip"`): in training the next one that can be used stands in for it; in evaluation its mask is
+0 and "unreadable" is 1, so that whoever counts can say what is missing.
 """
 
-import functools
+import logging
+import os
 import sys
+from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
 from absl import flags
 
-from mbv3_jax.data.sources import Source
+from mbv3_jax.arch.spec import choose
+from mbv3_jax.data.order import EpochOrder
+from mbv3_jax.data.source import BadExample, Source
+from mbv3_jax.data.sources import ON_ERROR
+
+# A worker process hands over so many examples at a time: all workers then share the next batch,
+# and what they hold ready does not grow with the batch.
+_CHUNK = 64
+_warn = logging.getLogger(__name__).warning
+_STAND_INS = 100  # so many unusable examples in a row are no accident
 
 
 def train_batches(
@@ -23,12 +38,14 @@ def train_batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     num_threads: int = 1,
     prefetch_batches: int = 4,
     process_index: int = 0,
     process_count: int = 1,
-) -> grain.DatasetIterator:
+    on_error: str = "raise",
+    on_skip: Callable[[str], None] = _warn,
+) -> "Batches":
     """Returns an endless iterator of training batches, beginning with batch `start_step`.
 
     Args:
@@ -36,39 +53,47 @@ def train_batches(
       batch_size: examples per step over all processes.
       seed: of the order and of the random views; 0 to 2**32 - 1.
       start_step: the number of steps already trained.
-      num_workers: worker processes that read ahead; 0 reads ahead by threads of this process.
-        For sources whose images must be decoded; a source in memory is faster without.
+      num_workers: worker processes that read ahead; 0 reads ahead by threads of this process, as
+        is faster for a source in memory. None: one a core if images must be decoded, else 0.
       num_threads: threads that read ahead, in each worker process, or here when there is none.
-      prefetch_batches: at most so many batches wait ready (in each worker, if there are any).
+      prefetch_batches: about so many batches wait ready, in all.
       process_index: which part of each batch this process loads; `jax.process_index()`.
       process_count: into how many parts each batch is cut; `jax.process_count()`.
+      on_error: "raise" or "skip"; what to do about an example that cannot be used.
+      on_skip: called with a message for each that is skipped, once.
 
     Returns:
       An iterator of {"image": uint8 [B, R, R, 3], "label": int32 [B]}, where B is
-      `batch_size / process_count`. Its `close()` ends its threads and worker processes.
+      `batch_size / process_count`.
 
     Raises:
-      ValueError: a size out of range, or a batch that the processes do not divide.
+      ValueError: a size out of range, or a batch that the processes do not divide. The iterator
+        raises `BadExample`.
     """
     _check(source, batch_size, process_index, process_count)
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed: got {seed!r}, expected a whole number from 0 to {2**32 - 1}")
     if start_step < 0:
         raise ValueError(f"start_step: got {start_step!r}, expected 0 or more")
-    batches = _TrainBatches(source, batch_size, seed, start_step, process_index, process_count)
-    return _iterate(batches, num_workers, num_threads, prefetch_batches)
+    skip = choose("data.on_error", on_error, ON_ERROR) == "skip"
+    num_workers = _workers(source, num_workers)
+    parts = _parts(batch_size, process_index, process_count, num_workers)
+    chunks = _TrainChunks(source, batch_size, parts, skip, seed, start_step)
+    return Batches(chunks, len(parts), on_skip, num_workers, num_threads, prefetch_batches)
 
 
 def eval_batches(
     source: Source,
     *,
     batch_size: int,
-    num_workers: int = 0,
+    num_workers: int | None = 0,
     num_threads: int = 1,
     prefetch_batches: int = 4,
     process_index: int = 0,
     process_count: int = 1,
-) -> grain.DatasetIterator:
+    on_error: str = "raise",
+    on_skip: Callable[[str], None] = _warn,
+) -> "Batches":
     """Returns an iterator over every example exactly once, in the source's order.
 
     Arguments and errors are those of `train_batches`. Every process gets the same number of
@@ -77,75 +102,117 @@ def eval_batches(
     Returns:
       An iterator of {"image": uint8 [B, R, R, 3], "label": int32 [B], "mask": float32 [B]}, where
       B is `batch_size / process_count`. The last batch is padded with a repeated example; "mask"
-      is 1 for examples that count and 0 for padding.
+      is 1 for examples that count and 0 for padding. With `on_error="skip"` there is "unreadable",
+      float32 [B], too: 1 for examples that would count if they could be read.
     """
     _check(source, batch_size, process_index, process_count)
-    batches = _EvalBatches(source, batch_size, process_index, process_count)
-    return _iterate(batches, num_workers, num_threads, prefetch_batches)
+    skip = choose("data.on_error", on_error, ON_ERROR) == "skip"
+    num_workers = _workers(source, num_workers)
+    parts = _parts(batch_size, process_index, process_count, num_workers)
+    chunks = _EvalChunks(source, batch_size, parts, skip)
+    return Batches(chunks, len(parts), on_skip, num_workers, num_threads, prefetch_batches)
 
 
-class EpochOrder:
-    """The order of the examples in each epoch: a permutation that (seed, epoch) alone decide.
+class Batches(Iterator):
+    """Iterates over batches, put together from chunks that are read ahead.
 
-    Sorts by random 64-bit keys. NumPy keeps the raw stream of Philox the same from version to
-    version (NEP 19), which it does not promise of its own shuffles; and Grain's index shuffle
-    costs 24 microseconds an example, a hundred times as much. Memory: 8 bytes an example for each
-    of the last two epochs, 20 MB for ImageNet.
+    Attributes:
+      skipped: message -> how often; the examples that could not be used up to here.
     """
 
-    def __init__(self, length: int, seed: int):
-        self._length, self._seed = length, seed
-        self._permutation = functools.lru_cache(maxsize=2)(self._compute)
+    def __init__(self, chunks, per_batch, on_skip, num_workers, num_threads, prefetch_batches):
+        self.skipped: dict[str, int] = {}
+        self._per_batch, self._on_skip = per_batch, on_skip
+        self._chunks = _read_ahead(chunks, per_batch, num_workers, num_threads, prefetch_batches)
 
-    def __reduce__(self):  # a worker process computes its own
-        return EpochOrder, (self._length, self._seed)
+    def __next__(self) -> dict[str, np.ndarray]:
+        chunks = [self._next_chunk() for _ in range(self._per_batch)]
+        if len(chunks) == 1:
+            return chunks[0]
+        return {k: np.concatenate([np.asarray(c[k]) for c in chunks]) for k in chunks[0]}
 
-    def _compute(self, epoch: int) -> np.ndarray:
-        keys = np.random.Philox(key=[self._seed, epoch]).random_raw(self._length)
-        return np.argsort(keys, kind="stable")
+    def _next_chunk(self):
+        chunk = dict(next(self._chunks))
+        problems, fatal = chunk.pop("problems"), chunk.pop("fatal")
+        if fatal:
+            raise BadExample(problems[-1])
+        for problem in problems:
+            if problem not in self.skipped:
+                self._on_skip(f"skipped {problem}")
+            self.skipped[problem] = self.skipped.get(problem, 0) + 1
+        return chunk
 
-    def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """Returns the example indices [B] at consecutive ascending `positions` [B]."""
-        epochs, offsets = np.divmod(positions, self._length)
-        out = np.empty(len(positions), np.int64)
-        for epoch in range(epochs[0], epochs[-1] + 1):
-            here = epochs == epoch
-            out[here] = self._permutation(epoch)[offsets[here]]
-        return out
+    def close(self) -> None:
+        """Ends the threads and worker processes."""
+        self._chunks.close()
 
 
-class _TrainBatches:
-    """Random access to training batches, as Grain wants its sources; 0 is batch `start_step`."""
+class _Chunks:
+    """Random access to pieces of batches, as Grain wants its sources.
 
-    def __init__(self, source, batch_size, seed, start_step, process_index, process_count):
-        self._source, self._seed, self._start_step = source, seed, start_step
-        self._batch_size = batch_size
-        self._own = _own_part(batch_size, process_index, process_count)
+    A piece carries "problems", messages, and "fatal": whether the last of them ends the run. They
+    travel as data, because an exception from another process would lose its type.
+    """
+
+    def __init__(self, source: Source, batch_size: int, parts: list[np.ndarray], skip: bool):
+        self._source, self._batch_size, self._parts, self._skip = source, batch_size, parts, skip
+
+    def _positions(self, number: int) -> np.ndarray:
+        step, part = divmod(number, len(self._parts))
+        return step * self._batch_size + self._parts[part]
+
+
+class _TrainChunks(_Chunks):
+    def __init__(self, source, batch_size, parts, skip, seed, start_step):
+        super().__init__(source, batch_size, parts, skip)
+        self._seed, self._first = seed, start_step * len(parts)
         self._order = EpochOrder(len(source), seed)
 
     def __len__(self) -> int:
-        return sys.maxsize // self._batch_size - self._start_step  # no position overflows
+        return sys.maxsize // self._batch_size - self._first  # no position overflows
 
     def __getitem__(self, number):
-        positions = (self._start_step + int(number)) * self._batch_size + self._own
+        positions = self._positions(self._first + int(number))
+        indices = self._order(positions)
         views = (view_generator(self._seed, int(p)) for p in positions)
-        return self._source.batch(self._order(positions), views)
+        batch, problems = self._source.load(indices, views)
+        messages, fatal = list(problems.values()), bool(problems) and not self._skip
+        if self._skip:
+            for row in problems:
+                tried = self._stand_in(batch, row, int(indices[row]), int(positions[row]))
+                messages += tried
+                fatal |= len(tried) == _STAND_INS
+        return batch | {"problems": messages, "fatal": fatal}
+
+    def _stand_in(self, batch, row: int, index: int, position: int) -> list[str]:
+        """Fills a row with the next example that can be used; returns what was wrong on the way."""
+        tried = []
+        for step in range(1, _STAND_INS + 1):
+            views = [view_generator(self._seed, position)]
+            other, problems = self._source.load([(index + step) % len(self._source)], views)
+            if not problems:
+                for name, values in other.items():
+                    batch[name][row] = values[0]
+                break
+            tried += problems.values()
+        return tried
 
 
-class _EvalBatches:
-    """Random access to evaluation batches."""
-
-    def __init__(self, source, batch_size, process_index, process_count):
-        self._source, self._batch_size = source, batch_size
-        self._own = _own_part(batch_size, process_index, process_count)
-
+class _EvalChunks(_Chunks):
     def __len__(self) -> int:
-        return -(-len(self._source) // self._batch_size)
+        return -(-len(self._source) // self._batch_size) * len(self._parts)
 
     def __getitem__(self, number):
-        positions = int(number) * self._batch_size + self._own
-        batch = self._source.batch(np.minimum(positions, len(self._source) - 1))
-        return batch | {"mask": (positions < len(self._source)).astype(np.float32)}
+        positions = self._positions(int(number))
+        batch, problems = self._source.load(np.minimum(positions, len(self._source) - 1))
+        counts = (positions < len(self._source)).astype(np.float32)
+        bad = np.zeros_like(counts)
+        bad[list(problems)] = 1
+        batch["mask"] = counts * (1 - bad)
+        if self._skip:
+            batch["unreadable"] = counts * bad
+        messages = [message for row, message in problems.items() if counts[row]]
+        return batch | {"problems": messages, "fatal": bool(messages) and not self._skip}
 
 
 def view_generator(seed: int, position: int) -> np.random.Generator:
@@ -156,9 +223,23 @@ def view_generator(seed: int, position: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, position, 0, 1]))
 
 
-def _own_part(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
+def _workers(source: Source, num_workers: int | None) -> int:
+    if num_workers is None:
+        return _cores() if source.encoded else 0
+    return num_workers
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _parts(batch_size, process_index, process_count, num_workers) -> list[np.ndarray]:
+    """The places in a batch that are this process's, in the chunks in which they are read."""
     own = batch_size // process_count
-    return np.arange(process_index * own, (process_index + 1) * own)
+    places = np.arange(process_index * own, (process_index + 1) * own)
+    return np.array_split(places, -(-own // _CHUNK) if num_workers else 1)
 
 
 def _check(source, batch_size, process_index, process_count):
@@ -174,26 +255,26 @@ def _check(source, batch_size, process_index, process_count):
         )
 
 
-def _iterate(batches, num_workers, num_threads, prefetch_batches) -> grain.DatasetIterator:
+def _read_ahead(chunks, per_batch, num_workers, num_threads, prefetch) -> grain.DatasetIterator:
     for name, value, least in (
         ("num_workers", num_workers, 0),
         ("num_threads", num_threads, 1),
-        ("prefetch_batches", prefetch_batches, 1),
+        ("prefetch_batches", prefetch, 1),
     ):
         if value < least:
             raise ValueError(f"{name}: got {value!r}, expected {least} or more")
-    # A Grain element is a whole batch: its workers and threads then take turns by batch and
-    # deliver in order, so that their number cannot change what a batch holds.
-    options = grain.ReadOptions(
-        num_threads=num_threads, prefetch_buffer_size=max(prefetch_batches, num_threads)
+    # A Grain element is a chunk: its workers and threads then take turns by chunk and deliver in
+    # order, so that their number cannot change what a batch holds.
+    ahead = max(1, -(-prefetch * per_batch // max(1, num_workers)))  # chunks, for each worker
+    threads = grain.ReadOptions(
+        num_threads=num_threads,
+        prefetch_buffer_size=num_threads if num_workers else max(ahead, num_threads),
     )
-    dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
+    dataset = grain.MapDataset.source(chunks).to_iter_dataset(threads)
     if num_workers:
         if not flags.FLAGS.is_parsed():  # no absl main here (a test, a notebook); Grain reads some
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(
-                num_workers=num_workers, per_worker_buffer_size=prefetch_batches
-            )
+            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=ahead)
         )
     return iter(dataset)

@@ -1,119 +1,108 @@
-"""Data sets as random-access sources, opened by name.
+"""Data sets opened by name; see `source.py` for what a source is."""
 
-A source is a sequence of (image, label) at one resolution. Shuffling, batching, sharding and
-resuming are the loader's; flips and colours are the device's (`augment.py`). What a source alone
-knows is how to read example `i`, and, where images are stored encoded, how to cut a training view
-out of it: `batch` takes one random generator per example for that, and without them returns the
-evaluation view.
-"""
-
-import abc
 import os
-from collections.abc import Iterable, Sequence
-
-import numpy as np
+from collections.abc import Mapping
 
 from mbv3_jax.arch.spec import choose
+from mbv3_jax.data.source import Source
 
-
-class Source(abc.ABC):
-    """Images of one split of one data set.
-
-    Attributes:
-      name: the name given to `open_source`.
-      split: the split's name.
-      resolution: side R of the square images, in pixels.
-      class_names: one name per label.
-      fingerprint: changes when the examples do; a run stores it, so that a resumed run can tell.
-    """
-
-    name: str
-    split: str
-    resolution: int
-    class_names: tuple[str, ...]
-    fingerprint: str
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @abc.abstractmethod
-    def __len__(self) -> int: ...
-
-    @abc.abstractmethod
-    def batch(
-        self, indices: Sequence[int], views: Iterable[np.random.Generator] | None = None
-    ) -> dict[str, np.ndarray]:
-        """Reads examples by index, each from 0 to `len(self) - 1`.
-
-        Args:
-          indices: [B] which examples.
-          views: one generator per example, from which a source of encoded images draws its
-            random crop; None for the evaluation view. In-memory sources ignore it.
-
-        Returns:
-          {"image": uint8 [B, R, R, 3], "label": int32 [B]}.
-        """
-
-    def __getitem__(self, index: int) -> dict:
-        """Returns {"image": uint8 [R, R, 3], "label": int}, the evaluation view of one example."""
-        index = range(len(self))[index]  # negative indices; IndexError past the end
-        one = self.batch([index])
-        return {"image": one["image"][0], "label": int(one["label"][0])}
-
-
-class Synthetic(Source):
-    """Images computed from their index: stripes that tell the class, under noise.
-
-    Deterministic, of any size and number, easy to learn, and little more than a memory copy; for
-    tests and benchmarks. The noise of an example is a window into one random strip, so it comes
-    again after 32,768 examples.
-    """
-
-    _STRIPES = 8  # with 64 levels each
-    _WINDOWS = 1 << 16
-
-    def __init__(self, split: str, resolution: int, *, num_classes: int, num_examples: int):
-        self.name, self.split, self.resolution = "synthetic", split, resolution
-        self.class_names = tuple(f"class{i}" for i in range(num_classes))
-        self.fingerprint = f"synthetic/{split}/{resolution}/{num_classes}/{num_examples}"
-        self._length = num_examples
-        self._split_number = SPLITS["synthetic"].index(split)
-        self._noise = _random_bytes(0, resolution**2 * 3 + self._WINDOWS) // 4  # at most 63
-        levels = _random_bytes(1, num_classes * self._STRIPES).reshape(num_classes, -1) // 4 * 3
-        self._stripes = levels[:, np.arange(resolution) * self._STRIPES // resolution]
-
-    def __len__(self) -> int:
-        return self._length
-
-    def batch(self, indices, views=None):
-        indices = np.asarray(indices, np.int64)
-        labels = (indices % self.num_classes).astype(np.int32)
-        side = self.resolution
-        images = np.empty((len(indices), side, side * 3), np.uint8)
-        # An odd factor scatters the windows; even ones are the training split's.
-        starts = (indices * 2 + self._split_number) * 40503 % self._WINDOWS
-        for image, start, label in zip(images, starts, labels, strict=True):
-            window = self._noise[start : start + image.size].reshape(image.shape)
-            np.add(window, self._stripes[label][:, None], out=image)
-        return {"image": images.reshape(-1, side, side, 3), "label": labels}
-
-
-def _random_bytes(stream: int, count: int) -> np.ndarray:
-    return np.random.Philox(key=stream).random_raw(-(-count // 8)).view(np.uint8)[:count]
-
-
-# The splits of each source; the last one is held out for evaluation.
-SPLITS = {
-    "digits": ("train", "test"),
-    "synthetic": ("train", "test"),
-    "imagenet": ("train", "validation"),
+ON_ERROR = ("raise", "skip")
+_NAMES = ("digits", "synthetic", "imagenet", "tfds/NAME", "folder:PATH")
+_FILES = ("train_split", "eval_split", "split_fraction", "crop")
+# Which options a kind of source has; giving it another is an error.
+_OPTIONS = {
+    "digits": (),
+    "synthetic": ("num_classes", "num_examples"),
+    "imagenet": ("data_dir", *_FILES),
+    "tfds": ("data_dir", *_FILES),
+    "folder": _FILES,
 }
 
 
-def evaluation_split(name: str) -> str:
-    """Returns the name of the held-out split of the source `name`."""
-    return SPLITS[choose("data.name", name, SPLITS)][-1]
+def open_pair(
+    name: str,
+    *,
+    resolution: int,
+    data_dir: str | os.PathLike | None = None,
+    train_split: str | None = None,
+    eval_split: str | None = None,
+    split_fraction: float | None = None,
+    num_classes: int | None = None,
+    num_examples: int | None = None,
+    crop: Mapping[str, object] | None = None,
+    on_error: str = "raise",
+) -> tuple[Source, Source]:
+    """Opens a data set to train on and to evaluate on; the two have no example in common.
+
+    Args:
+      name: "digits" (embedded, 10 classes), "synthetic" (computed), "imagenet" (TFDS
+        imagenet2012), "tfds/NAME" (another TFDS data set of labelled images), or "folder:PATH" (a
+        folder of class folders, see `folder.py`).
+      resolution: side of the square images, in pixels.
+      data_dir: imagenet, tfds: where TFDS keeps prepared data sets; None means the environment's
+        TFDS_DATA_DIR, or else ~/tensorflow_datasets.
+      train_split, eval_split: imagenet, tfds, folder: which splits; None for "train", and for the
+        first there is of "validation", "val", "valid" and "test". TFDS slices, like
+        "train[:90%]", are splits too.
+      split_fraction: imagenet, tfds, folder: hold out this part of the training split instead; of
+        a folder that has no splits, 0.1 unless given.
+      num_classes: synthetic only; 10 unless given.
+      num_examples: synthetic only, of both splits; 1024 and 256 unless given.
+      crop: imagenet, tfds, folder: options of `decode.decode_view`; those that are None count as
+        not given.
+      on_error: "raise", or "skip": a folder may hold files that are no images and empty class
+        folders; what cannot be read is left to the loader.
+
+    Raises:
+      ValueError: an unknown name or split (the message lists the choices), a value out of range,
+        an option that this source does not have, or a folder that is not as it should be.
+      source.NotFound: the data is not there; the message says how to get it.
+    """
+    choose("data.on_error", on_error, ON_ERROR)
+    kind, argument = _kind(name)
+    crop = {k: v for k, v in (crop or {}).items() if v is not None}
+    given = {
+        "data_dir": data_dir,
+        "train_split": train_split,
+        "eval_split": eval_split,
+        "split_fraction": split_fraction,
+        "num_classes": num_classes,
+        "num_examples": num_examples,
+        "crop": crop or None,
+    }
+    for option, value in given.items():
+        if value is not None and option not in _OPTIONS[kind]:
+            option = next(iter(crop)) if option == "crop" else option
+            raise ValueError(f"data.{option}: {name!r} has no such option, it must be None")
+    sizes = {"resolution": resolution, "num_classes": num_classes, "num_examples": num_examples}
+    for option, value in sizes.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"data.{option}: got {value!r}, expected a whole number of at least 1")
+    if split_fraction is not None and not 0 < split_fraction < 1:
+        raise ValueError(f"data.split_fraction: got {split_fraction!r}, expected between 0 and 1")
+    if split_fraction is not None and eval_split is not None:
+        raise ValueError("data.split_fraction: data.eval_split is given too; one must be None")
+
+    # Imported here, so that a run pays only for the libraries of its own source.
+    splits = (train_split, eval_split, split_fraction)
+    if kind == "digits":
+        from mbv3_jax.data.digits import Digits
+
+        return Digits("train", resolution), Digits("test", resolution)
+    if kind == "synthetic":
+        return tuple(
+            open_source(
+                name, split, resolution=resolution, num_classes=num_classes, num_examples=examples
+            )
+            for split, examples in (("train", num_examples), ("test", num_examples))
+        )
+    if kind == "folder":
+        from mbv3_jax.data.folder import open_folder
+
+        return open_folder(argument, splits, resolution, crop, strict=on_error == "raise")
+    from mbv3_jax.data.tfds import open_tfds
+
+    return open_tfds(name, argument, splits, resolution, crop, data_dir)
 
 
 def open_source(
@@ -121,49 +110,37 @@ def open_source(
     split: str,
     *,
     resolution: int,
-    data_dir: str | os.PathLike | None = None,
     num_classes: int | None = None,
     num_examples: int | None = None,
 ) -> Source:
-    """Opens one split of a data set.
+    """Opens one split, "train" or "test", of a source that needs no files: digits, synthetic.
 
-    Args:
-      name: "digits" (embedded, 10 classes), "synthetic" (computed), or "imagenet" (TFDS).
-      split: one of `SPLITS[name]`.
-      resolution: side of the square images, in pixels.
-      data_dir: imagenet only: where TFDS keeps prepared data sets; None means the environment's
-        TFDS_DATA_DIR, or else ~/tensorflow_datasets.
-      num_classes: synthetic only; 10 unless given.
-      num_examples: synthetic only; 1024 for "train" and 256 for "test" unless given.
-
-    Raises:
-      ValueError: an unknown name or split (the message lists the choices), a size below 1, or an
-        option that this source does not have.
-      imagenet.NotPrepared: the data is not there; the message says how to get it.
+    Arguments and errors are those of `open_pair`.
     """
-    choose("data.name", name, SPLITS)
-    choose(f"split of {name}", split, SPLITS[name])
-    options = {"data_dir": data_dir, "num_classes": num_classes, "num_examples": num_examples}
-    taken = {"digits": (), "synthetic": ("num_classes", "num_examples"), "imagenet": ("data_dir",)}
-    for option, value in options.items():
-        if value is not None and option not in taken[name]:
-            raise ValueError(f"data.{option}: got {value!r}, but {name!r} has no such option")
-    sizes = {"resolution": resolution, "num_classes": num_classes, "num_examples": num_examples}
-    for option, value in sizes.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"data.{option}: got {value!r}, expected a whole number of at least 1")
-    # Imported here, so that a run pays only for the libraries of its own source.
+    choose("data.name", name, ("digits", "synthetic"))
+    choose(f"split of {name}", split, ("train", "test"))
     if name == "digits":
-        from mbv3_jax.data import digits
+        from mbv3_jax.data.digits import Digits
 
-        return digits.Digits(split, resolution)
-    if name == "imagenet":
-        from mbv3_jax.data import imagenet
+        return Digits(split, resolution)
+    from mbv3_jax.data.synthetic import Synthetic
 
-        return imagenet.open_split(split, resolution, data_dir)
     return Synthetic(
         split,
         resolution,
         num_classes=num_classes or 10,
         num_examples=num_examples or (1024 if split == "train" else 256),
     )
+
+
+def _kind(name: str) -> tuple[str, str]:
+    """("tfds", "cifar10") for "tfds/cifar10", ("folder", "/data") for "folder:/data"."""
+    if name in ("digits", "synthetic"):
+        return name, ""
+    if name == "imagenet":
+        return name, "imagenet2012"
+    for kind, mark in (("tfds", "/"), ("folder", ":")):
+        if name.startswith(kind + mark) and name != kind + mark:
+            return kind, name.removeprefix(kind + mark)
+    choose("data.name", name, _NAMES)
+    raise ValueError(f"data.name: got {name!r}, where NAME and PATH stand for yours")

@@ -153,24 +153,36 @@ def flatten(config: ConfigDict) -> dict[str, object]:
     return dict(walk(json.loads(to_json(config)), ""))
 
 
+# Where the data lies and who reads it change nothing about a run.
+_NO_DIFFERENCE = tuple(
+    f"data.{name}" for name in ("data_dir", "num_workers", "num_threads", "prefetch_batches")
+)
+
+
 def differences(ours: ConfigDict, theirs: ConfigDict) -> dict[str, tuple]:
-    """The fields that differ: dotted path -> (value in `ours`, value in `theirs`)."""
+    """The fields that make another run: dotted path -> (value in `ours`, value in `theirs`)."""
     a, b = flatten(ours), flatten(theirs)
     absent = "(absent)"
     return {
         path: (a.get(path, absent), b.get(path, absent))
-        for path in sorted(a.keys() | b.keys())
+        for path in sorted((a.keys() | b.keys()) - set(_NO_DIFFERENCE))
         if a.get(path, absent) != b.get(path, absent)
     }
 
 
-def spec_of(config: ConfigDict) -> NetSpec:
+def spec_of(config: ConfigDict, *, num_classes: int = 1000) -> NetSpec:
     """The network that a configuration asks for; `config.net` holds the arguments of `build`.
+
+    Args:
+      config: the configuration.
+      num_classes: how many if config.net.num_classes is None: as many as the data has.
 
     Raises:
       UsageError: an option is unknown or out of range.
     """
     options = config.net.to_dict()
+    if options.get("num_classes") is None:
+        options["num_classes"] = num_classes
     known = inspect.signature(build).parameters
     unknown = sorted(set(options) - set(known))
     if unknown:

@@ -30,7 +30,8 @@ def make_eval_step(
 
     Returns:
       step(variables, batch) -> float32 sums over the examples whose mask is 1: count, loss,
-      top1, and top5 where there are more than five classes.
+      top1, and top5 where there are more than five classes; and "unreadable", the number of
+      examples left out as such, where the batch says so.
     """
 
     def step(variables, batch):
@@ -44,6 +45,8 @@ def make_eval_step(
         }
         if spec.num_classes > 5:
             sums["top5"] = jnp.sum(losses.correct(logits, labels, 5) * mask)
+        if "unreadable" in batch:
+            sums["unreadable"] = jnp.sum(batch["unreadable"])
         return sums
 
     whole, split = replicated(mesh), batch_sharded(mesh)
@@ -68,7 +71,8 @@ def evaluate(
       expected: number of examples that must have been counted.
 
     Returns:
-      count (an int), mean loss, and the fractions top1 and top5 (if counted).
+      count (an int), mean loss, and the fractions top1 and top5 (if counted); "unreadable" (an
+      int), if there were any examples that could not be read, which are not in the count.
 
     Raises:
       RuntimeError: the batches held another number of examples than `expected`.
@@ -79,6 +83,8 @@ def evaluate(
         totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
     totals = {k: float(v) for k, v in jax.device_get(totals).items()}
     count = int(totals.pop("count"))
-    if count != expected:
-        raise RuntimeError(f"evaluation counted {count} examples of {expected}")
-    return {"count": count, **{k: v / count for k, v in totals.items()}}
+    unreadable = int(totals.pop("unreadable", 0))
+    if count + unreadable != expected:
+        raise RuntimeError(f"evaluation counted {count + unreadable} examples of {expected}")
+    left_out = {"unreadable": unreadable} if unreadable else {}
+    return {"count": count, **left_out, **{k: v / count for k, v in totals.items()}}

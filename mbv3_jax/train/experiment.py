@@ -22,6 +22,9 @@ from mbv3_jax.train.schedules import Schedule
 from mbv3_jax.train.step import make_mesh, make_train_step, replicated
 
 BATCH_NORMS = ("cross_device", "per_device")
+# Fields of config.data that are options of data.decode.decode_view, and of data.loader.
+CROP_OPTIONS = ("area", "ratio", "interpolation", "crop_fraction", "central", "exif_rotate")
+HOST_OPTIONS = ("num_workers", "num_threads", "prefetch_batches")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,7 +115,41 @@ class Experiment:
             "prefetch_batches": data.prefetch_batches,
             "process_index": jax.process_index(),
             "process_count": jax.process_count(),
+            "on_error": data.on_error,
         }
+
+
+def open_data(config: ConfigDict) -> tuple[NetSpec, Source, Source]:
+    """Opens what to train on and to evaluate on, and the network with as many classes.
+
+    Raises:
+      UsageError: as `make_experiment`.
+    """
+    spec = spec_of(config)
+    try:
+        train_source, eval_source = _open_pair(config)
+    except (ValueError, FileNotFoundError) as e:
+        raise UsageError(f"config: {e}") from e
+    classes = train_source.num_classes
+    if config.net.num_classes is None:
+        return spec_of(config, num_classes=classes), train_source, eval_source
+    if classes != spec.num_classes:
+        raise UsageError(
+            f"config: net.num_classes: got {spec.num_classes}, but the data {config.data.name!r} "
+            f"has {classes} classes; None follows the data"
+        )
+    return spec, train_source, eval_source
+
+
+def _open_pair(config: ConfigDict) -> tuple[Source, Source]:
+    data = config.data.to_dict()
+    name, on_error = data.pop("name"), data.pop("on_error")
+    crop = {key: data.pop(key) for key in CROP_OPTIONS}
+    for key in HOST_OPTIONS:
+        data.pop(key)
+    return sources.open_pair(
+        name, resolution=config.net.resolution, crop=crop, on_error=on_error, **data
+    )
 
 
 def make_experiment(config: ConfigDict) -> Experiment:
@@ -122,14 +159,16 @@ def make_experiment(config: ConfigDict) -> Experiment:
       UsageError: a field of the configuration is wrong; the message names it, what it got and
         what would be right. Also where the data is not there, with how to get it.
     """
-    spec = spec_of(config)
+    spec, *opened = open_data(config)
     try:
-        return _make(config, spec)
+        return _make(config, spec, *opened)
     except (ValueError, FileNotFoundError) as e:
         raise UsageError(f"config: {e}") from e
 
 
-def _make(config: ConfigDict, spec: NetSpec) -> Experiment:
+def _make(
+    config: ConfigDict, spec: NetSpec, train_source: Source, eval_source: Source
+) -> Experiment:
     check_whole("seed", config.seed, at_least=0)
     mesh = make_mesh()
     devices = mesh.devices.size
@@ -146,17 +185,6 @@ def _make(config: ConfigDict, spec: NetSpec) -> Experiment:
         bn_groups=devices if config.compute.batch_norm == "per_device" else 1,
     )
 
-    data = config.data.to_dict()
-    opened = {k: data[k] for k in ("data_dir", "num_classes", "num_examples")}
-    name = data["name"]
-    train_source = sources.open_source(name, "train", resolution=spec.resolution, **opened)
-    held_out = sources.evaluation_split(name)
-    eval_source = sources.open_source(name, held_out, resolution=spec.resolution, **opened)
-    if train_source.num_classes != spec.num_classes:
-        raise ValueError(
-            f"net.num_classes: got {spec.num_classes}, but the data {name!r} has "
-            f"{train_source.num_classes} classes"
-        )
     if spec.in_channels != 3:
         raise ValueError(f"net.in_channels: got {spec.in_channels}, but the images have 3")
 

@@ -1,0 +1,191 @@
+"""Prepared TFDS data sets of labelled images in array_record format, read without TensorFlow."""
+
+import os
+from collections.abc import Mapping
+
+from etils import epath
+
+from mbv3_jax.data.source import Encoded, NotFound
+
+FORMAT = "array_record"
+HELD_OUT = ("validation", "test")  # the first there is, unless one is named
+IMAGENET = "imagenet2012"
+
+_ARCHIVES = """\
+How to get it, once:
+  1. Register at https://image-net.org/download-images and download these two files of the
+     ILSVRC 2012 challenge into one folder, here called ARCHIVES:
+       ILSVRC2012_img_train.tar (138 GB), ILSVRC2012_img_val.tar (6.3 GB)
+  2. Prepare them (this step alone needs TensorFlow, and another 150 GB of disk):
+       pip install -r requirements-data.txt
+       python -m mbv3_jax data prepare imagenet --manual_dir=ARCHIVES --data_dir={root}
+  3. Give the same command again; a copy elsewhere is named by data.data_dir or TFDS_DATA_DIR."""
+_OTHERS = """\
+How to get it, once (this step alone needs TensorFlow):
+  pip install -r requirements-data.txt
+  python -m mbv3_jax data prepare {name} --data_dir={root}
+A copy elsewhere is named by data.data_dir or TFDS_DATA_DIR."""
+_CONVERT = """\
+Add the format read here to the copy that is there (needs no TensorFlow, and as much disk again):
+  python -m mbv3_jax data prepare {name} --data_dir={root}"""
+
+
+def data_root(data_dir: str | os.PathLike | None) -> tuple[epath.Path, str]:
+    """Returns where TFDS data sets are looked for, and which setting says so."""
+    if data_dir is not None:
+        return epath.Path(data_dir).expanduser(), "data.data_dir"
+    if os.environ.get("TFDS_DATA_DIR"):
+        return epath.Path(os.environ["TFDS_DATA_DIR"]).expanduser(), "TFDS_DATA_DIR"
+    return epath.Path("~/tensorflow_datasets").expanduser(), "the default of TFDS"
+
+
+def find_builder(name: str, dataset: str, data_dir: str | os.PathLike | None):
+    """Finds a prepared data set: the newest version there is in array_record format.
+
+    Args:
+      name: as the user knows it, for messages: "imagenet", "tfds/cifar10".
+      dataset: TFDS's name, maybe with a config and a version: "imagenet_resized/32x32:0.1.0".
+      data_dir: see `data_root`.
+
+    Returns:
+      A read-only TFDS builder; its `data_path` is the folder.
+
+    Raises:
+      NotFound: the data set is not there, or not in this format; the message says what to do.
+    """
+    root, setting = data_root(data_dir)
+    copies = prepared_copies(root, dataset)
+    if not copies:
+        how_to = (_ARCHIVES if dataset == IMAGENET else _OTHERS).format(name=name, root=root)
+        raise NotFound(f"{name}: no prepared {dataset} in {root} ({setting}).\n{how_to}")
+    import tensorflow_datasets as tfds  # does not import TensorFlow; a test holds it to that
+
+    found = []
+    for folder in reversed(copies):
+        try:
+            return tfds.builder_from_directory(os.fspath(folder), file_format=FORMAT)
+        except ValueError:
+            kind = tfds.builder_from_directory(os.fspath(folder)).info.file_format.value
+            found.append(f"{folder} is {kind}")
+    convert = _CONVERT.format(name=name, root=root)
+    raise NotFound(
+        f"{name}: no {FORMAT} copy in {root} ({setting}): {', '.join(found)}.\n{convert}"
+    )
+
+
+def prepared_copies(root: epath.Path, dataset: str) -> list[epath.Path]:
+    """The folders of prepared versions, in any format, oldest first."""
+    base, _, version = dataset.partition(":")
+    try:
+        infos = list((root / base).glob(f"{version or '*'}/dataset_info.json"))
+    except OSError as e:
+        raise NotFound(f"{root / base}: cannot be read: {e.strerror}") from e
+    if not infos and not version:  # TFDS takes the only config there is, too
+        infos = list((root / base).glob("*/*/dataset_info.json"))
+        if len(configs := sorted({i.parent.parent.name for i in infos})) > 1:
+            raise NotFound(f"{root / base}: several configs, name one: {', '.join(configs)}")
+    return sorted((i.parent for i in infos), key=_version)
+
+
+def _version(folder: epath.Path) -> tuple[int, ...]:
+    return tuple(int(part) for part in folder.name.split(".") if part.isdigit())
+
+
+def open_tfds(
+    name: str, dataset: str, splits: tuple, resolution: int, crop: Mapping, data_dir
+) -> tuple["Tfds", "Tfds"]:
+    """Opens the splits to train on and to evaluate on.
+
+    Args:
+      name, dataset, data_dir: see `find_builder`.
+      splits: (train_split, eval_split, split_fraction), each None unless given; see
+        `sources.open_pair`.
+      resolution: side of the images, in pixels.
+      crop: options of `decode.decode_view`.
+
+    Raises:
+      NotFound: the data set or a split is not there, or its files cannot be read.
+      ValueError: it is no data set of labelled images.
+    """
+    builder = find_builder(name, dataset, data_dir)
+    train, evaluate, fraction = splits
+    train = train or "train"
+    have = list(builder.info.splits)
+    if fraction is not None:
+        count = _examples(name, builder, train)
+        held = max(1, round(fraction * count))
+        if "[" in train or held >= count:
+            raise ValueError(f"data.split_fraction: cannot hold out {fraction} of {name} {train!r}")
+        train, evaluate = f"{train}[{held}:]", f"{train}[:{held}]"
+    elif evaluate is None:
+        evaluate = next((s for s in HELD_OUT if s in have), None)
+        if evaluate is None:
+            raise NotFound(
+                f"{name}: {builder.data_path} has no split to evaluate on ({' or '.join(HELD_OUT)})"
+                f", only: {', '.join(have)}; name one by data.eval_split, or hold out a part by "
+                "data.split_fraction=0.1"
+            )
+    return tuple(Tfds(name, builder, split, resolution, crop) for split in (train, evaluate))
+
+
+def _examples(name: str, builder, split: str) -> int:
+    try:
+        return builder.info.splits[split].num_examples
+    except (KeyError, ValueError) as e:
+        have = ", ".join(builder.info.splits) or "none"
+        raise NotFound(
+            f"{name}: {builder.data_path} has no split {split!r}, only: {have}. Name another, or "
+            f"remove that folder and prepare it again: python -m mbv3_jax data prepare {name}"
+        ) from e
+
+
+class Tfds(Encoded):
+    """One split. Images stay encoded until they are read."""
+
+    def __init__(self, name: str, builder, split: str, resolution: int, crop: Mapping):
+        import tensorflow_datasets as tfds
+
+        super().__init__(crop)
+        count = _examples(name, builder, split)
+        info = builder.info
+        self.name, self.split, self.resolution = name, split, resolution
+        self.folder = os.fspath(builder.data_path)
+        self._image, self._label = _keys(name, info, tfds.features)
+        self.class_names = tuple(info.features[self._label].names)
+        self.fingerprint = f"{info.full_name}/{split}/{count}/{int(info.splits[split].num_bytes)}"
+        self.shards = [os.fspath(f.filename) for f in info.splits[split].file_instructions]
+        missing = next((s for s in self.shards if not epath.Path(s).exists()), None)
+        if missing:
+            raise NotFound(f"{missing}: missing; prepare {name} again")
+        decoders = {self._image: tfds.decode.SkipDecoding()}
+        self._records = builder.as_data_source(split, decoders=decoders)
+        if len(self._records) != count:
+            raise NotFound(
+                f"{self.folder}: split {split!r} has {len(self._records)} records, its "
+                f"dataset_info.json says {count}; prepare {name} again"
+            )
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, index):
+        record = self._records[index]
+        return record[self._image], int(record[self._label])
+
+    def where(self, index):
+        return f"{self.folder}, split {self.split}, example {index}"
+
+
+def _keys(name: str, info, features) -> tuple[str, str]:
+    """Which features of an example are its image and its label."""
+    keys = []
+    for kind in (features.Image, features.ClassLabel):
+        found = [key for key, feature in info.features.items() if isinstance(feature, kind)]
+        preferred = [key for key in info.supervised_keys or () if key in found]
+        if not found or (len(found) > 1 and not preferred):
+            raise ValueError(
+                f"data.name: {name} is no data set of images with one label each; "
+                f"its features: {', '.join(info.features)}"
+            )
+        keys.append((preferred or found)[0])
+    return tuple(keys)
