@@ -15,6 +15,7 @@ from mbv3_jax.train.checkpoint import Checkpoints, Position
 from mbv3_jax.train.errors import RunError
 from mbv3_jax.train.evaluate import evaluate
 from mbv3_jax.train.experiment import Experiment, make_experiment
+from mbv3_jax.train.interrupt import Interrupt
 from mbv3_jax.train.logging import Metrics, ProgressBar
 from mbv3_jax.train.state import TrainState
 from mbv3_jax.train.step import put_batch
@@ -40,6 +41,7 @@ def train(config: ConfigDict, workdir: Path, console: Console | None = None) -> 
       UsageError: the configuration is wrong, or the folder is not this run's; nothing changed.
       RunError: the loss is not finite, or the folder can be neither read nor written; earlier
         checkpoints are intact.
+      KeyboardInterrupt: after Ctrl-C, between two steps or two batches of an evaluation.
     """
     console = console or Console(stderr=True, markup=False)
     experiment = make_experiment(config)
@@ -49,7 +51,8 @@ def train(config: ConfigDict, workdir: Path, console: Console | None = None) -> 
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
     try:
         state = _start(experiment, checkpoints, console)
-        return _Loop(experiment, workdir, checkpoints, console).run(state)
+        with Interrupt() as interrupt:
+            return _Loop(experiment, workdir, checkpoints, console, interrupt).run(state)
     except OSError as e:
         raise RunError(
             f"stopped in {workdir}: {e}. When that is mended, {checkpoints.advice()}"
@@ -84,7 +87,15 @@ def _position(experiment: Experiment, step: int) -> Position:
 class _Loop:
     """One session of a run: from a state to the end."""
 
-    def __init__(self, experiment, workdir: Path, checkpoints: Checkpoints, console: Console):
+    def __init__(
+        self,
+        experiment: Experiment,
+        workdir: Path,
+        checkpoints: Checkpoints,
+        console: Console,
+        interrupt: Interrupt,
+    ):
+        self.interrupt = interrupt
         self.experiment, self.config = experiment, experiment.config
         self.workdir, self.checkpoints, self.console = workdir, checkpoints, console
         self.last_saved: int | None = None
@@ -110,7 +121,7 @@ class _Loop:
         experiment = self.experiment
         batches = experiment.train_batches(start)
         try:
-            for step in range(start + 1, experiment.total_steps + 1):
+            for step in self.interrupt.between(range(start + 1, experiment.total_steps + 1)):
                 batch = put_batch(next(batches), experiment.mesh)
                 state, metrics = experiment.train_step(state, batch)
                 self.pending.append((step, metrics))
@@ -172,16 +183,19 @@ class _Loop:
     def _evaluate(self, state: TrainState, bar: ProgressBar) -> None:
         self._collect(bar)
         began = time.perf_counter()
-        values = evaluate_variables(self.experiment, state.for_evaluation)
+        values = self._evaluate_variables(state.for_evaluation)
         self.logged_at += time.perf_counter() - began  # no part of the training rate
         step = int(state.step)
         self.metrics.write(step, "eval", values)
         bar.print(f"step {step}: held-out top-1 {values['top1']:.2%}, loss {values['loss']:.4f}")
 
+    def _evaluate_variables(self, variables) -> dict[str, float]:
+        return evaluate_variables(self.experiment, variables, between=self.interrupt.between)
+
     def _finish(self, state: TrainState, seconds: float, steps: int) -> dict:
         experiment = self.experiment
         averaged = state.ema is not None
-        values = evaluate_variables(experiment, state.for_evaluation)
+        values = self._evaluate_variables(state.for_evaluation)
         self.metrics.write(int(state.step), "eval", values)
         summary = {
             "steps": int(state.step),
@@ -193,17 +207,17 @@ class _Loop:
             "images_per_second": steps * self.config.batch_size / seconds,
         }
         if averaged:
-            summary["eval_raw"] = evaluate_variables(experiment, state.variables)
+            summary["eval_raw"] = self._evaluate_variables(state.variables)
         run_folder.write_atomically(self.workdir / "summary.json", json.dumps(summary, indent=1))
         return summary
 
 
-def evaluate_variables(experiment: Experiment, variables) -> dict[str, float]:
-    """Evaluates on every held-out example; see `evaluate.evaluate`."""
+def evaluate_variables(experiment: Experiment, variables, between=iter) -> dict[str, float]:
+    """Evaluates on every held-out example; see `evaluate.evaluate`. `between` wraps the batches."""
     return evaluate(
         experiment.eval_step,
         variables,
-        experiment.eval_batches(),
+        between(experiment.eval_batches()),
         mesh=experiment.mesh,
         expected=len(experiment.eval_source),
     )
