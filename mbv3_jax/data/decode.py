@@ -130,7 +130,7 @@ def decode_view(
             pixels, box = image.crop(box, resolution)
         return _turned(_resize(pixels, box, resolution, interpolation), turn)
     except Exception as error:  # Pillow's plugins raise nearly anything on broken files
-        reason = str(error) or type(error).__name__
+        reason = str(error).partition(" <_io.BytesIO object at")[0] or type(error).__name__
         raise ImageError(f"cannot decode {len(encoded)} bytes as an image: {reason}") from error
 
 

@@ -180,8 +180,8 @@ class _TrainChunks(_Chunks):
         if self._skip:
             for row in problems:
                 tried = self._stand_in(batch, row, int(indices[row]), int(positions[row]))
-                messages += tried
-                fatal |= len(tried) == _STAND_INS
+                if len(tried) == _STAND_INS:
+                    messages, fatal = tried, True
         return batch | {"problems": messages, "fatal": fatal}
 
     def _stand_in(self, batch, row: int, index: int, position: int) -> list[str]:
