@@ -32,8 +32,8 @@ class Policy(NamedTuple):
 
 
 # (operation, probability, level), one after the other; one row of 25 is drawn for an image.
-# Cubuk et al. 2018 (arXiv 1805.09501) searched for such policies. This one, "v0", is not the one
-# printed in the paper's table 9, but the one that the reference trains ImageNet networks with.
+# Cubuk et al. 2018 (arXiv 1805.09501) searched for such policies. "v0" is the one that the
+# reference trains ImageNet networks with; the paper's appendix prints another.
 V0 = (
     (("equalize", 0.8, 1), ("shear_y", 0.8, 4)),
     (("color", 0.4, 9), ("equalize", 0.6, 3)),
