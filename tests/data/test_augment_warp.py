@@ -10,6 +10,8 @@ from mbv3_jax.data import warp
 
 rng = np.random.default_rng(1)
 IMAGES = rng.integers(0, 256, (6, 20, 24, 3), np.uint8)
+AFFINE = jax.jit(warp.affine, static_argnames="pad")
+DRAW = jax.jit(warp.draw_affine, static_argnums=1)
 
 
 def scipy_affine(image, angle, scale, shift, mode):
@@ -27,8 +29,8 @@ def scipy_affine(image, angle, scale, shift, mode):
 
 @pytest.mark.parametrize(("pad", "mode"), [("zero", "grid-constant"), ("edge", "nearest")])
 def test_affine_against_scipy(pad, mode):
-    draws = warp.draw_affine(jax.random.key(0), 6, rotate_degrees=40.0, zoom=0.5, translate=0.3)
-    got = jax.jit(warp.affine, static_argnames="pad")(IMAGES, *draws, pad=pad)
+    draws = DRAW(jax.random.key(0), 6, rotate_degrees=40.0, zoom=0.5, translate=0.3)
+    got = AFFINE(IMAGES, *draws, pad=pad)
     for i, (angle, scale, shift) in enumerate(zip(*map(np.asarray, draws), strict=True)):
         expected = scipy_affine(IMAGES[i], float(angle), float(scale), shift, mode)
         np.testing.assert_allclose(got[i], expected, atol=0.02)
@@ -36,7 +38,7 @@ def test_affine_against_scipy(pad, mode):
 
 def test_no_motion_is_exact():
     zero = jnp.zeros(6)
-    got = warp.affine(IMAGES, zero, zero + 1, jnp.zeros((6, 2)))
+    got = AFFINE(IMAGES, zero, zero + 1, jnp.zeros((6, 2)))
     np.testing.assert_array_equal(got, IMAGES)
 
 
@@ -44,16 +46,16 @@ def test_directions():
     image = np.zeros((1, 9, 9, 1), np.uint8)
     image[0, 4, 7] = 255  # right of the centre
     one, none = jnp.ones(1), jnp.zeros((1, 2))
-    turned = warp.affine(image, one * np.pi / 2, one, none)
+    turned = AFFINE(image, one * np.pi / 2, one, none)
     assert float(turned[0, 1, 4, 0]) > 254  # counter-clockwise: to the top
-    shifted = warp.affine(image, one * 0, one, jnp.array([[2 / 9, -3 / 9]]))
+    shifted = AFFINE(image, one * 0, one, jnp.array([[2 / 9, -3 / 9]]))
     assert float(shifted[0, 6, 4, 0]) > 254  # down by 2, left by 3
-    larger = warp.affine(image, one * 0, one * 4 / 3, none)
+    larger = AFFINE(image, one * 0, one * 4 / 3, none)
     assert float(larger[0, 4, 8, 0]) > 254  # 3 from the centre, now 4
 
 
 def test_draws_fill_their_ranges():
-    angle, scale, shift = warp.draw_affine(
+    angle, scale, shift = DRAW(
         jax.random.key(0), 4000, rotate_degrees=10.0, zoom=0.2, translate=0.1
     )
     for values, low, high in (

@@ -1,0 +1,140 @@
+"""AutoAugment and RandAugment: strengths, frequencies, and whole policies by Pillow."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_augment_ops import photographs, pillow
+
+from mbv3_jax.data import ops, policies
+
+KEY = jax.random.key(0)
+ARGUMENT = jax.jit(lambda *args: policies.argument(*args, policies.strengths(100.0, 40.0)))
+
+# Arguments that the TensorFlow reference gives its operations at levels 2 and 9.
+PUBLISHED = {
+    "rotate": (6.0, 27.0),
+    "shear_x": (0.06, 0.27),
+    "shear_y": (0.06, 0.27),
+    "translate_x": (20.0, 90.0),
+    "translate_y": (20.0, 90.0),
+    "posterize": (int(0.2 * 4), int(0.9 * 4)),
+    "solarize": (int(0.2 * 256), int(0.9 * 256)),
+    "solarize_add": (int(0.2 * 110), int(0.9 * 110)),
+    "color": (0.46, 1.72),
+    "contrast": (0.46, 1.72),
+    "brightness": (0.46, 1.72),
+    "sharpness": (0.46, 1.72),
+    "cutout": (int(0.2 * 40), int(0.9 * 40)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_strengths_at_levels(name):
+    op = np.full(4, ops.OPS.index(name))
+    levels, signs = np.array([2.0, 9.0, 2.0, 9.0]), np.array([True, True, False, False])
+    got = ARGUMENT(op, levels, signs)
+    published = np.array(PUBLISHED[name])
+    either = name in ops.MOVING
+    expected = np.concatenate([published, -published if either else published])
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_whole_arguments_at_every_level():
+    level = np.arange(11)
+    for name, span in (("posterize", 4), ("solarize", 256), ("solarize_add", 110)):
+        op = np.full(11, ops.OPS.index(name))
+        got = ARGUMENT(op, level.astype(float), op > 0)
+        np.testing.assert_array_equal(got, [int(v / 10 * span) for v in level])
+
+
+def test_v0_is_the_published_table():
+    assert len(policies.V0) == 25 and all(len(row) == 2 for row in policies.V0)
+    flat = [entry for row in policies.V0 for entry in row]
+    assert {name for name, _, _ in flat} < set(ops.OPS)
+    assert sum(prob for _, prob, _ in flat) == pytest.approx(29.8)
+    assert sum(level for _, _, level in flat) == 240
+    place = sum(i * prob * level for i, (_, prob, level) in enumerate(flat))
+    assert place == pytest.approx(3561)  # holds each to its place
+    counts = {name: sum(entry[0] == name for entry in flat) for name in {e[0] for e in flat}}
+    assert counts == {
+        "equalize": 12,
+        "solarize": 8,
+        "color": 9,
+        "rotate": 7,
+        "shear_y": 4,
+        "shear_x": 2,
+        "solarize_add": 2,
+        "posterize": 2,
+        "autocontrast": 2,
+        "invert": 1,
+        "translate_y": 1,
+    }
+
+
+def test_frequencies_of_v0():
+    first, second = jax.jit(policies.autoaugment_v0().draw, static_argnums=1)(KEY, 20000, 32, 32)
+    for i, layer in enumerate((first, second)):
+        expected = np.zeros(len(ops.OPS))
+        for row in policies.V0:
+            name, prob, _ = row[i]
+            expected[ops.OPS.index(name)] += prob / 25
+            expected[0] += (1 - prob) / 25
+        got = np.bincount(layer.op, minlength=len(ops.OPS)) / 20000
+        np.testing.assert_allclose(got, expected, atol=0.012)
+        among = policies.autoaugment_v0().among[i]
+        assert {ops.OPS[k] for k in np.flatnonzero(got)} == among | {"identity"}
+    # Rows are drawn whole: the translation only comes after a rotation of the same image.
+    moved = np.asarray(second.op) == ops.OPS.index("translate_y")
+    assert moved.any() and (np.asarray(first.op)[moved] == ops.OPS.index("rotate")).all()
+    assert set(np.abs(np.asarray(second.arg)[moved]).tolist()) == {225.0}
+
+
+def test_frequencies_of_randaugment():
+    policy = policies.randaugment(magnitude=9.0, magnitude_std=0.5, prob=0.5, cutout=0.0)
+    layers = jax.jit(policy.draw, static_argnums=1)(KEY, 16000, 32, 32)
+    assert len(layers) == 2
+    for layer in layers:
+        share = np.bincount(layer.op, minlength=len(ops.OPS)) / 16000
+        assert share[ops.OPS.index("cutout")] == 0
+        np.testing.assert_allclose(share[1:-1], 0.5 / 15, atol=0.006)
+        degrees = np.asarray(layer.arg)[np.asarray(layer.op) == ops.OPS.index("rotate")]
+        assert abs(np.abs(degrees).mean() - 27) < 0.3 and abs(np.abs(degrees).std() - 1.5) < 0.3
+        assert np.abs(degrees).max() <= 30 and abs((degrees > 0).mean() - 0.5) < 0.08
+    assert abs(np.corrcoef(layers[0].op, layers[1].op)[0, 1]) < 0.03
+    draw = jax.jit(policies.randaugment(layers=1, magnitude=9.0).draw, static_argnums=1)
+    whole = draw(KEY, 16000, 32, 48)[0]
+    np.testing.assert_allclose(np.bincount(whole.op)[1:] / 16000, 1 / 16, atol=0.008)
+    assert (whole.centre.min(0) == 0).all() and whole.centre.max(0).tolist() == [31, 47]
+
+
+@pytest.mark.parametrize("name", ["autoaugment_v0", "randaugment"])
+def test_whole_policies_by_pillow(name):
+    policy = getattr(policies, name)(translate=12.0)
+
+    def off_the_ties(*args):
+        # At level 4 shears meet the lines between pixels, where Pillow's fall to either side.
+        moving = jnp.array([ops.OPS.index(name) for name in ops.MOVING])
+        return [
+            layer._replace(arg=layer.arg * jnp.where(jnp.isin(layer.op, moving), 1.001, 1))
+            for layer in policy.draw(*args)
+        ]
+
+    @jax.jit
+    def run(images, key):
+        shifted = policy._replace(draw=off_the_ties)
+        return off_the_ties(key, *images.shape[:3]), policies.apply(shifted, images, key)
+
+    images = photographs(48)
+    layers, got = run(images, KEY)
+    changed = 0
+    for i, image in enumerate(images):
+        expected = image
+        for layer in layers:
+            op, arg = ops.OPS[int(layer.op[i])], float(layer.arg[i])
+            expected = pillow(op, expected, arg, np.asarray(layer.centre[i]))
+        # Later operations spread a difference of one level, as of autocontrast.
+        off = np.abs(np.asarray(got[i]).astype(int) - expected)
+        assert (off.max(-1) > 4).mean() < 0.003, [ops.OPS[int(layer.op[i])] for layer in layers]
+        changed += (expected != image).any()
+    assert changed > 30
