@@ -76,8 +76,23 @@ def default(network: str) -> ConfigDict:
         rotate_degrees=0.0,
         zoom=0.0,
         translate=0.0,
-        pad="zero",
+        pad="zero",  # zero, edge
+        policy="none",  # none, autoaugment_v0, randaugment
+        policy_interpolation="nearest",  # nearest, bilinear
+        policy_translate=placeholder(float),  # pixels; autoaugment_v0 250, randaugment 100
+        randaugment_layers=placeholder(int),  # 2
+        randaugment_magnitude=placeholder(float),  # 10, the most
+        randaugment_magnitude_std=placeholder(float),  # 0
+        randaugment_prob=placeholder(float),  # 1
+        randaugment_cutout=placeholder(float),  # pixels, 40
+        brightness=0.0,
+        contrast=0.0,
+        saturation=0.0,
+        hue=0.0,
+        erase_prob=0.0,
+        erase_mode="pixel",  # pixel, const
         mixup_alpha=0.0,
+        cutmix_alpha=0.0,
     )
 
     config.batch_size = 64  # over all devices

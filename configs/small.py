@@ -9,6 +9,6 @@ from configs import recipes
 
 def get_config(argument: str = "digits"):
     """`argument`: digits, synthetic, imagenet, tfds/NAME, folder=PATH; the last three also with
-    ,recipe=paper|slim|garden|modest.
+    ,recipe=paper|slim|garden|timm|modest.
     """
     return recipes.choose("mobilenet_v3_small", argument, recipes.V3)
