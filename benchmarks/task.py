@@ -15,6 +15,7 @@ class Task:
     threads: CPU threads that the contender may use.
     dtype: "float32" or "bfloat16" (autocast where the contender is PyTorch).
     layer: name of a depthwise layer, as in `arch.cost.layers`; "" for the whole network.
+    images: folder of JPEG files, for the kind "decode", which decodes, crops and resizes a batch.
     """
 
     kind: str
@@ -24,6 +25,7 @@ class Task:
     threads: int
     dtype: str = "float32"
     layer: str = ""
+    images: str = ""
 
     def to_json(self) -> str:
         """Text for `from_json`."""

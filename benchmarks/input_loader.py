@@ -1,0 +1,85 @@
+"""One measurement of the loader: python -m benchmarks.input_loader OPTIONS_JSON; Linux only.
+
+Options: images (a folder), examples (as many as the data set pretends to have; the files are used
+again and again), batch, resolution, workers (processes, and cores), seconds. One JSON line out.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mbv3_jax.data.decode import decode_view
+from mbv3_jax.data.loader import train_batches
+from mbv3_jax.data.sources import Source
+
+
+class Files(Source):
+    """Files of one folder, each read and decoded when it is asked for."""
+
+    def __init__(self, folder: str, resolution: int, examples: int):
+        self.name, self.split, self.resolution = "files", "train", resolution
+        self.class_names, self.fingerprint = ("none",), ""
+        self._paths = sorted(path for path in Path(folder).iterdir() if path.is_file())
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return self._examples
+
+    def batch(self, indices, views=None):
+        images = np.empty((len(indices), self.resolution, self.resolution, 3), np.uint8)
+        for image, index, view in zip(images, indices, views, strict=True):
+            encoded = self._paths[index % len(self._paths)].read_bytes()
+            image[:] = decode_view(encoded, resolution=self.resolution, view=view)
+        return {"image": images, "label": np.zeros(len(indices), np.int32)}
+
+
+def children() -> list[str]:
+    """Process ids of the processes that this one started."""
+    tasks = Path("/proc/self/task").iterdir()
+    return [pid for task in tasks for pid in (task / "children").read_text().split()]
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process and its children so far."""
+    tick = os.sysconf("SC_CLK_TCK")
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in children()]
+    return time.process_time() + sum(int(stat[11]) + int(stat[12]) for stat in stats) / tick
+
+
+def peak_mb(pid: str) -> float:
+    """Most memory that a process has held, in MiB (VmHWM of proc(5))."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def measure(images, examples, batch, resolution, workers, seconds) -> dict:
+    """Reads batches for so many seconds, after the workers have started and filled their queues."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:workers])
+    source = Files(images, resolution, examples)
+    batches = train_batches(
+        source, batch_size=batch, seed=0, num_workers=workers, prefetch_batches=2
+    )
+    for _ in range(8 * workers):
+        next(batches)
+    count, began, cpu = 0, time.perf_counter(), cpu_seconds()
+    while time.perf_counter() - began < seconds:
+        for _ in range(workers):
+            next(batches)
+        count += workers * batch
+    wall, cpu = time.perf_counter() - began, cpu_seconds() - cpu
+    result = {
+        "images_per_s": count / wall,
+        "cpu_ms": 1e3 * cpu / count,
+        "parent_mb": peak_mb("self"),
+        "workers_mb": sum(peak_mb(pid) for pid in children()),
+    }
+    batches.close()
+    return result
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(**json.loads(sys.argv[1]))))
