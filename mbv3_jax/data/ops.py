@@ -57,17 +57,27 @@ def apply(images, op, arg, centre, *, among: Collection[str] = OPS, interpolatio
     def any_of(names):
         return any(name in among for name in names)
 
-    if any_of(MOVING):
+    def moved(images):
         matrices = _matrices(on, arg, *images.shape[1:3])
-        images = warp.transform(images, matrices, interpolation=interpolation, fill=FILL)
-    if any_of(LEVELLING):
-        images = tone.look_up(images, _tables(images, on, arg, among))
+        return warp.transform(images, matrices, interpolation=interpolation, fill=FILL)
+
+    # Each image has one operation, so that all can read the same `source`, in any order. A gather
+    # comes last, because XLA writes its result out; what it fuses into its readers is computed
+    # again by each, of which the next round has many.
+    source = images
+    if any_of(MOVING) and interpolation == "bilinear":
+        images = moved(images)
     if any_of(BLENDING):
-        images = _blended(images, on, arg, among)
+        factor = jnp.where(on("color") | on("sharpness"), arg, 1.0)[:, None, None, None]
+        images = tone.blend(_less(source, on, among), images, factor)
     if "cutout" in among:
         half = jnp.where(on("cutout"), arg, 0).astype(jnp.int32)
-        inside = box(centre - half[:, None], centre + half[:, None], *images.shape[1:3])
+        inside = box(centre - half[:, None], centre + half[:, None], *source.shape[1:3])
         images = jnp.where(inside, jnp.uint8(FILL), images)
+    if any_of(LEVELLING):
+        images = tone.look_up(images, _tables(source, on, arg, among))
+    if any_of(MOVING) and interpolation == "nearest":
+        images = moved(images)
     return images
 
 
@@ -115,19 +125,18 @@ def _tables(images, on, arg, among):
     chosen = [on(name) for name in used]
     chosen = jnp.stack([~jnp.any(jnp.stack(chosen), axis=0), *chosen])
     stacked = jnp.stack([jnp.broadcast_to(table, shape) for table in made])
-    # A product, because XLA would move a chain of selections into the pass over the pixels.
+    # A product, because XLA would move a chain of selections into the pass over the pixels. It is
+    # exact: levels fit in the 8 bits that a TPU multiplies.
     return jnp.einsum("on,oncl->ncl", chosen.astype(jnp.float32), stacked.astype(jnp.float32))
 
 
-def _blended(images, on, arg, among):
-    """Colour: a blend with the grey image; sharpness: with a smoothed one."""
-    factor = jnp.where(on("color") | on("sharpness"), arg, 1.0)[:, None, None, None]
-    other = images.astype(jnp.int32)
-    if "color" in among:
-        other = jnp.where(on("color")[:, None, None, None], tone.luma(images), other)
-    if "sharpness" in among:
-        other = jnp.where(on("sharpness")[:, None, None, None], smooth(images), other)
-    return tone.blend(other, images, factor)
+def _less(images, on, among):
+    """What the blends start from: a grey image for colour, a smooth one for sharpness."""
+    if "sharpness" not in among:
+        return tone.luma(images)
+    if "color" not in among:
+        return smooth(images)
+    return jnp.where(on("sharpness")[:, None, None, None], smooth(images), tone.luma(images))
 
 
 def smooth(images):
