@@ -14,11 +14,12 @@ IMAGES = rng.integers(0, 256, (8, 16, 16, 3), np.uint8)
 LABELS = np.arange(8, dtype=np.int32)
 BATCH = {"image": IMAGES, "label": LABELS}
 KEY = jax.random.key(3)
+QUICKLY = {"xla_backend_optimization_level": 0}  # compiles in half the time
 
 
 @functools.cache
 def compiled(**options):
-    return jax.jit(augment.make_preprocess(**options)[0])
+    return jax.jit(augment.make_preprocess(**options)[0], compiler_options=QUICKLY)
 
 
 def train(key=KEY, **options):

@@ -1,5 +1,7 @@
 """AutoAugment and RandAugment: strengths, frequencies, and whole policies by Pillow."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,7 +122,7 @@ def test_whole_policies_by_pillow(name):
             for layer in policy.draw(*args)
         ]
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def run(images, key):
         shifted = policy._replace(draw=off_the_ties)
         return off_the_ties(key, *images.shape[:3]), policies.apply(shifted, images, key)
