@@ -1,11 +1,13 @@
 """Races contenders: a process each, taking turns, medians and ratios in one table.
 
 Only one contender runs at a time and they alternate every few steps, so that a machine that
-speeds up or slows down does so for all of them.
+speeds up or slows down does so for all of them. All get the allocator setting that `main.py`
+gives itself; GLIBC_TUNABLES in the environment takes its place, empty for glibc's default.
 """
 
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.task import Task
+from main import HUGE_PAGES
 
 
 @dataclasses.dataclass
@@ -51,6 +54,7 @@ def race(task: Task, contenders: list[str], *, rounds: int, seconds_per_round: f
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                env={"GLIBC_TUNABLES": HUGE_PAGES, **os.environ},
             )
             ready = json.loads(process.stdout.readline() or '{"absent": "it crashed, see above"}')
             if "absent" in ready:
@@ -127,7 +131,6 @@ def results_table(task: Task, results: list[Result]) -> Table:
 def main(kind: str, contenders: list[str], doc: str) -> None:
     """The command line that `train_step` and `inference` share."""
     import argparse
-    import os
 
     parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("--networks", nargs="+", default=["mobilenet_v3_small"])

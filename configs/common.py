@@ -142,4 +142,4 @@ def default(network: str) -> ConfigDict:
     config.checkpoint_every_epochs = placeholder(float)
     config.checkpoint_every_examples = placeholder(int)
     config.keep_checkpoints = 3
-    return config
+    return config.lock()
