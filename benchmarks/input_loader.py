@@ -1,7 +1,8 @@
 """One measurement of the loader: python -m benchmarks.input_loader OPTIONS_JSON; Linux only.
 
 Options: images (a folder), examples (as many as the data set pretends to have; the files are used
-again and again), batch, resolution, workers (processes, and cores), seconds. One JSON line out.
+again and again), batch, resolution, how ("processes" or "threads" that decode), count (of them,
+and of cores), seconds. One JSON line out.
 """
 
 import json
@@ -56,24 +57,23 @@ def peak_mb(pid: str) -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def measure(images, examples, batch, resolution, workers, seconds) -> dict:
+def measure(images, examples, batch, resolution, how, count, seconds) -> dict:
     """Reads batches for so many seconds, after the workers have started and filled their queues."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:workers])
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
     source = Files(images, resolution, examples)
-    batches = train_batches(
-        source, batch_size=batch, seed=0, num_workers=workers, prefetch_batches=2
-    )
-    for _ in range(8 * workers):
+    number = {"num_workers": count} if how == "processes" else {"num_threads": count}
+    batches = train_batches(source, batch_size=batch, seed=0, prefetch_batches=2, **number)
+    for _ in range(8 * count):
         next(batches)
-    count, began, cpu = 0, time.perf_counter(), cpu_seconds()
+    done, began, cpu = 0, time.perf_counter(), cpu_seconds()
     while time.perf_counter() - began < seconds:
-        for _ in range(workers):
+        for _ in range(count):
             next(batches)
-        count += workers * batch
+        done += count * batch
     wall, cpu = time.perf_counter() - began, cpu_seconds() - cpu
     result = {
-        "images_per_s": count / wall,
-        "cpu_ms": 1e3 * cpu / count,
+        "images_per_s": done / wall,
+        "cpu_ms": 1e3 * cpu / done,
         "parent_mb": peak_mb("self"),
         "workers_mb": sum(peak_mb(pid) for pid in children()),
     }

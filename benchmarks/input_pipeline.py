@@ -2,8 +2,9 @@
 
 First, one core: decode, Inception crop, resize, side by side with what one would use instead
 (pip install tensorflow-cpu opencv-python-headless torch torchvision; absent ones are named).
-Then the same in the loader: one worker process on one core, and several on as many; and memory,
-with a thousand examples and with a million. Without a folder of photographs it makes some up.
+Then the same in the loader: one worker, process or thread, on one core, and several on as many;
+and memory, with a thousand examples and with a million. Without a folder of photographs it makes
+some up.
 """
 
 import argparse
@@ -67,28 +68,38 @@ def loader_run(**options) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def loader_table(common: dict, workers: int, rounds: int) -> Table:
-    """One worker on one core against several on as many, in turns; then many more examples."""
+def loader_table(common: dict, count: int, rounds: int) -> Table:
+    """One worker on one core against several on as many, in turns; then many more examples.
+
+    The rate by the clock needs cores that are idle otherwise; CPU time an image shows what more
+    workers cost also where they are not.
+    """
     table = Table(title=f"in the loader, batches of {common['batch']}")
-    for name in ("workers = cores", "examples", "images/s", "of workers times one"):
+    table.add_column("workers = cores", no_wrap=True)
+    for name in ("examples", "images/s", "of workers times one", "CPU ms an image", "so at most"):
         table.add_column(name, justify="right")
-    table.add_column("CPU ms an image", justify="right")
     table.add_column("peak MB, parent + workers", justify="right")
-    runs = {1: [], workers: []}
+    runs = {(how, n): [] for how in ("processes", "threads") for n in (1, count)}
     for _ in range(rounds):
-        for count, done in runs.items():
-            done.append(loader_run(**common, workers=count, examples=1000))
-    many = [loader_run(**common, workers=workers, examples=1_000_000)]
-    one = statistics.median(run["images_per_s"] for run in runs[1])
-    rows = [(count, 1000, done) for count, done in runs.items()] + [(workers, 1_000_000, many)]
-    for count, examples, done in rows:
-        rate = statistics.median(run["images_per_s"] for run in done)
+        for (how, n), done in runs.items():
+            done.append(loader_run(**common, how=how, count=n, examples=1000))
+    rows = [(how, n, 1000, done) for (how, n), done in runs.items()]
+    many = loader_run(**common, how="processes", count=count, examples=1_000_000)
+    rows.append(("processes", count, 1_000_000, [many]))
+
+    def median(done: list[dict], what: str) -> float:
+        return statistics.median(run[what] for run in done)
+
+    for how, n, examples, done in rows:
+        one = runs[how, 1]
+        rate, cpu_ms = median(done, "images_per_s"), median(done, "cpu_ms")
         table.add_row(
-            str(count),
+            f"{n} {how}",
             f"{examples:,}",
             f"{rate:.0f}",
-            f"{100 * rate / (count * one):.0f}%",
-            f"{statistics.median(run['cpu_ms'] for run in done):.2f}",
+            f"{100 * rate / (n * median(one, 'images_per_s')):.0f}%",
+            f"{cpu_ms:.2f}",
+            f"{100 * median(one, 'cpu_ms') / cpu_ms:.0f}%",
             f"{done[-1]['parent_mb']:.0f} + {done[-1]['workers_mb']:.0f}",
         )
     return table

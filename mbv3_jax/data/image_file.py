@@ -81,9 +81,9 @@ class _Jpeg:
         while scale < 8 and min(right - left, bottom - top) >= 2 * scale * _SPARE * resolution:
             scale *= 2
         encoded, (width, height) = self._encoded, self.size
-        # A decoder that reads a smaller height stops there. The margin keeps the last row's
-        # chroma, which is interpolated from the rows around it, as it would have been.
-        rows = math.ceil(bottom) + 2 * 8 * scale
+        # A decoder that reads a smaller height stops there. Chroma, at most 4 times coarser, is
+        # interpolated: one more row of it leaves the crop's last row as it would have been.
+        rows = bottom + 4 * scale
         if self._height_at and rows < height:
             height = rows
             after = self._height_at + 2
