@@ -96,10 +96,13 @@ def make_preprocess(
     choose("augment.pad", pad, warp.PADS)
     choose("augment.policy_interpolation", policy_interpolation, warp.INTERPOLATIONS)
     choose("augment.erase_mode", erase_mode, mix.ERASE_MODES)
-    for name, value, most in (
+    for name, value, below in (
         ("rotate_degrees", rotate_degrees, 180.0),
-        ("zoom", zoom, 0.99),
+        ("zoom", zoom, 1.0),
         ("translate", translate, 1.0),
+    ):
+        _number(name, value, below=below)
+    for name, value, most in (
         ("brightness", brightness, math.inf),
         ("contrast", contrast, math.inf),
         ("saturation", saturation, math.inf),
@@ -204,8 +207,9 @@ def _make_policy(name: str, **options) -> policies.Policy | None:
     return policies.randaugment(**options) if name == "randaugment" else None
 
 
-def _number(name: str, value, most: float) -> None:
+def _number(name: str, value, most: float = math.inf, below: float = math.inf) -> None:
     ok = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not ok or not 0 <= value <= most:
-        bound = f" to {most:g}" if most < math.inf else " up"
-        raise ValueError(f"augment.{name}: got {value!r}, expected a number from 0{bound}")
+    if not ok or not 0 <= value <= most or value >= below:
+        bound = f" to {most:g}" if most < math.inf else ""
+        bound = f" to below {below:g}" if below < math.inf else bound
+        raise ValueError(f"augment.{name}: got {value!r}, expected from 0{bound or ' up'}")
