@@ -11,17 +11,15 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
-from mbv3_jax.data.decode import decode_view
 from mbv3_jax.data.loader import train_batches
-from mbv3_jax.data.sources import Source
+from mbv3_jax.data.source import Encoded
 
 
-class Files(Source):
+class Files(Encoded):
     """Files of one folder, each read and decoded when it is asked for."""
 
     def __init__(self, folder: str, resolution: int, examples: int):
+        super().__init__({})
         self.name, self.split, self.resolution = "files", "train", resolution
         self.class_names, self.fingerprint = ("none",), ""
         self._paths = sorted(path for path in Path(folder).iterdir() if path.is_file())
@@ -30,12 +28,11 @@ class Files(Source):
     def __len__(self) -> int:
         return self._examples
 
-    def batch(self, indices, views=None):
-        images = np.empty((len(indices), self.resolution, self.resolution, 3), np.uint8)
-        for image, index, view in zip(images, indices, views, strict=True):
-            encoded = self._paths[index % len(self._paths)].read_bytes()
-            image[:] = decode_view(encoded, resolution=self.resolution, view=view)
-        return {"image": images, "label": np.zeros(len(indices), np.int32)}
+    def where(self, index: int) -> str:
+        return str(self._paths[index % len(self._paths)])
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        return Path(self.where(index)).read_bytes(), 0
 
 
 def children() -> list[str]:

@@ -182,8 +182,3 @@ def _turned(square: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
     square = square.swapaxes(0, 1) if transposed else square
     square = square[:, ::-1] if left_right else square
     return square[::-1] if up_down else square
-
-
-def decode(encoded: bytes, resolution: int, rng: np.random.Generator | None = None) -> np.ndarray:
-    """`decode_view` with its defaults."""
-    return decode_view(encoded, resolution=resolution, view=rng)
