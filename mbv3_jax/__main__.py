@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mbv3_jax.data import commands as data
 from mbv3_jax.train import config as configs
 from mbv3_jax.train.errors import RunError, UsageError
 
@@ -15,7 +16,12 @@ from mbv3_jax.train.errors import RunError, UsageError
 def _summary(flags, overrides: Sequence[str]) -> None:
     from mbv3_jax.report.summary import layer_table, totals_table
 
-    spec = configs.spec_of(configs.parse(flags.config, overrides))
+    config = configs.parse(flags.config, overrides)
+    spec = configs.spec_of(config)
+    if config.net.num_classes is None:  # as many as the data has
+        from mbv3_jax.train.experiment import open_data
+
+        spec, *_ = open_data(config)
     # Without a terminal rich would wrap the table at 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(layer_table(spec))
@@ -41,6 +47,14 @@ def _plot(flags, overrides: Sequence[str]) -> None:
     print(flags.out)
 
 
+def _data(flags, overrides: Sequence[str]) -> int:
+    _no_more(overrides, "data", "what python -m mbv3_jax data prepare|check --help lists")
+    try:
+        return flags.run_data(flags)
+    except (ValueError, FileNotFoundError) as e:
+        raise UsageError(str(e)) from e
+
+
 def _no_more(overrides: Sequence[str], command: str, options: str) -> None:
     if overrides:
         raise UsageError(f"unknown option {overrides[0]}; {command} takes {options}")
@@ -64,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("--run", required=True, type=Path, help="run folder")
     plot.add_argument("--out", required=True, type=Path, help="file.png, file.svg or file.pdf")
     plot.set_defaults(run_command=_plot)
+
+    data.add_parser(commands)
+    commands.choices["data"].set_defaults(run_command=_data)
     return parser
 
 
@@ -71,11 +88,11 @@ def main(arguments: Sequence[str]) -> int:
     """Runs a command and returns its exit code; codes as in `mbv3_jax.train.cli.main`."""
     flags, overrides = _parser().parse_known_args(arguments)
     try:
-        flags.run_command(flags, overrides)
+        code = flags.run_command(flags, overrides)
     except (UsageError, RunError) as e:
         Console(stderr=True, soft_wrap=True).print(f"error: {e}", markup=False, style="red")
         return e.exit_code
-    return 0
+    return code or 0
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
+    stop_step: int | None = None,
     num_workers: int | None = 0,
     num_threads: int = 1,
     prefetch_batches: int = 4,
@@ -46,13 +47,14 @@ def train_batches(
     on_error: str = "raise",
     on_skip: Callable[[str], None] = _warn,
 ) -> "Batches":
-    """Returns an endless iterator of training batches, beginning with batch `start_step`.
+    """Returns an iterator of training batches, beginning with batch `start_step`.
 
     Args:
       source: what to read.
       batch_size: examples per step over all processes.
       seed: of the order and of the random views; 0 to 2**32 - 1.
       start_step: the number of steps already trained.
+      stop_step: the number of steps to train, after which nothing is read ahead; None is endless.
       num_workers: worker processes that read ahead; 0 reads ahead by threads of this process, as
         is faster for a source in memory. None: one a core if images must be decoded, else 0.
       num_threads: threads that read ahead, in each worker process, or here when there is none.
@@ -78,7 +80,9 @@ def train_batches(
     skip = choose("data.on_error", on_error, ON_ERROR) == "skip"
     num_workers = _workers(source, num_workers)
     parts = _parts(batch_size, process_index, process_count, num_workers)
-    chunks = _TrainChunks(source, batch_size, parts, skip, seed, start_step)
+    endless = sys.maxsize // batch_size  # no position overflows
+    steps = (start_step, endless if stop_step is None else stop_step)
+    chunks = _TrainChunks(source, batch_size, parts, skip, seed, steps)
     return Batches(chunks, len(parts), on_skip, num_workers, num_threads, prefetch_batches)
 
 
@@ -163,13 +167,14 @@ class _Chunks:
 
 
 class _TrainChunks(_Chunks):
-    def __init__(self, source, batch_size, parts, skip, seed, start_step):
+    def __init__(self, source, batch_size, parts, skip, seed, steps: tuple[int, int]):
         super().__init__(source, batch_size, parts, skip)
-        self._seed, self._first = seed, start_step * len(parts)
+        self._seed = seed
+        self._first, self._stop = (step * len(parts) for step in steps)
         self._order = EpochOrder(len(source), seed)
 
     def __len__(self) -> int:
-        return sys.maxsize // self._batch_size - self._first  # no position overflows
+        return self._stop - self._first
 
     def __getitem__(self, number):
         positions = self._positions(self._first + int(number))

@@ -59,10 +59,17 @@ def _report(summary: dict, workdir: Path) -> str:
     lines = [
         f"done: {summary['steps']} steps, {summary['epochs']:.1f} epochs, "
         f"{summary['seconds']:.0f} s, {summary['images_per_second']:.0f} images/s",
-        f"top-1 {values['top1']:.2%} on all {values['count']} {summary['split']} images "
+        f"top-1 {values['top1']:.2%} on {_images(values)} {summary['split']} images "
         f"({summary['weights']} weights)",
         f"run folder: {workdir}",
         f"next: python -m mbv3_jax eval --run={workdir}      evaluate it again",
         f"      tensorboard --logdir={workdir}               look at its curves",
     ]
     return "\n".join(lines)
+
+
+def _images(values: dict) -> str:
+    if "unreadable" not in values:
+        return f"all {values['count']}"
+    whole = values["count"] + values["unreadable"]
+    return f"{values['count']} of {whole} ({values['unreadable']} could not be read)"

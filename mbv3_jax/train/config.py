@@ -153,10 +153,11 @@ def flatten(config: ConfigDict) -> dict[str, object]:
     return dict(walk(json.loads(to_json(config)), ""))
 
 
-# Where the data lies and who reads it change nothing about a run.
-_NO_DIFFERENCE = tuple(
-    f"data.{name}" for name in ("data_dir", "num_workers", "num_threads", "prefetch_batches")
-)
+# Where the data lies, who reads it and what to do when that fails make no other run of it.
+_NO_DIFFERENCE = {
+    f"data.{name}"
+    for name in ("data_dir", "num_workers", "num_threads", "prefetch_batches", "on_error")
+}
 
 
 def differences(ours: ConfigDict, theirs: ConfigDict) -> dict[str, tuple]:
@@ -165,7 +166,7 @@ def differences(ours: ConfigDict, theirs: ConfigDict) -> dict[str, tuple]:
     absent = "(absent)"
     return {
         path: (a.get(path, absent), b.get(path, absent))
-        for path in sorted((a.keys() | b.keys()) - set(_NO_DIFFERENCE))
+        for path in sorted((a.keys() | b.keys()) - _NO_DIFFERENCE)
         if a.get(path, absent) != b.get(path, absent)
     }
 

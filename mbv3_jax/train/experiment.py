@@ -92,14 +92,16 @@ class Experiment:
         seed, with_ema = self.config.seed, self.config.ema_decay is not None
         return state.create(self.spec, self.tx, seed=seed, with_ema=with_ema)
 
-    def train_batches(self, start_step: int):
+    def train_batches(self, start_step: int, **options):
         """This process's training batches from a step on; see `loader.train_batches`."""
         return loader.train_batches(
             self.train_source,
             batch_size=self.config.batch_size,
             seed=self.config.seed,
             start_step=start_step,
+            stop_step=self.total_steps,
             **self._loading(),
+            **options,
         )
 
     def eval_batches(self):

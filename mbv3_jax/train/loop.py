@@ -10,6 +10,7 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from mbv3_jax.data.source import BadExample
 from mbv3_jax.train import run_folder
 from mbv3_jax.train.checkpoint import Checkpoints, Position
 from mbv3_jax.train.errors import RunError
@@ -45,7 +46,7 @@ def train(config: ConfigDict, workdir: Path, console: Console | None = None) -> 
     """
     console = console or Console(stderr=True, markup=False)
     experiment = make_experiment(config)
-    run_folder.claim(workdir, config, experiment.spec)
+    run_folder.claim(workdir, config, experiment.spec, experiment.train_source.class_names)
     if summary := run_folder.read_summary(workdir):
         return summary
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
@@ -56,6 +57,11 @@ def train(config: ConfigDict, workdir: Path, console: Console | None = None) -> 
     except OSError as e:
         raise RunError(
             f"stopped in {workdir}: {e}. When that is mended, {checkpoints.advice()}"
+        ) from e
+    except BadExample as e:
+        raise RunError(
+            f"{e}. When that is mended, {checkpoints.advice()}; with --config.data.on_error=skip "
+            "it leaves such examples out, and counts them"
         ) from e
     finally:
         checkpoints.close()
@@ -99,6 +105,7 @@ class _Loop:
         self.experiment, self.config = experiment, experiment.config
         self.workdir, self.checkpoints, self.console = workdir, checkpoints, console
         self.last_saved: int | None = None
+        self.skipped = 0
 
     def run(self, state: TrainState) -> dict:
         start, total = int(state.step), self.experiment.total_steps
@@ -119,7 +126,7 @@ class _Loop:
 
     def _steps(self, state: TrainState, start: int, bar: ProgressBar) -> TrainState:
         experiment = self.experiment
-        batches = experiment.train_batches(start)
+        batches = experiment.train_batches(start, on_skip=bar.print)
         try:
             for step in self.interrupt.between(range(start + 1, experiment.total_steps + 1)):
                 batch = put_batch(next(batches), experiment.mesh)
@@ -133,6 +140,7 @@ class _Loop:
                     self._save(state, bar)
         finally:
             batches.close()
+            self.skipped = sum(batches.skipped.values())
         return state
 
     def _collect(self, bar: ProgressBar, leave: int = 0) -> None:
@@ -188,6 +196,8 @@ class _Loop:
         step = int(state.step)
         self.metrics.write(step, "eval", values)
         bar.print(f"step {step}: held-out top-1 {values['top1']:.2%}, loss {values['loss']:.4f}")
+        if unreadable := values.get("unreadable"):
+            bar.print(f"step {step}: {unreadable} of the held-out images could not be read")
 
     def _evaluate_variables(self, variables) -> dict[str, float]:
         return evaluate_variables(self.experiment, variables, between=self.interrupt.between)
@@ -206,6 +216,8 @@ class _Loop:
             "seconds": seconds,
             "images_per_second": steps * self.config.batch_size / seconds,
         }
+        if self.skipped:
+            summary["skipped"] = self.skipped
         if averaged:
             summary["eval_raw"] = self._evaluate_variables(state.variables)
         run_folder.write_atomically(self.workdir / "summary.json", json.dumps(summary, indent=1))
@@ -214,10 +226,14 @@ class _Loop:
 
 def evaluate_variables(experiment: Experiment, variables, between=iter) -> dict[str, float]:
     """Evaluates on every held-out example; see `evaluate.evaluate`. `between` wraps the batches."""
-    return evaluate(
-        experiment.eval_step,
-        variables,
-        between(experiment.eval_batches()),
-        mesh=experiment.mesh,
-        expected=len(experiment.eval_source),
-    )
+    batches = experiment.eval_batches()
+    try:
+        return evaluate(
+            experiment.eval_step,
+            variables,
+            between(batches),
+            mesh=experiment.mesh,
+            expected=len(experiment.eval_source),
+        )
+    finally:
+        batches.close()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mbv3_jax.data.source import BadExample
 from mbv3_jax.train import run_folder
 from mbv3_jax.train.checkpoint import Checkpoints
 from mbv3_jax.train.errors import RunError, UsageError
@@ -40,10 +41,14 @@ def reevaluate(run: Path, *, step: int | None = None, weights: str = "auto") -> 
     finally:
         checkpoints.close()
     averaged = has_average and weights != "raw"
+    try:
+        values = evaluate_variables(experiment, state.ema if averaged else state.variables)
+    except BadExample as e:
+        raise RunError(f"{e}") from e
     return {
         "run": str(run),
         "step": step,
         "weights": "ema" if averaged else "raw",
         "split": experiment.eval_source.split,
-        **evaluate_variables(experiment, state.ema if averaged else state.variables),
+        **values,
     }

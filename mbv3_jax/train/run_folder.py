@@ -2,6 +2,7 @@
 
 config.json       what the run was started with; another configuration is refused
 spec.json         the network
+classes.json      the names of the classes, by label
 metrics.jsonl     a line per log and evaluation
 events.out.*      the same for TensorBoard
 checkpoints/      a folder per step, see `checkpoint.py`
@@ -11,6 +12,7 @@ summary.json      the result, once the run has ended
 import contextlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -20,7 +22,9 @@ from mbv3_jax.train import config as configs
 from mbv3_jax.train.errors import RunError, UsageError
 
 
-def claim(run: Path, config: ConfigDict, spec: arch_spec.NetSpec) -> None:
+def claim(
+    run: Path, config: ConfigDict, spec: arch_spec.NetSpec, class_names: Sequence[str] = ()
+) -> None:
     """Makes the folder of a new run, or finds that an old one is of the same configuration.
 
     Raises:
@@ -36,7 +40,10 @@ def claim(run: Path, config: ConfigDict, spec: arch_spec.NetSpec) -> None:
     try:
         run.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            _compare(run, config, read_config(run))
+            stored = read_config(run)
+            _compare(run, config, stored)
+            if configs.to_json(config) != configs.to_json(stored):  # where the data lies now
+                write_atomically(path, configs.to_json(config))
         elif foreign := [p.name for p in run.iterdir() if p.name != _temporary(path).name]:
             raise UsageError(
                 f"{run} is no run folder (it holds {foreign[0]} and no config.json); "
@@ -46,6 +53,9 @@ def claim(run: Path, config: ConfigDict, spec: arch_spec.NetSpec) -> None:
             write_atomically(path, configs.to_json(config))
         if not (run / "spec.json").exists():  # new, or killed since it wrote the other
             write_atomically(run / "spec.json", arch_spec.to_json(spec))
+        if class_names and not (run / "classes.json").exists():
+            names = json.dumps(class_names, indent=1, ensure_ascii=False)
+            write_atomically(run / "classes.json", names)
     except OSError as e:
         raise UsageError(f"cannot write to {run}: {e.strerror}; choose another --workdir") from e
 
