@@ -60,17 +60,19 @@ def find_builder(name: str, dataset: str, data_dir: str | os.PathLike | None):
         raise NotFound(f"{name}: no prepared {dataset} in {root} ({setting}).\n{how_to}")
     import tensorflow_datasets as tfds  # does not import TensorFlow; a test holds it to that
 
+    wanted = tfds.core.FileFormat.from_value(FORMAT)
     found = []
     for folder in reversed(copies):
-        try:
-            return tfds.builder_from_directory(os.fspath(folder), file_format=FORMAT)
-        except ValueError:
-            kind = tfds.builder_from_directory(os.fspath(folder)).info.file_format.value
-            found.append(f"{folder} is {kind}")
+        builder = tfds.builder_from_directory(os.fspath(folder))
+        info = builder.info
+        if wanted == info.file_format or wanted in info.alternative_file_formats:
+            # Its file names follow the format.
+            info.set_file_format(wanted, override=True, override_if_initialized=True)
+            return builder
+        found.append(f"{folder} is {info.file_format.value}")
+    found = ", ".join(found)
     convert = _CONVERT.format(name=name, root=root)
-    raise NotFound(
-        f"{name}: no {FORMAT} copy in {root} ({setting}): {', '.join(found)}.\n{convert}"
-    )
+    raise NotFound(f"{name}: no {FORMAT} copy in {root} ({setting}): {found}.\n{convert}")
 
 
 def prepared_copies(root: epath.Path, dataset: str) -> list[epath.Path]:
