@@ -12,15 +12,13 @@ An example that cannot be used ends the run (`on_error="raise"`), or is left out
 """
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 
-import grain
 import numpy as np
-from absl import flags
 
 from mbv3_jax.arch.spec import choose
+from mbv3_jax.data import readers
 from mbv3_jax.data.order import EpochOrder
 from mbv3_jax.data.source import BadExample, Source
 from mbv3_jax.data.sources import ON_ERROR
@@ -78,7 +76,7 @@ def train_batches(
     if start_step < 0:
         raise ValueError(f"start_step: got {start_step!r}, expected 0 or more")
     skip = choose("data.on_error", on_error, ON_ERROR) == "skip"
-    num_workers = _workers(source, num_workers)
+    num_workers = readers.workers(source, num_workers)
     parts = _parts(batch_size, process_index, process_count, num_workers)
     endless = sys.maxsize // batch_size  # no position overflows
     steps = (start_step, endless if stop_step is None else stop_step)
@@ -111,7 +109,7 @@ def eval_batches(
     """
     _check(source, batch_size, process_index, process_count)
     skip = choose("data.on_error", on_error, ON_ERROR) == "skip"
-    num_workers = _workers(source, num_workers)
+    num_workers = readers.workers(source, num_workers)
     parts = _parts(batch_size, process_index, process_count, num_workers)
     chunks = _EvalChunks(source, batch_size, parts, skip)
     return Batches(chunks, len(parts), on_skip, num_workers, num_threads, prefetch_batches)
@@ -127,7 +125,9 @@ class Batches(Iterator):
     def __init__(self, chunks, per_batch, on_skip, num_workers, num_threads, prefetch_batches):
         self.skipped: dict[str, int] = {}
         self._per_batch, self._on_skip = per_batch, on_skip
-        self._chunks = _read_ahead(chunks, per_batch, num_workers, num_threads, prefetch_batches)
+        self._chunks = readers.read_ahead(
+            chunks, per_batch, num_workers, num_threads, prefetch_batches
+        )
 
     def __next__(self) -> dict[str, np.ndarray]:
         chunks = [self._next_chunk() for _ in range(self._per_batch)]
@@ -228,18 +228,6 @@ def view_generator(seed: int, position: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, position, 0, 1]))
 
 
-def _workers(source: Source, num_workers: int | None) -> int:
-    if num_workers is None:
-        return _cores() if source.encoded else 0
-    return num_workers
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _parts(batch_size, process_index, process_count, num_workers) -> list[np.ndarray]:
     """The places in a batch that are this process's, in the chunks in which they are read."""
     own = batch_size // process_count
@@ -258,28 +246,3 @@ def _check(source, batch_size, process_index, process_count):
         raise ValueError(
             f"batch_size: got {batch_size}, expected a multiple of the {process_count} processes"
         )
-
-
-def _read_ahead(chunks, per_batch, num_workers, num_threads, prefetch) -> grain.DatasetIterator:
-    for name, value, least in (
-        ("num_workers", num_workers, 0),
-        ("num_threads", num_threads, 1),
-        ("prefetch_batches", prefetch, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name}: got {value!r}, expected {least} or more")
-    # A Grain element is a chunk: its workers and threads then take turns by chunk and deliver in
-    # order, so that their number cannot change what a batch holds.
-    ahead = max(1, -(-prefetch * per_batch // max(1, num_workers)))  # chunks, for each worker
-    threads = grain.ReadOptions(
-        num_threads=num_threads,
-        prefetch_buffer_size=num_threads if num_workers else max(ahead, num_threads),
-    )
-    dataset = grain.MapDataset.source(chunks).to_iter_dataset(threads)
-    if num_workers:
-        if not flags.FLAGS.is_parsed():  # no absl main here (a test, a notebook); Grain reads some
-            flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=ahead)
-        )
-    return iter(dataset)

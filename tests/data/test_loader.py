@@ -2,6 +2,11 @@
 
 import io
 import itertools
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +15,7 @@ from PIL import Image
 from mbv3_jax.data import loader, sources
 from mbv3_jax.data.source import BadExample, Encoded
 
+ROOT = Path(__file__).resolve().parents[2]
 BATCH, EPOCH = 8, 50  # 6.25 batches an epoch
 
 
@@ -230,3 +236,30 @@ def test_what_is_out_of_range(source, options, message):
 def test_no_examples():
     with pytest.raises(ValueError, match="data album/train: no examples"):
         loader.eval_batches(Album(0), batch_size=1)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks processes up in /proc")
+def test_workers_end_with_a_killed_run(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, os, time\n"
+        "from mbv3_jax.data import loader, sources\n"
+        "if __name__ == '__main__':\n"
+        "    source = sources.open_source('synthetic', 'train', resolution=8)\n"
+        "    batches = loader.train_batches(source, batch_size=8, seed=0, num_workers=1)\n"
+        "    next(batches)\n"
+        "    print(*(p.pid for p in multiprocessing.active_children()), flush=True)\n"
+        "    time.sleep(100)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True
+    ) as run:
+        workers = [int(pid) for pid in run.stdout.readline().split()]
+        run.kill()
+    assert workers
+    for _ in range(100):
+        if not any(Path(f"/proc/{pid}").exists() for pid in workers):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"workers {workers} are still there")
