@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str]) -> int:
 
         summary = train(config, workdir, console)
     except (UsageError, RunError) as e:
+        # A failed write leaves coroutines of Orbax behind, which Python would name at the end.
+        warnings.simplefilter("ignore", RuntimeWarning)
         console.print(f"error: {e}", style="red")
         return e.exit_code
     except KeyboardInterrupt:
