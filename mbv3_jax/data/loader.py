@@ -131,8 +131,7 @@ class Batches(Iterator):
 
     def __next__(self) -> dict[str, np.ndarray]:
         chunks = [self._next_chunk() for _ in range(self._per_batch)]
-        if len(chunks) == 1:
-            return chunks[0]
+        # A copy even of one: what comes from another process lies in memory shared with it.
         return {k: np.concatenate([np.asarray(c[k]) for c in chunks]) for k in chunks[0]}
 
     def _next_chunk(self):
