@@ -50,9 +50,10 @@ class Album(Encoded):
 
 
 def take(batches, count: int) -> list[dict]:
-    taken = list(itertools.islice(batches, count))
-    batches.close()
-    return taken
+    try:
+        return list(itertools.islice(batches, count))
+    finally:
+        batches.close()
 
 
 def train(source, count: int, batch_size=BATCH, seed=0, **options) -> list[dict]:

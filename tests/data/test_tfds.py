@@ -11,7 +11,6 @@ import pytest
 from miniature import photograph, tfds_folder
 
 from mbv3_jax import __main__ as command_line
-from mbv3_jax.data import loader
 from mbv3_jax.data.source import BadExample, NotFound
 from mbv3_jax.data.sources import open_pair
 
@@ -139,10 +138,10 @@ def test_check(root, tmp_path, capsys):
 
 
 def test_labels_out_of_range(tmp_path):
-    make(tmp_path, splits={"train": [*examples(4, 0), (photograph(9, (1, 1, 1)), -1)], **{}})
+    make(tmp_path, splits={"train": [*examples(4, 0), (photograph(9, (1, 1, 1)), -1)]})
     train, _ = opened(tmp_path, eval_split="train")
     with pytest.raises(BadExample, match=r"split train, example \d: label -1, expected 0 to 2"):
-        list(loader.eval_batches(train, batch_size=5))
+        train.batch(range(5))
 
 
 def test_what_is_missing(tmp_path):
