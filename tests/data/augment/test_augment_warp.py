@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mbv3_jax.data import warp
+from mbv3_jax.data.augment import warp
 
 rng = np.random.default_rng(1)
 IMAGES = rng.integers(0, 256, (6, 20, 24, 3), np.uint8)

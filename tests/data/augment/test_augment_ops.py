@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from mbv3_jax.data import ops, tone
+from mbv3_jax.data.augment import ops, tone
 
 HEIGHT, WIDTH = 30, 41
 ARGS = {

@@ -5,7 +5,7 @@ import colorsys
 import jax
 import numpy as np
 
-from mbv3_jax.data import colour
+from mbv3_jax.data.augment import colour
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 7, 5, 3), np.uint8)
 IMAGES[:, 0, 0] = 90  # grey: no hue

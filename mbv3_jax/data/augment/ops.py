@@ -9,7 +9,7 @@ from collections.abc import Collection
 import jax
 import jax.numpy as jnp
 
-from mbv3_jax.data import tone, warp
+from mbv3_jax.data.augment import tone, warp
 
 MOVING = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 LEVELLING = (

@@ -8,7 +8,7 @@ import pytest
 from mbv3_jax.data import augment
 from mbv3_jax.train import config
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 def options_of(argument):

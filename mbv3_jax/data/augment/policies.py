@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mbv3_jax.data import ops
+from mbv3_jax.data.augment import ops
 
 MAX_LEVEL = 10.0
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mbv3_jax.arch.spec import choose, whole
-from mbv3_jax.data import colour, mix, policies, warp
+from mbv3_jax.data.augment import colour, mix, policies, warp
 
 # name -> (mean, standard deviation) of pixel values 0 to 255.
 NORMALIZATIONS = {
@@ -70,8 +70,8 @@ def make_preprocess(
       translate: shift each image, along each axis, by a uniform fraction of its side of at most
         this, either way.
       pad: what lies outside of the image: "zero" (black) or "edge" (the nearest pixel).
-      policy: "none", "autoaugment_v0" or "randaugment", see `mbv3_jax.data.policies`. Colour
-        images only, as the jitter.
+      policy: "none", "autoaugment_v0" or "randaugment", see `policies.py`. Colour images only, as
+        the jitter.
       policy_interpolation: of the policy's motions: "nearest", as in TensorFlow, or "bilinear".
       policy_translate: pixels at level 10; None is TensorFlow's, 250 (autoaugment_v0) or 100
         (randaugment), whatever the size of the image.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbv3_jax.data import mix
+from mbv3_jax.data.augment import mix
 
 rng = np.random.default_rng(0)
 IMAGES = rng.normal(size=(8, 12, 10, 3)).astype(np.float32)

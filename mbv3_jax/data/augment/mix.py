@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mbv3_jax.data.ops import box
+from mbv3_jax.data.augment.ops import box
 
 ERASE_MODES = ("pixel", "const")
 ATTEMPTS = 10  # at a box that fits, as timm

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_augment_ops import photographs, pillow
 
-from mbv3_jax.data import ops, policies
+from mbv3_jax.data.augment import ops, policies
 
 KEY = jax.random.key(0)
 ARGUMENT = jax.jit(lambda *args: policies.argument(*args, policies.strengths(100.0, 40.0)))
