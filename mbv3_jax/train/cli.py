@@ -65,8 +65,8 @@ def _report(summary: dict, workdir: Path) -> str:
         f"top-1 {values['top1']:.2%} on {_images(values)} {summary['split']} images "
         f"({summary['weights']} weights)",
         f"run folder: {workdir}",
-        f"next: python -m mbv3_jax eval --run={workdir}      evaluate it again",
-        f"      tensorboard --logdir={workdir}               look at its curves",
+        f"next: python -m mbv3_jax plot --run={workdir} --out=curves.png   draw its curves",
+        f"      python -m mbv3_jax eval --run={workdir}                    evaluate it again",
     ]
     return "\n".join(lines)
 
