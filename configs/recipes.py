@@ -87,7 +87,9 @@ def digits(config: ConfigDict) -> ConfigDict:
     config.batch_size = 64
     config.total_epochs = 30.0
     config.optimizer.update(name="rmsprop_tf", rho=0.9, momentum=0.9, eps=0.002)
-    config.schedule.update(name="cosine", base_lr=0.01, warmup_epochs=2.0)
+    # At V3's rate V2 and MnasNet diverge for a while: 95.9% and 83.5% top-1 in the end.
+    base_lr = 0.01 if config.net.name.startswith("mobilenet_v3") else 0.003
+    config.schedule.update(name="cosine", base_lr=base_lr, warmup_epochs=2.0)
     config.ema_decay = 0.99
     config.eval_every_epochs = 5.0
     config.checkpoint_every_epochs = 5.0
