@@ -1,7 +1,9 @@
 """MobileNetV3-Large.
 
 python main.py --config=configs/large.py
-python main.py --config=configs/large.py:imagenet   75.2% top-1 in the paper; not run here
+  the digits: 82 s on 2 CPU cores, 98.9% top-1 (one seed)
+python main.py --config=configs/large.py:imagenet
+  75.2% top-1 in the paper; not run here
 """
 
 from configs import recipes

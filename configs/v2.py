@@ -1,7 +1,9 @@
 """MobileNetV2, the baseline.
 
 python main.py --config=configs/v2.py
-python main.py --config=configs/v2.py:imagenet   72.0% top-1 in the paper; not run here
+  the digits: 68 s on 2 CPU cores, 99.2% top-1 (one seed)
+python main.py --config=configs/v2.py:imagenet
+  72.0% top-1 in the paper; not run here
 """
 
 from configs import recipes
