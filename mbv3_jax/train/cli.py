@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,15 +59,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _report(summary: dict, workdir: Path) -> str:
-    values = summary["eval"]
+    values, quoted = summary["eval"], shlex.quote(str(workdir))
     lines = [
         f"done: {summary['steps']} steps, {summary['epochs']:.1f} epochs, "
         f"{summary['seconds']:.0f} s, {summary['images_per_second']:.0f} images/s",
         f"top-1 {values['top1']:.2%} on {_images(values)} {summary['split']} images "
         f"({summary['weights']} weights)",
         f"run folder: {workdir}",
-        f"next: python -m mbv3_jax plot --run={workdir} --out=curves.png   draw its curves",
-        f"      python -m mbv3_jax eval --run={workdir}                    evaluate it again",
+        f"next: python -m mbv3_jax plot --run={quoted} --out=curves.png   draw its curves",
+        f"      python -m mbv3_jax eval --run={quoted}                    evaluate it again",
     ]
     return "\n".join(lines)
 

@@ -84,7 +84,7 @@ def test_ctrl_c_and_the_same_command_again(tmp_path, capfd, monkeypatch):
     assert lines[-5].startswith("done: 24 steps, 3.8 epochs, ")
     assert lines[-4] == "top-1 10.00% on all 50 test images (ema weights)"
     assert lines[-3] == f"run folder: {run}"
-    assert lines[-2].startswith(f"next: python -m mbv3_jax eval --run={run} ")
+    assert lines[-2].startswith(f"next: python -m mbv3_jax plot --run='{run}' --out=")
 
 
 def test_a_failed_run_is_one_line(tmp_path, capfd):
