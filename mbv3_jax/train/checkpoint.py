@@ -11,15 +11,18 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
 from ml_collections import ConfigDict
 
 from mbv3_jax.arch import spec as arch_spec
+from mbv3_jax.nn import functional
 from mbv3_jax.train import config as configs
 from mbv3_jax.train import digests
-from mbv3_jax.train.errors import RunError
+from mbv3_jax.train.errors import RunError, UsageError
 from mbv3_jax.train.state import TrainState
 
 FOLDER = "checkpoints"
@@ -74,11 +77,22 @@ class Checkpoints:
                 self.folder, options=options, handler_registry=handlers
             )
         except Exception as e:  # whatever the storage raises
-            raise RunError(f"cannot use {self.folder}: {_first_line(e)}") from e
+            raise RunError(f"cannot use {self.folder}: {first_line(e)}") from e
 
     def steps(self) -> list[int]:
         """The steps that have a complete checkpoint, ascending."""
         return sorted(self._manager.all_steps())
+
+    def newest(self) -> int:
+        """The step of the newest complete checkpoint.
+
+        Raises:
+          RunError: there is none.
+        """
+        steps = self.steps()
+        if not steps:
+            raise RunError(f"{self.folder.parent} has no checkpoint yet")
+        return steps[-1]
 
     def save(
         self, state: TrainState, position: Position, spec: arch_spec.NetSpec, config: ConfigDict
@@ -133,7 +147,7 @@ class Checkpoints:
             action()
         except Exception as e:  # Orbax passes on whatever its storage raises
             raise RunError(
-                f"could not write {what} in {self.folder}: {_first_line(e)}. When there is room "
+                f"could not write {what} in {self.folder}: {first_line(e)}. When there is room "
                 f"and the path is mended, {self.advice()}"
             ) from e
 
@@ -146,8 +160,19 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore()
         )
-        restored = self._read(step, args)
+        restored = self._read(step, lambda: self._manager.restore(step, args=args))
         return restored["state"], Position(**restored["position"])
+
+    def variables(
+        self, step: int, abstract: functional.Variables, *, averaged: bool
+    ) -> functional.Variables:
+        """Reads only the network's variables, or their average, as NumPy arrays.
+
+        Raises:
+          RunError: the checkpoint is not there, or damaged.
+        """
+        name, folder = "ema" if averaged else "variables", self.folder / str(step) / "state"
+        return self._read(step, lambda: read_arrays(folder, {name: abstract})[name])
 
     def description(self, step: int) -> tuple[arch_spec.NetSpec, ConfigDict]:
         """The network and the configuration stored with a checkpoint.
@@ -156,28 +181,61 @@ class Checkpoints:
           RunError: it is not there or damaged.
         """
         args = ocp.args.Composite(spec=ocp.args.JsonRestore(), config=ocp.args.JsonRestore())
-        restored = self._read(step, args)
+        restored = self._read(step, lambda: self._manager.restore(step, args=args))
         spec = arch_spec.from_json(restored["spec"]["json"])
         return spec, configs.from_json(restored["config"]["json"])
 
-    def _read(self, step: int, args):
+    def _read(self, step: int, action):
         steps = self.steps()
         if step not in steps:
             listed = ", ".join(map(str, steps)) or "none"
             raise RunError(f"no checkpoint of step {step} in {self.folder}; there are: {listed}")
         try:
             digests.check(self.folder / str(step))
-            return self._manager.restore(step, args=args)
+            return action()
         except Exception as e:  # whatever a damaged file makes the storage raise
             earlier = [s for s in steps if s < step]
             advice = f"to go on from step {earlier[-1]}, remove" if earlier else "remove"
             raise RunError(
-                f"the checkpoint {self.folder / str(step)} cannot be read: {_first_line(e)}; "
+                f"the checkpoint {self.folder / str(step)} cannot be read: {first_line(e)}; "
                 f"{advice} that folder and run the same command again"
             ) from e
 
 
-def _first_line(e: Exception) -> str:
+def write_arrays(folder: epath.Path, tree: functional.Variables) -> None:
+    """Writes nested dicts of NumPy arrays into a new folder; returns when they are on disk."""
+    _keep_quiet()
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+        writer.save(folder, ocp.args.PyTreeSave(tree))
+
+
+def read_arrays(folder: epath.Path, abstract: functional.Variables) -> functional.Variables:
+    """Reads what `abstract` has of the arrays in a folder, as NumPy arrays."""
+    one = ocp.RestoreArgs(restore_type=np.ndarray)
+    args = ocp.args.PyTreeRestore(
+        item=jax.tree.map(lambda _: 0, abstract),
+        restore_args=jax.tree.map(lambda _: one, abstract),
+        partial_restore=True,
+    )
+    _keep_quiet()
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        return reader.restore(folder.resolve(), args)
+
+
+def averaged(run: Path, config: ConfigDict, weights: str) -> bool:
+    """Whether "auto", "ema" or "raw" means the average of this run's weights.
+
+    Raises:
+      UsageError: "ema" of a run that keeps no average.
+    """
+    has_average = config.ema_decay is not None
+    if weights == "ema" and not has_average:
+        raise UsageError(f"{run} keeps no average (config.ema_decay is None); use --weights=raw")
+    return has_average and weights != "raw"
+
+
+def first_line(e: Exception) -> str:
+    """The first line of an exception's message, shortened, for a message of one line."""
     text = str(e).strip()
     line = text.splitlines()[0] if text else type(e).__name__
     # TensorStore begins with the layers that it went through and ends with the reason.

@@ -16,13 +16,11 @@ import jax.numpy as jnp
 from mbv3_jax.arch.spec import choose, whole
 from mbv3_jax.data.augment import colour, mix, policies, warp
 
-# name -> (mean, standard deviation) of pixel values 0 to 255.
+# name -> (mean, standard deviation) of each channel, of values from 0 to 1.
 NORMALIZATIONS = {
-    "inception": (127.5, 127.5),  # to [-1, 1]; weights that come from TensorFlow
-    "torch": (  # ImageNet channel statistics; weights that come from PyTorch
-        (0.485 * 255, 0.456 * 255, 0.406 * 255),
-        (0.229 * 255, 0.224 * 255, 0.225 * 255),
-    ),
+    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # to [-1, 1]; weights from TensorFlow
+    # ImageNet channel statistics; weights that come from PyTorch
+    "torch": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 POLICIES = ("none", "autoaugment_v0", "randaugment")
 # Folded into the key.
@@ -31,7 +29,7 @@ _FLIP, _AFFINE, _MIXUP, _POLICY, _COLOUR, _ERASE, _NOISE, _CUTMIX, _WHICH_MIX = 
 
 def make_preprocess(
     *,
-    normalize: str = "inception",
+    normalize: str | tuple = "inception",
     flip: bool = False,
     rotate_degrees: float = 0.0,
     zoom: float = 0.0,
@@ -63,7 +61,7 @@ def make_preprocess(
     operations come in the order of the arguments, normalisation before erasing.
 
     Args:
-      normalize: "inception" or "torch", see `NORMALIZATIONS`.
+      normalize: "inception" or "torch", see `NORMALIZATIONS`; or (mean, std), as they are there.
       flip: mirror each image left to right with probability one half.
       rotate_degrees: turn each image by a uniform angle of at most this, either way.
       zoom: scale each image by a uniform factor from 1 - zoom to 1 + zoom.
@@ -92,7 +90,7 @@ def make_preprocess(
       ValueError: an unknown name, a number out of range, an option of what is not on, or mixing
         without `num_classes`.
     """
-    mean, std = NORMALIZATIONS[choose("augment.normalize", normalize, NORMALIZATIONS)]
+    mean, std = ([255 * v for v in values] for values in normalization(normalize))
     choose("augment.pad", pad, warp.PADS)
     choose("augment.policy_interpolation", policy_interpolation, warp.INTERPOLATIONS)
     choose("augment.erase_mode", erase_mode, mix.ERASE_MODES)
@@ -185,6 +183,14 @@ def make_preprocess(
         return images, labels
 
     return train_preprocess, eval_preprocess
+
+
+def normalization(normalize: str | tuple) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of each channel, of values from 0 to 1, by name or as they are."""
+    if isinstance(normalize, str):
+        return NORMALIZATIONS[choose("augment.normalize", normalize, NORMALIZATIONS)]
+    mean, std = normalize
+    return tuple(mean), tuple(std)
 
 
 def _make_policy(name: str, **options) -> policies.Policy | None:
