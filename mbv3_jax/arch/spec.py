@@ -191,6 +191,18 @@ class NetSpec:
         """Input channels of each block."""
         return (self.stem.out, *(b.out for b in self.blocks[:-1]))
 
+    def strides(self) -> dict[str, int]:
+        """The stages that make feature maps, "stem", "block1", ..., "last", in their order, each
+        with the stride of its output: how many pixels of the image lie from one value to the
+        next, along a side."""
+        layers = {"stem": self.stem}
+        layers |= {f"block{i}": block for i, block in enumerate(self.blocks, start=1)}
+        strides, total = {}, 1
+        for name, layer in (layers | {"last": self.last}).items():
+            total *= layer.stride
+            strides[name] = total
+        return strides
+
     def has_expand(self, index: int) -> bool:
         """Whether block `index` (from 0) begins with a 1x1 expansion."""
         return self.blocks[index].expansion != self.block_inputs()[index]

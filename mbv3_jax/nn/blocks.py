@@ -16,18 +16,21 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compute:
     """How a network is computed; none of it changes what is computed beyond rounding, except
-    `bn_groups`.
+    `bn_groups` and `frozen_bn`.
 
     dtype: type of activations and of the matrix products; parameters, BatchNorm statistics and
       logits stay float32.
     depthwise: which form of the depthwise convolution (`ops.DEPTHWISE_IMPLS`).
     bn_groups: into how many groups a training batch is split for BatchNorm statistics. 1 takes
       the whole batch, across devices; the number of devices gives per-device statistics.
+    frozen_bn: the stages ("stem", "block1", ..., "last") whose BatchNorm normalises by its
+      running statistics in training too, and leaves them as they are.
     """
 
     dtype: str = "float32"
     depthwise: str = "auto"
     bn_groups: int = 1
+    frozen_bn: tuple[str, ...] = ()
 
     def __post_init__(self):
         choose("compute.dtype", self.dtype, DTYPES)
@@ -56,6 +59,7 @@ class BatchNorm(nnx.Module):
 
     def __init__(self, channels: int, spec: NetSpec, compute: Compute):
         self.eps, self.decay, self.groups = spec.bn_eps, spec.bn_decay, compute.bn_groups
+        self.frozen = False
         self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))
@@ -66,7 +70,7 @@ class BatchNorm(nnx.Module):
         the nonlinearity `act`, if any, for which training keeps nothing further in memory."""
         scale, bias, mean, var = self.scale[...], self.bias[...], self.mean[...], self.var[...]
         function = ACTIVATIONS[act] if act else None
-        if not train:
+        if not train or self.frozen:
             y = ops.batch_norm_infer(x, scale, bias, mean, var, eps=self.eps)
             return function(y) if function else y
         y, batch_mean, batch_var = ops.batch_norm_train(

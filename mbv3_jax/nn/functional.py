@@ -4,14 +4,16 @@
 `params["block3"]["depthwise"]["conv"]["kernel"]` is a kernel [k, k, 1, channels].
 """
 
+import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.arch.spec import NetSpec, choose
 from mbv3_jax.nn.blocks import Compute
 from mbv3_jax.nn.mobilenet import MobileNet
 
@@ -123,11 +125,82 @@ def apply(
     Raises:
       ValueError: the images do not fit, or the key is missing.
     """
-    graphdef, _ = _template(spec, compute)
-    # A module would write new statistics into NumPy arrays, which are the caller's.
-    batch_stats = jax.tree.map(jnp.asarray, variables["batch_stats"])
-    model = nnx.merge(graphdef, variables["params"], batch_stats)
+    model = _merge(spec, variables, compute)
     logits = model(images, train=train, key=key)
     if not train:
         return logits, variables["batch_stats"]
     return logits, _variables(model)["batch_stats"]
+
+
+def _merge(spec: NetSpec, variables: Variables, compute: Compute) -> MobileNet:
+    graphdef, _ = _template(spec, compute)
+    # A module would write new statistics into NumPy arrays, which are the caller's.
+    batch_stats = jax.tree.map(jnp.asarray, variables["batch_stats"])
+    return nnx.merge(graphdef, variables["params"], batch_stats)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["stage", "stride"]
+)
+@dataclasses.dataclass(frozen=True)
+class FeatureMap:
+    """The output of a stage: values [N, ceil(H / stride), ceil(W / stride), C]."""
+
+    values: jax.Array
+    stage: str
+    stride: int
+
+
+def features(
+    spec: NetSpec,
+    variables: Variables,
+    images: jax.Array,
+    *,
+    stages: Sequence[str] | None = None,
+    compute: Compute = Compute(),  # noqa: B008 (frozen)
+) -> tuple[FeatureMap, ...]:
+    """Runs the network as a backbone, for heads of detection or segmentation.
+
+    Works under `jax.jit` with `spec`, `stages` (a tuple) and `compute` static; strides stay
+    plain integers. BatchNorm takes its running statistics. What comes after the last stage asked
+    for is not computed.
+
+    Args:
+      spec: the network.
+      variables: as for `apply`.
+      images: as for `apply`.
+      stages: names of `spec.strides()`: "stem", "block1", ..., "last". None: the last stage of
+        each stride, whichever strides the network has (2, 4, 8, 16 and 32).
+      compute: types and forms of computation.
+
+    Returns:
+      A map for each of `stages`, in that order, of the compute type.
+
+    Raises:
+      ValueError: an unknown stage, or images that do not fit.
+    """
+    strides = spec.strides()
+    if stages is None:
+        stages = tuple({stride: name for name, stride in strides.items()}.values())
+    for name in stages:
+        choose("stages", name, strides)
+    model, found = _merge(spec, variables, compute), {}
+    for name, values in model.maps(images):
+        if name in stages:
+            found[name] = FeatureMap(values, name, strides[name])
+        if len(found) == len(set(stages)):
+            break
+    return tuple(found[name] for name in stages)
+
+
+def embed(
+    spec: NetSpec,
+    variables: Variables,
+    images: jax.Array,
+    *,
+    compute: Compute = Compute(),  # noqa: B008 (frozen)
+) -> jax.Array:
+    """What the logits are a linear function of: float32 [N, channels]; arguments as `apply`."""
+    model = _merge(spec, variables, compute)
+    *_, (_, last) = model.maps(images)
+    return model.embed(last)[:, 0, 0].astype(jnp.float32)
