@@ -39,6 +39,19 @@ def default(network: str) -> ConfigDict:
         drop_path=0.0,
     )
 
+    # A run folder or an import folder to start from: its weights, and its network instead of
+    # config.net, of which name, resolution, dropout, drop_path and bn_decay may be None, as there.
+    # augment.normalize and the evaluation crop of config.data are as there too where they are None.
+    config.init = placeholder(str)
+
+    # What learns, and how fast; see mbv3_jax.train.finetune.
+    config.finetune = dict(
+        frozen="",  # stages that stay as they are: "stem-block6", "stem,1-6"
+        freeze_bn=False,  # all BatchNorm by running statistics, which stay; in frozen stages always
+        backbone_lr_factor=1.0,  # of everything but the logits
+        lr_factors=placeholder(tuple),  # (("block1/.*", 0.1), ...), by parameter path
+    )
+
     # How it is computed; see mbv3_jax.nn.blocks.Compute.
     config.compute = dict(
         dtype="float32",  # float32, bfloat16 (weights and BatchNorm stay float32)
@@ -142,4 +155,6 @@ def default(network: str) -> ConfigDict:
     config.checkpoint_every_epochs = placeholder(float)
     config.checkpoint_every_examples = placeholder(int)
     config.keep_checkpoints = 3
+    config.keep_best = False  # the checkpoint of the best held-out top-1 too: --step=best
+    config.save_predictions = False  # of every held-out image, at the end: predictions.npz
     return config.lock()

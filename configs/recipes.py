@@ -8,6 +8,7 @@ argument of a config file: "digits", "synthetic", "imagenet", "imagenet,recipe=g
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs import common
 
@@ -58,6 +59,44 @@ def _data_name(task: str) -> str | None:
         if task.startswith(mark) and task != mark:
             return "folder:" + task.removeprefix(mark)
     return None
+
+
+def finetune(config: ConfigDict, argument: str) -> ConfigDict:
+    """From trained weights, some hundreds of images or more; `config.init` says from which.
+
+    Nobody's published recipe. The network, its constants and its preprocessing are those of
+    `config.init`.
+
+    Raises:
+      ValueError: the argument is no data set of images.
+    """
+    data = _data_name(argument)
+    if data is None:
+        raise ValueError(f"argument {argument!r}: expected one of {', '.join(_IMAGES)}")
+    config = _imagenet(config)
+    config.data.name = data
+    # As in the folder of config.init.
+    net = {"name": str, "resolution": int, "bn_decay": float, "dropout": float, "drop_path": float}
+    with config.unlocked():
+        for group, fields in ((config.net, net), (config.augment, {"normalize": str})):
+            for field, kind in fields.items():
+                del group[field]  # a placeholder would otherwise keep its place, not its kind
+                group[field] = placeholder(kind)
+    config.data.area = (0.25, 1.0)
+    config.batch_size = 32
+    config.total_epochs = 20.0
+    config.optimizer.update(name="sgd", momentum=0.9, weight_decay=1e-4)
+    config.schedule.update(name="cosine", base_lr=0.02, warmup_epochs=1.0)
+    config.finetune.backbone_lr_factor = 0.3
+    config.label_smoothing = 0.1
+    config.log_every_steps = 10
+    config.eval_batch_size = 64
+    config.eval_every_epochs = 1.0
+    config.checkpoint_every_epochs = 1.0
+    config.keep_checkpoints = 1
+    config.keep_best = True
+    config.save_predictions = True
+    return config
 
 
 def modest(config: ConfigDict) -> ConfigDict:

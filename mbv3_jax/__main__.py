@@ -17,11 +17,13 @@ def _summary(flags, overrides: Sequence[str]) -> None:
     from mbv3_jax.report.summary import layer_table, totals_table
 
     config = configs.parse(flags.config, overrides)
-    spec = configs.spec_of(config)
-    if config.net.num_classes is None:  # as many as the data has
+    if config.init is None:
+        spec = configs.spec_of(config)
+    if config.init is not None or config.net.num_classes is None:  # as many as the data has
+        from mbv3_jax.train import start
         from mbv3_jax.train.experiment import open_data
 
-        spec, *_ = open_data(config)
+        spec, *_ = open_data(config, start.read(config))
     # Without a terminal rich would wrap the table at 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(layer_table(spec))

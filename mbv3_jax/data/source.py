@@ -66,6 +66,10 @@ class Source(abc.ABC):
           BadExample: one of them cannot be used.
         """
 
+    def where(self, index: int) -> str:
+        """What to call an example: the path where it is stored, if it has one of its own."""
+        return f"{self.name}/{self.split}/{index}"
+
     def load(self, indices, views=None) -> tuple[dict[str, np.ndarray], dict[int, str]]:
         """As `batch`, but returns what was wrong too: {place in the batch: message}.
 

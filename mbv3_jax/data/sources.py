@@ -105,6 +105,11 @@ def open_pair(
     return open_tfds(name, argument, splits, resolution, crop, data_dir)
 
 
+def has_option(name: str, option: str) -> bool:
+    """Whether the source of this name has an option of `open_pair` ("crop": any of its own)."""
+    return option in _OPTIONS[_kind(name)[0]]
+
+
 def open_source(
     name: str,
     split: str,

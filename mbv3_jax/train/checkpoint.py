@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from mbv3_jax.arch import spec as arch_spec
 from mbv3_jax.nn import functional
 from mbv3_jax.train import config as configs
-from mbv3_jax.train import digests
+from mbv3_jax.train import digests, logging, run_folder
 from mbv3_jax.train.errors import RunError, UsageError
 from mbv3_jax.train.state import TrainState
 
@@ -46,19 +46,22 @@ class Checkpoints:
     Args:
       run: the run folder.
       keep: how many to keep, the newest.
+      keep_best: keep the one of the best evaluation too, see `logging.best_record`.
       read_only: never write, create or clean up.
 
     Raises:
       RunError: the folder cannot be made or read.
     """
 
-    def __init__(self, run: Path | str, *, keep: int = 1, read_only: bool = False):
+    def __init__(
+        self, run: Path | str, *, keep: int = 1, keep_best: bool = False, read_only: bool = False
+    ):
         # Orbax wants absolute paths; epath leaves bucket paths as they are.
         self.folder = epath.Path(run).resolve() / FOLDER
         self._writing: int | None = None
         _keep_quiet()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep,
+            preservation_policy=_Newest(keep, self.folder.parent if keep_best else None),
             create=not read_only,
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
@@ -83,16 +86,25 @@ class Checkpoints:
         """The steps that have a complete checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
-    def newest(self) -> int:
-        """The step of the newest complete checkpoint.
+    def find(self, step: int | str | None) -> int:
+        """The step itself, of the newest checkpoint for None, of the best for "best".
 
         Raises:
-          RunError: there is none.
+          RunError: there is no checkpoint yet.
+          UsageError: the run does not keep the best.
         """
-        steps = self.steps()
+        run, steps = Path(self.folder.parent), self.steps()
         if not steps:
-            raise RunError(f"{self.folder.parent} has no checkpoint yet")
-        return steps[-1]
+            raise RunError(f"{run} has no checkpoint yet")
+        if step == "best":
+            best = logging.best_record(run)
+            if not best or not run_folder.read_config(run).keep_best:
+                raise UsageError(
+                    f"--step=best: {run} keeps no best checkpoint (config.keep_best is False, or "
+                    "nothing was evaluated yet)"
+                )
+            return best["step"]
+        return steps[-1] if step is None else step
 
     def save(
         self, state: TrainState, position: Position, spec: arch_spec.NetSpec, config: ConfigDict
@@ -200,6 +212,22 @@ class Checkpoints:
                 f"the checkpoint {self.folder / str(step)} cannot be read: {first_line(e)}; "
                 f"{advice} that folder and run the same command again"
             ) from e
+
+
+@dataclasses.dataclass
+class _Newest:
+    """Which checkpoints to keep: the newest `keep`, and the best of the run folder `run`."""
+
+    keep: int
+    run: epath.Path | None
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        best = logging.best_record(Path(self.run)) if self.run else None
+        first = len(checkpoints) - self.keep
+        return [
+            i >= first or (best is not None and c.step == best["step"])
+            for i, c in enumerate(checkpoints)
+        ]
 
 
 def write_arrays(folder: epath.Path, tree: functional.Variables) -> None:

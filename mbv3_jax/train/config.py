@@ -171,6 +171,15 @@ def differences(ours: ConfigDict, theirs: ConfigDict) -> dict[str, tuple]:
     }
 
 
+OF_INIT = (
+    "name",
+    "resolution",
+    "bn_decay",
+    "dropout",
+    "drop_path",
+)  # None: as config.init has them
+
+
 def spec_of(config: ConfigDict, *, num_classes: int = 1000) -> NetSpec:
     """The network that a configuration asks for; `config.net` holds the arguments of `build`.
 
@@ -182,6 +191,11 @@ def spec_of(config: ConfigDict, *, num_classes: int = 1000) -> NetSpec:
       UsageError: an option is unknown or out of range.
     """
     options = config.net.to_dict()
+    if config.init is None and None in [options[name] for name in OF_INIT]:
+        raise UsageError(
+            "config.init: got None, expected the folder to start from: a run folder or an import "
+            "folder, as --config.init=DIR"
+        )
     if options.get("num_classes") is None:
         options["num_classes"] = num_classes
     known = inspect.signature(build).parameters

@@ -2,23 +2,28 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mbv3_jax.arch.spec import NetSpec, choose
+from mbv3_jax.arch.spec import NetSpec, choose, flag
 from mbv3_jax.data import augment, loader, sources
 from mbv3_jax.data.sources import Source
+from mbv3_jax.nn import functional
 from mbv3_jax.nn.blocks import Compute
-from mbv3_jax.train import optimizer, schedules, state
+from mbv3_jax.train import finetune, optimizer, schedules, state
+from mbv3_jax.train import start as starts
 from mbv3_jax.train.config import spec_of
 from mbv3_jax.train.durations import to_steps
 from mbv3_jax.train.errors import UsageError
 from mbv3_jax.train.evaluate import make_eval_step
+from mbv3_jax.train.model import Preprocessing, of_config
 from mbv3_jax.train.options import check_whole
 from mbv3_jax.train.schedules import Schedule
+from mbv3_jax.train.start import Start
 from mbv3_jax.train.step import make_mesh, make_train_step, replicated
 
 BATCH_NORMS = ("cross_device", "per_device")
@@ -33,6 +38,9 @@ class Experiment:
 
     config: ConfigDict
     spec: NetSpec
+    preprocessing: Preprocessing
+    start: Start | None
+    frozen: tuple[str, ...]
     compute: Compute
     mesh: Mesh
     train_source: Source
@@ -50,7 +58,7 @@ class Experiment:
 
     @functools.cached_property
     def _preprocess(self):
-        options = self.config.augment.to_dict()
+        options = self.config.augment.to_dict() | {"normalize": self.preprocessing.normalize}
         return augment.make_preprocess(num_classes=self.spec.num_classes, **options)
 
     @functools.cached_property
@@ -67,18 +75,35 @@ class Experiment:
             label_smoothing=self.config.label_smoothing,
             ema_decay=self.config.ema_decay,
             accum_steps=self.config.accum_steps,
+            frozen=self.frozen,
         )
+
+    @property
+    def eval_preprocess(self):
+        """uint8 images -> the input of the network."""
+        return self._preprocess[1]
 
     @functools.cached_property
     def eval_step(self):
         """See `evaluate.make_eval_step`."""
         return make_eval_step(
-            self.spec, preprocess=self._preprocess[1], mesh=self.mesh, compute=self.compute
+            self.spec, preprocess=self.eval_preprocess, mesh=self.mesh, compute=self.compute
         )
 
+    def start_record(self) -> dict | None:
+        """What init.json of the run folder holds, for a run that starts from trained weights."""
+        if self.start is None or self.start.record:
+            return self.start and self.start.record
+        return starts.record(self.start, self.spec, self.train_source.class_names)
+
     def create_state(self) -> state.TrainState:
-        """The state before the first step, on the mesh."""
-        return jax.jit(self._create, out_shardings=replicated(self.mesh))()
+        """The state before the first step, on the mesh.
+
+        Raises:
+          UsageError, RunError: as `start.Start.load`.
+        """
+        initial = starts.variables(self.start, self.spec) if self.start else None
+        return jax.jit(self._create, out_shardings=replicated(self.mesh))(initial)
 
     def abstract_state(self) -> state.TrainState:
         """Shapes, types and placement of the state, to restore a checkpoint into."""
@@ -88,9 +113,9 @@ class Experiment:
             jax.eval_shape(self._create),
         )
 
-    def _create(self) -> state.TrainState:
+    def _create(self, initial=None) -> state.TrainState:
         seed, with_ema = self.config.seed, self.config.ema_decay is not None
-        return state.create(self.spec, self.tx, seed=seed, with_ema=with_ema)
+        return state.create(self.spec, self.tx, seed=seed, with_ema=with_ema, initial=initial)
 
     def train_batches(self, start_step: int, **options):
         """This process's training batches from a step on; see `loader.train_batches`."""
@@ -121,55 +146,69 @@ class Experiment:
         }
 
 
-def open_data(config: ConfigDict) -> tuple[NetSpec, Source, Source]:
+def open_data(config: ConfigDict, start: Start | None = None) -> tuple[NetSpec, Source, Source]:
     """Opens what to train on and to evaluate on, and the network with as many classes.
+
+    Args:
+      config: the configuration.
+      start: of `start.read`.
 
     Raises:
       UsageError: as `make_experiment`.
     """
-    spec = spec_of(config)
+    spec = start.spec if start else spec_of(config)
     try:
-        train_source, eval_source = _open_pair(config)
+        train_source, eval_source = _open_pair(config, spec.resolution, start)
     except (ValueError, FileNotFoundError) as e:
         raise UsageError(f"config: {e}") from e
-    classes = train_source.num_classes
-    if config.net.num_classes is None:
-        return spec_of(config, num_classes=classes), train_source, eval_source
-    if classes != spec.num_classes:
+    classes, wanted = train_source.num_classes, config.net.num_classes
+    if wanted not in (None, classes):
         raise UsageError(
-            f"config: net.num_classes: got {spec.num_classes}, but the data {config.data.name!r} "
+            f"config: net.num_classes: got {wanted}, but the data {config.data.name!r} "
             f"has {classes} classes; None follows the data"
         )
-    return spec, train_source, eval_source
+    return spec.replace(num_classes=classes), train_source, eval_source
 
 
-def _open_pair(config: ConfigDict) -> tuple[Source, Source]:
+def _open_pair(config: ConfigDict, resolution: int, start: Start | None) -> tuple[Source, Source]:
     data = config.data.to_dict()
     name, on_error = data.pop("name"), data.pop("on_error")
     crop = {key: data.pop(key) for key in CROP_OPTIONS}
+    if start and sources.has_option(name, "crop"):
+        theirs = start.preprocessing.crop
+        for key in ("interpolation", "crop_fraction", "central"):
+            crop[key] = theirs[key]
     for key in HOST_OPTIONS:
         data.pop(key)
-    return sources.open_pair(
-        name, resolution=config.net.resolution, crop=crop, on_error=on_error, **data
-    )
+    return sources.open_pair(name, resolution=resolution, crop=crop, on_error=on_error, **data)
 
 
-def make_experiment(config: ConfigDict) -> Experiment:
+def make_experiment(config: ConfigDict, run: Path | None = None) -> Experiment:
     """Builds and checks everything a run needs, before anything is written or trained.
 
+    Args:
+      config: the configuration.
+      run: the run folder, there or not, for a run that starts from trained weights.
+
     Raises:
+      RunError: what it starts from is damaged.
       UsageError: a field of the configuration is wrong; the message names it, what it got and
         what would be right. Also where the data is not there, with how to get it.
     """
-    spec, *opened = open_data(config)
+    start = starts.read(config, run)
+    spec, *opened = open_data(config, start)
     try:
-        return _make(config, spec, *opened)
+        return _make(config, start, spec, *opened)
     except (ValueError, FileNotFoundError) as e:
         raise UsageError(f"config: {e}") from e
 
 
 def _make(
-    config: ConfigDict, spec: NetSpec, train_source: Source, eval_source: Source
+    config: ConfigDict,
+    start: Start | None,
+    spec: NetSpec,
+    train_source: Source,
+    eval_source: Source,
 ) -> Experiment:
     check_whole("seed", config.seed, at_least=0)
     mesh = make_mesh()
@@ -177,14 +216,20 @@ def _make(
     for field in ("batch_size", "eval_batch_size", "accum_steps", "log_every_steps"):
         check_whole(field, config[field], at_least=1)
     check_whole("keep_checkpoints", config.keep_checkpoints, at_least=1)
+    for field in ("keep_best", "save_predictions"):
+        flag(field, config[field])
     _check_divides("batch_size", config.batch_size, devices * config.accum_steps, devices, config)
     _check_divides("eval_batch_size", config.eval_batch_size, devices, devices, config)
 
     choose("compute.batch_norm", config.compute.batch_norm, BATCH_NORMS)
+    options = config.finetune.to_dict()
+    frozen = finetune.frozen_stages(spec, options["frozen"])
+    freeze_bn = flag("finetune.freeze_bn", options["freeze_bn"])
     compute = Compute(
         dtype=config.compute.dtype,
         depthwise=config.compute.depthwise,
         bn_groups=devices if config.compute.batch_norm == "per_device" else 1,
+        frozen_bn=tuple(s for s in spec.strides() if freeze_bn or s in frozen),
     )
 
     if spec.in_channels != 3:
@@ -212,10 +257,21 @@ def _make(
     )
     optimizer_options = config.optimizer.to_dict()
     tx = optimizer.make(optimizer_options.pop("name"), schedule, **optimizer_options)
+    factors = functools.partial(
+        finetune.rate_factors,
+        backbone=options["backbone_lr_factor"],
+        patterns=options["lr_factors"] or (),
+        frozen=frozen,
+    )
+    if any(factor != 1 for factor in jax.tree.leaves(factors(functional.shapes(spec)["params"]))):
+        tx = finetune.scaled(tx, factors)
 
     experiment = Experiment(
         config=config,
         spec=spec,
+        preprocessing=start.preprocessing if start else of_config(config),
+        start=start,
+        frozen=frozen,
         compute=compute,
         mesh=mesh,
         train_source=train_source,

@@ -55,6 +55,12 @@ class Metrics:
                 file.close()
 
 
+def best_record(run: Path) -> dict | None:
+    """The record of the best evaluation by top-1, the earliest of equals; None before the first."""
+    records = [r for r in read(run) if r["kind"] == "eval"]
+    return max(records, key=lambda r: r["top1"], default=None)
+
+
 class _Events:
     """A TensorBoard event file.
 

@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from mbv3_jax.data.source import BadExample
-from mbv3_jax.train import run_folder
+from mbv3_jax.train import predictions, run_folder
 from mbv3_jax.train.checkpoint import Checkpoints, Position
 from mbv3_jax.train.errors import RunError
 from mbv3_jax.train.evaluate import evaluate
 from mbv3_jax.train.experiment import Experiment, make_experiment
 from mbv3_jax.train.interrupt import Interrupt
-from mbv3_jax.train.logging import Metrics, ProgressBar
+from mbv3_jax.train.logging import Metrics, ProgressBar, best_record
 from mbv3_jax.train.state import TrainState
 from mbv3_jax.train.step import put_batch
 
@@ -45,11 +45,12 @@ def train(config: ConfigDict, workdir: Path, console: Console | None = None) -> 
       KeyboardInterrupt: after Ctrl-C, between two steps or two batches of an evaluation.
     """
     console = console or Console(stderr=True, markup=False)
-    experiment = make_experiment(config)
-    run_folder.claim(workdir, config, experiment.spec, experiment.train_source.class_names)
+    experiment = make_experiment(config, workdir)
+    names, init = experiment.train_source.class_names, experiment.start_record()
+    run_folder.claim(workdir, config, experiment.spec, names, init)
     if summary := run_folder.read_summary(workdir):
         return summary
-    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
+    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, keep_best=config.keep_best)
     try:
         state = _start(experiment, checkpoints, console)
         with Interrupt() as interrupt:
@@ -71,7 +72,11 @@ def _start(experiment: Experiment, checkpoints: Checkpoints, console: Console) -
     """The newest checkpoint of the run folder; fresh weights where there is none."""
     steps = checkpoints.steps()
     if not steps:
-        return experiment.create_state()
+        state = experiment.create_state()
+        if experiment.start:  # from here on, the folder that it starts from is not needed
+            console.print(f"starting from {experiment.start_record()['message']}")
+            checkpoints.save(state, _position(experiment, 0), experiment.spec, experiment.config)
+        return state
     state, position = checkpoints.restore(steps[-1], experiment.abstract_state())
     expected = _position(experiment, steps[-1])
     if position != expected:
@@ -109,7 +114,7 @@ class _Loop:
 
     def run(self, state: TrainState) -> dict:
         start, total = int(state.step), self.experiment.total_steps
-        self.last_saved = start if start else None
+        self.last_saved = start if start or self.experiment.start else None
         self.metrics = Metrics(self.workdir, resume_step=start)
         self.pending = collections.deque()  # (step, metrics on the device), oldest first
         self.recent: list[dict] = []  # metrics on the host since the last log
@@ -146,10 +151,12 @@ class _Loop:
     def _collect(self, bar: ProgressBar, leave: int = 0) -> None:
         """Fetches the metrics of all but the newest `leave` steps, holds them to be finite, logs.
 
-        A record is the mean of the steps since the one before. There is one at every checkpoint,
-        so that a run that resumes there has no steps to remember.
+        A record is the mean of the steps since the one before. There is one wherever there may be
+        a checkpoint, so that a run that resumes there has no steps to remember.
         """
-        every = (self.config.log_every_steps, self.experiment.checkpoint_every)
+        every = [self.config.log_every_steps, self.experiment.checkpoint_every]
+        if self.config.keep_best:
+            every.append(self.experiment.eval_every)
         while len(self.pending) > leave:
             step, metrics = self.pending.popleft()
             values = {k: float(v) for k, v in jax.device_get(metrics).items()}
@@ -198,6 +205,8 @@ class _Loop:
         bar.print(f"step {step}: held-out top-1 {values['top1']:.2%}, loss {values['loss']:.4f}")
         if unreadable := values.get("unreadable"):
             bar.print(f"step {step}: {unreadable} of the held-out images could not be read")
+        if self.config.keep_best and best_record(self.workdir)["step"] == step:
+            self._save(state, bar)
 
     def _evaluate_variables(self, variables) -> dict[str, float]:
         return evaluate_variables(self.experiment, variables, between=self.interrupt.between)
@@ -220,6 +229,14 @@ class _Loop:
             summary["skipped"] = self.skipped
         if averaged:
             summary["eval_raw"] = self._evaluate_variables(state.variables)
+        if self.config.keep_best:
+            best = best_record(self.workdir)
+            summary["best"] = {name: best[name] for name in ("step", "top1")}
+        if self.config.save_predictions:
+            between, step = self.interrupt.between, int(state.step)
+            predictions.save(
+                self.workdir, experiment, state.for_evaluation, step=step, between=between
+            )
         run_folder.write_atomically(self.workdir / "summary.json", json.dumps(summary, indent=1))
         return summary
 

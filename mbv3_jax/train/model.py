@@ -149,12 +149,12 @@ def save(folder: Path, model: Model, *, origin: Mapping) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def load(folder: Path, *, step: int | None = None, weights: str = "auto") -> Model:
+def load(folder: Path, *, step: int | str | None = None, weights: str = "auto") -> Model:
     """Reads a run folder or an import folder; which of the two, its files tell.
 
     Args:
       folder: of either kind; it is only read.
-      step: which checkpoint of a run; None for the newest.
+      step: which checkpoint of a run; None for the newest, "best" for the best.
       weights: of a run: "ema" or "raw"; "auto" takes the average if the run keeps one.
 
     Returns:
@@ -187,18 +187,30 @@ def load(folder: Path, *, step: int | None = None, weights: str = "auto") -> Mod
 def of_config(config: ConfigDict) -> Preprocessing:
     """The preprocessing that a configuration asks for in evaluation."""
     mean, std = augment.normalization(config.augment.normalize)
-    options = {
-        name: config.data[name]
-        for name in ("crop_fraction", "interpolation", "central", "exif_rotate")
-        if config.data.get(name) is not None
-    }
-    return Preprocessing(mean=mean, std=std, **options)
+    return Preprocessing(mean=mean, std=std, **crop_of(config))
 
 
-def _load_run(run: Path, step: int | None, weights: str) -> Model:
+def of_run(run: Path, config: ConfigDict) -> Preprocessing:
+    """The preprocessing of a run: its configuration's, or that of the weights it started from.
+
+    Raises:
+      RunError: the record of these is damaged.
+    """
+    if config.init is None:
+        return of_config(config)
+    return _read(run / "init.json", lambda text: Preprocessing(**json.loads(text)["preprocessing"]))
+
+
+def crop_of(config: ConfigDict) -> dict:
+    """The fields of `Preprocessing` that a configuration gives, but for the normalisation."""
+    fields = ("crop_fraction", "interpolation", "central", "exif_rotate")
+    return {name: config.data[name] for name in fields if config.data[name] is not None}
+
+
+def _load_run(run: Path, step: int | str | None, weights: str) -> Model:
     checkpoints = checkpoint.Checkpoints(run, read_only=True)
     try:
-        step = checkpoints.newest() if step is None else step
+        step = checkpoints.find(step)
         spec, config = checkpoints.description(step)
         averaged = checkpoint.averaged(run, config, weights)
         variables = checkpoints.variables(step, functional.shapes(spec), averaged=averaged)
@@ -207,7 +219,7 @@ def _load_run(run: Path, step: int | None, weights: str) -> Model:
     # Older runs have no names.
     names = _read(run / _CLASSES, _names) if (run / _CLASSES).exists() else None
     names = names or tuple(map(str, range(spec.num_classes)))
-    return _make(run, spec, variables, of_config(config), names)
+    return _make(run, spec, variables, of_run(run, config), names)
 
 
 def _load_import(folder: Path) -> Model:

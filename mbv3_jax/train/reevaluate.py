@@ -10,12 +10,12 @@ from mbv3_jax.train.experiment import make_experiment
 from mbv3_jax.train.loop import evaluate_variables
 
 
-def reevaluate(run: Path, *, step: int | None = None, weights: str = "auto") -> dict:
+def reevaluate(run: Path, *, step: int | str | None = None, weights: str = "auto") -> dict:
     """Evaluates on every held-out example exactly once.
 
     Args:
       run: the run folder; it is only read.
-      step: which checkpoint; None for the newest.
+      step: which checkpoint; None for the newest, "best" for the best.
       weights: "ema" or "raw"; "auto" takes the average if the run keeps one.
 
     Returns:
@@ -25,11 +25,11 @@ def reevaluate(run: Path, *, step: int | None = None, weights: str = "auto") -> 
       UsageError: no run folder, or no average in it.
       RunError: no such checkpoint, or it cannot be read.
     """
-    experiment = make_experiment(run_folder.read_config(run))
+    experiment = make_experiment(run_folder.read_config(run), run)
     average = averaged(run, experiment.config, weights)
     checkpoints = Checkpoints(run, read_only=True)
     try:
-        step = checkpoints.newest() if step is None else step
+        step = checkpoints.find(step)
         state, _ = checkpoints.restore(step, experiment.abstract_state())
     finally:
         checkpoints.close()

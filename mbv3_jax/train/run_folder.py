@@ -3,9 +3,11 @@
 config.json       what the run was started with; another configuration is refused
 spec.json         the network
 classes.json      the names of the classes, by label
+init.json         the folder whose weights the run started from, if any; see `start.py`
 metrics.jsonl     a line per log and evaluation
 events.out.*      the same for TensorBoard
 checkpoints/      a folder per step, see `checkpoint.py`
+predictions.npz   of every held-out image, if config.save_predictions; see `predictions.py`
 summary.json      the result, once the run has ended
 """
 
@@ -23,7 +25,11 @@ from mbv3_jax.train.errors import RunError, UsageError
 
 
 def claim(
-    run: Path, config: ConfigDict, spec: arch_spec.NetSpec, class_names: Sequence[str] = ()
+    run: Path,
+    config: ConfigDict,
+    spec: arch_spec.NetSpec,
+    class_names: Sequence[str] = (),
+    init: dict | None = None,
 ) -> None:
     """Makes the folder of a new run, or finds that an old one is of the same configuration.
 
@@ -56,6 +62,8 @@ def claim(
         if class_names and not (run / "classes.json").exists():
             names = json.dumps(class_names, indent=1, ensure_ascii=False)
             write_atomically(run / "classes.json", names)
+        if init:
+            write_atomically(run / "init.json", json.dumps(init, indent=1, ensure_ascii=False))
     except OSError as e:
         raise UsageError(f"cannot write to {run}: {e.strerror}; choose another --workdir") from e
 

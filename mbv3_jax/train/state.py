@@ -40,11 +40,21 @@ class TrainState:
 
 
 def create(
-    spec: NetSpec, tx: optax.GradientTransformation, *, seed: int, with_ema: bool
+    spec: NetSpec,
+    tx: optax.GradientTransformation,
+    *,
+    seed: int,
+    with_ema: bool,
+    initial: functional.Variables | None = None,
 ) -> TrainState:
-    """The state before the first step; jittable, a pure function of its arguments."""
+    """The state before the first step; jittable, a pure function of its arguments.
+
+    `initial` has variables to start from; stages that it does not have are fresh.
+    """
     key = jax.random.fold_in(jax.random.key(seed), INIT_STREAM)
     variables = functional.init(spec, key)
+    for kind, stages in (initial or {}).items():
+        variables[kind] |= stages
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         variables=variables,

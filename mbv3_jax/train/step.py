@@ -53,6 +53,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     ema_decay: float | None = None,
     accum_steps: int = 1,
+    frozen: tuple[str, ...] = (),
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """Builds the jitted update.
 
@@ -70,6 +71,8 @@ def make_train_step(
       label_smoothing: see `losses.cross_entropy`.
       ema_decay: of the moving average, or None for none; `TrainState.ema` must agree.
       accum_steps: parts of a batch.
+      frozen: stages that get no gradient, and for which none is computed; `tx` must leave them
+        as they are, see `finetune.scaled`.
 
     Returns:
       step(state, batch) -> (state, metrics). `state` is donated: its buffers are reused. The
@@ -79,6 +82,7 @@ def make_train_step(
     """
 
     def loss_of(params, batch_stats, images, labels, key):
+        params = params | {stage: jax.lax.stop_gradient(params[stage]) for stage in frozen}
         variables = {"params": params, "batch_stats": batch_stats}
         logits, batch_stats = functional.apply(
             spec, variables, images, train=True, key=key, compute=compute

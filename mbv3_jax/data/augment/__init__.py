@@ -187,7 +187,7 @@ def make_preprocess(
 
 def normalization(normalize: str | tuple) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) of each channel, of values from 0 to 1, by name or as they are."""
-    if isinstance(normalize, str):
+    if isinstance(normalize, str | None):
         return NORMALIZATIONS[choose("augment.normalize", normalize, NORMALIZATIONS)]
     mean, std = normalize
     return tuple(mean), tuple(std)
