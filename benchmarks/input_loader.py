@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.worker import peak_bytes
 from mbv3_jax.data.loader import train_batches
 from mbv3_jax.data.source import Encoded
 
@@ -48,12 +49,6 @@ def cpu_seconds() -> float:
     return time.process_time() + sum(int(stat[11]) + int(stat[12]) for stat in stats) / tick
 
 
-def peak_mb(pid: str) -> float:
-    """Most memory that a process has held, in MiB (VmHWM of proc(5))."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
 def measure(images, examples, batch, resolution, how, count, seconds) -> dict:
     """Reads batches for so many seconds, after the workers have started and filled their queues."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
@@ -71,8 +66,8 @@ def measure(images, examples, batch, resolution, how, count, seconds) -> dict:
     result = {
         "images_per_s": done / wall,
         "cpu_ms": 1e3 * cpu / done,
-        "parent_mb": peak_mb("self"),
-        "workers_mb": sum(peak_mb(pid) for pid in children()),
+        "parent_mb": peak_bytes() / 2**20,
+        "workers_mb": sum(map(peak_bytes, children())) / 2**20,
     }
     batches.close()
     return result

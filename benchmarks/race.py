@@ -21,7 +21,11 @@ from main import HUGE_PAGES
 
 @dataclasses.dataclass
 class Result:
-    """What one contender did; times in seconds a step, one per round."""
+    """What one contender did; times in seconds a step, one per round.
+
+    setup_peak_bytes: the most memory until the first steps were done, compilation included;
+    peak_bytes: the most since then.
+    """
 
     name: str
     absent: str | None = None
@@ -29,6 +33,7 @@ class Result:
     first_step_s: float = 0.0
     wall_s: list[float] = dataclasses.field(default_factory=list)
     cpu_s: list[float] = dataclasses.field(default_factory=list)
+    setup_peak_bytes: int = 0
     peak_bytes: int = 0
 
 
@@ -61,6 +66,7 @@ def race(task: Task, contenders: list[str], *, rounds: int, seconds_per_round: f
                 result.absent = ready["absent"]
                 continue
             result.info, result.first_step_s = ready["info"], ready["first_step_s"]
+            result.setup_peak_bytes = ready["setup_peak_bytes"]
             processes[name] = process
         steps = {}
         for turn in range(rounds + 1):
@@ -103,13 +109,14 @@ def results_table(task: Task, results: list[Result]) -> Table:
         "CPU ms",
         "peak MB",
         "1st step s",
+        "1st peak MB",
     ):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("what")
     ours = None
     for result in results:
         if result.absent:
-            table.add_row(result.name, *["-"] * 8, f"absent: {result.absent}")
+            table.add_row(result.name, *["-"] * 9, f"absent: {result.absent}")
             continue
         median = statistics.median(result.wall_s)
         ours = ours or median
@@ -123,6 +130,7 @@ def results_table(task: Task, results: list[Result]) -> Table:
             f"{statistics.median(result.cpu_s) * 1e3:.2f}",
             f"{result.peak_bytes / 2**20:.0f}",
             f"{result.first_step_s:.1f}",
+            f"{result.setup_peak_bytes / 2**20:.0f}",
             result.info,
         )
     return table
