@@ -19,7 +19,7 @@ from mbv3_jax.report.curves import read_records
 from mbv3_jax.train import config as configs
 from mbv3_jax.train.experiment import make_experiment
 from mbv3_jax.train.loop import train
-from mbv3_jax.train.step import put_batch
+from mbv3_jax.train.placement import put_batch
 
 
 def bare_rate(config, steps: int) -> float:

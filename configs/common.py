@@ -11,6 +11,7 @@ def default(network: str) -> ConfigDict:
     """
     config = ConfigDict()
     config.seed = 0
+    config.seeds = placeholder(tuple)  # (0, 1, 2): a run of each, at once; see README
 
     # The network: the arguments of mbv3_jax.arch.build, documented there.
     config.net = dict(
@@ -57,6 +58,7 @@ def default(network: str) -> ConfigDict:
         dtype="float32",  # float32, bfloat16 (weights and BatchNorm stay float32)
         depthwise="auto",
         batch_norm="cross_device",  # cross_device, per_device
+        shard_optimizer=False,  # a part of optimizer state and average on each device (ZeRO-1)
     )
 
     # See mbv3_jax.data.sources.open_pair. An option that the source does not have must be None.

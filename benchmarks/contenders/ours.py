@@ -9,7 +9,8 @@ from mbv3_jax.data.augment import make_preprocess
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.blocks import Compute
 from mbv3_jax.train import optimizer, schedules, state
-from mbv3_jax.train.step import make_mesh, make_train_step, put_batch
+from mbv3_jax.train.placement import make_mesh, put_batch
+from mbv3_jax.train.step import make_train_step
 
 
 def setup(task: Task):

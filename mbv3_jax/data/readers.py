@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 
 import grain
@@ -55,7 +56,12 @@ def read_ahead(chunks, per_batch, num_workers, num_threads, prefetch) -> grain.D
 
 
 def _end_with_parent(*_) -> None:
-    """Makes a worker process end when the one that it reads for was killed."""
+    """Makes a worker process end with the one that it reads for, and not before.
+
+    A scheduler sends its signals to all processes; the one that trains has still to save.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
     def watch():
         multiprocessing.parent_process().join()

@@ -34,10 +34,16 @@ class Position:
 
     examples: how many the run has seen, over all epochs and processes.
     fingerprint: of the training source; another one means that the data has changed.
+    unlogged: metrics of the latest steps, which the next record is to average.
+    evaluation_due: whether the run was asked to leave before or while it evaluated this step.
     """
 
     examples: int
     fingerprint: str
+    unlogged: tuple[dict[str, float], ...] = dataclasses.field(
+        default=(), compare=False, repr=False
+    )
+    evaluation_due: bool = dataclasses.field(default=False, compare=False, repr=False)
 
 
 class Checkpoints:
@@ -127,6 +133,8 @@ class Checkpoints:
 
     def _seal(self) -> None:
         """Adds checksums to the checkpoint being written, just before Orbax renames its folder."""
+        if jax.process_index():  # the first process renames it, when all have written
+            return
         name = str(self._writing)
         (folder,) = (p for p in self.folder.iterdir() if p.name.partition(".")[0] == name)
         digests.write(folder)

@@ -10,7 +10,9 @@ from pathlib import Path
 from rich.console import Console
 
 from mbv3_jax.train import config as configs
-from mbv3_jax.train.errors import RunError, UsageError
+from mbv3_jax.train import distributed, interrupt
+from mbv3_jax.train.distributed import PATIENCE
+from mbv3_jax.train.errors import EXIT_RESTART, Preempted, RunError, UsageError
 
 EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
 
@@ -26,8 +28,58 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code.
 
     0: trained to the end. 1: the run failed, its checkpoints are intact. 2: the command or the
-    configuration is wrong, nothing was started. 130: interrupted.
+    configuration is wrong, nothing was started. 75: asked to leave, or another process of the run
+    was lost; the same command goes on. 130: interrupted.
     """
+    flags, overrides = _parser().parse_known_args(arguments)
+    workdir = flags.workdir or default_workdir(flags.config)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    try:
+        with interrupt.stops_at_once():
+            config = configs.parse(flags.config, overrides)
+            distributed.start(vars(flags), patience=flags.patience)
+            from mbv3_jax.train.loop import train  # here: a wrong flag does not wait for jax
+
+            console.quiet = not distributed.is_first()
+            summary = train(config, workdir, console)
+            console.print(_report(summary, workdir))
+            code = 0
+    except (UsageError, RunError) as e:
+        # A failed write leaves coroutines of Orbax behind, which Python would name at the end.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        code = _ended(e, e.exit_code, f"error: {distributed.label()}{e}", console, style="red")
+    except Preempted as e:
+        reason = str(e) or "stopped on request, before anything was trained"
+        code = _ended(e, EXIT_RESTART, f"{distributed.label()}{reason}", console)
+    except KeyboardInterrupt as e:
+        text = f"interrupted; the same command goes on from the last checkpoint in {workdir}"
+        code = _ended(e, EXIT_INTERRUPTED, f"{distributed.label()}{text}", console)
+    except Exception as e:
+        if not distributed.peers():
+            raise
+        if not distributed.is_loss_of_a_process(e):
+            distributed.peers().failed(f"{type(e).__name__}: {e}".splitlines()[0], 1)
+            raise
+        code = _ended(e, 1, "", console)
+    if peers := distributed.peers():
+        peers.close(code)
+    return code
+
+
+def _ended(error: BaseException, code: int, text: str, console: Console, **how) -> int:
+    """Says what ended the run, to the person and to the other processes; returns the code."""
+    console.quiet = False
+    peers = distributed.peers()
+    if peers and distributed.is_loss_of_a_process(error):
+        peers.lost(error)
+    if peers:
+        peers.failed(text.removeprefix("error: ").removeprefix(distributed.label()), code)
+    if text:
+        console.print(text, **how)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="main.py",
         description="Trains a network and evaluates it. The same command again resumes.",
@@ -36,26 +88,20 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--config", required=True, help="configs/NAME.py or configs/NAME.py:ARG")
     parser.add_argument("--workdir", type=Path, help="run folder; default runs/NAME-ARG")
-    flags, overrides = parser.parse_known_args(arguments)
-    workdir = flags.workdir or default_workdir(flags.config)
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    try:
-        config = configs.parse(flags.config, overrides)
-        from mbv3_jax.train.loop import train  # here, so that a wrong flag does not wait for jax
-
-        summary = train(config, workdir, console)
-    except (UsageError, RunError) as e:
-        # A failed write leaves coroutines of Orbax behind, which Python would name at the end.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        console.print(f"error: {e}", style="red")
-        return e.exit_code
-    except KeyboardInterrupt:
-        console.print(
-            f"interrupted; the same command goes on from the last checkpoint in {workdir}"
-        )
-        return EXIT_INTERRUPTED
-    console.print(_report(summary, workdir))
-    return 0
+    several = parser.add_argument_group(
+        "several processes", "under srun, in a JobSet and on a TPU pod they find each other"
+    )
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    several.add_argument("--num-processes", type=int, metavar="N")
+    several.add_argument("--process-id", type=int, metavar="I", help="0 to N-1")
+    several.add_argument(
+        "--patience",
+        type=float,
+        default=PATIENCE,
+        metavar="SECONDS",
+        help="after so long without a sign or a step of another process, exit 75; default 300",
+    )
+    return parser
 
 
 def _report(summary: dict, workdir: Path) -> str:

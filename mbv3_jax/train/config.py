@@ -153,11 +153,12 @@ def flatten(config: ConfigDict) -> dict[str, object]:
     return dict(walk(json.loads(to_json(config)), ""))
 
 
-# Where the data lies, who reads it and what to do when that fails make no other run of it.
+# Where the data lies, who reads it, what to do when that fails, and where the optimizer's state
+# lies make no other run of it.
 _NO_DIFFERENCE = {
     f"data.{name}"
     for name in ("data_dir", "num_workers", "num_threads", "prefetch_batches", "on_error")
-}
+} | {"compute.shard_optimizer"}
 
 
 def differences(ours: ConfigDict, theirs: ConfigDict) -> dict[str, tuple]:

@@ -1,5 +1,8 @@
 """What can go wrong in a run, by who has to act. Messages are one line for a person."""
 
+# "Saved; start me again": sysexits.h's EX_TEMPFAIL. See README, "Many devices".
+EXIT_RESTART = 75
+
 
 class UsageError(Exception):
     """The command or its configuration is wrong; nothing was started or changed."""
@@ -11,3 +14,9 @@ class RunError(Exception):
     """The run could not go on; what it had saved is intact."""
 
     exit_code = 1
+
+
+class Preempted(Exception):
+    """The run was asked to leave, and has saved; the same command goes on."""
+
+    exit_code = EXIT_RESTART

@@ -10,7 +10,7 @@ from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.blocks import Compute
 from mbv3_jax.train import losses
-from mbv3_jax.train.step import batch_sharded, put_batch, replicated
+from mbv3_jax.train.placement import batch_sharded, put_batch, replicated
 
 
 def make_eval_step(
@@ -25,7 +25,7 @@ def make_eval_step(
     Args:
       spec: the network.
       preprocess: uint8 images -> normalised images [N, H, W, C].
-      mesh: from `step.make_mesh`.
+      mesh: from `placement.make_mesh`.
       compute: types and forms of computation.
 
     Returns:
@@ -67,7 +67,7 @@ def evaluate(
       eval_step: from `make_eval_step`.
       variables: of the network.
       batches: host batches {"image", "label", "mask"}, as `data.loader.eval_batches` gives them.
-      mesh: from `step.make_mesh`.
+      mesh: from `placement.make_mesh`.
       expected: number of examples that must have been counted.
 
     Returns:

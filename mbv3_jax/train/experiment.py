@@ -19,12 +19,13 @@ from mbv3_jax.train import start as starts
 from mbv3_jax.train.config import spec_of
 from mbv3_jax.train.durations import to_steps
 from mbv3_jax.train.errors import UsageError
-from mbv3_jax.train.evaluate import make_eval_step
+from mbv3_jax.train.evaluate import evaluate, make_eval_step
 from mbv3_jax.train.model import Preprocessing, of_config
 from mbv3_jax.train.options import check_whole
+from mbv3_jax.train.placement import make_mesh, replicated, spread
 from mbv3_jax.train.schedules import Schedule
 from mbv3_jax.train.start import Start
-from mbv3_jax.train.step import make_mesh, make_train_step, replicated
+from mbv3_jax.train.step import make_train_step
 
 BATCH_NORMS = ("cross_device", "per_device")
 # Fields of config.data that are options of data.decode.decode_view, and of data.loader.
@@ -51,6 +52,15 @@ class Experiment:
     eval_every: int
     checkpoint_every: int
 
+    # Which axis of a batch is that of the examples, and what names the run in a line; see
+    # `seeds.py`, where they differ.
+    batch_axis = 0
+    suffix = ""
+
+    def members(self, tree) -> list:
+        """Takes apart what belongs to several runs; here there is one."""
+        return [tree]
+
     @property
     def steps_per_epoch(self) -> float:
         """Training examples over batch size; need not be whole."""
@@ -76,6 +86,7 @@ class Experiment:
             ema_decay=self.config.ema_decay,
             accum_steps=self.config.accum_steps,
             frozen=self.frozen,
+            shard_optimizer=self.config.compute.shard_optimizer,
         )
 
     @property
@@ -103,15 +114,42 @@ class Experiment:
           UsageError, RunError: as `start.Start.load`.
         """
         initial = starts.variables(self.start, self.spec) if self.start else None
-        return jax.jit(self._create, out_shardings=replicated(self.mesh))(initial)
+        return jax.jit(self._create, out_shardings=self._placed)(initial)
 
     def abstract_state(self) -> state.TrainState:
         """Shapes, types and placement of the state, to restore a checkpoint into."""
-        placed = replicated(self.mesh)
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
+            lambda x, placed: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
             jax.eval_shape(self._create),
+            self._placed,
         )
+
+    @functools.cached_property
+    def _placed(self) -> state.TrainState:
+        """The sharding of every array of the state."""
+        shapes = jax.eval_shape(self._create)
+        placed = jax.tree.map(lambda _: replicated(self.mesh), shapes)
+        if not self.config.compute.shard_optimizer:
+            return placed
+        parts = {"opt_state": shapes.opt_state, "ema": shapes.ema}
+        return dataclasses.replace(placed, **spread(parts, self.mesh))
+
+    def evaluate(self, variables, between=iter) -> dict[str, float]:
+        """Evaluates on every held-out example, see `evaluate.evaluate`; `between` wraps the
+        batches."""
+        if self.config.compute.shard_optimizer:  # the average may be in parts
+            variables = jax.jit(lambda x: x, out_shardings=replicated(self.mesh))(variables)
+        batches = self.eval_batches()
+        try:
+            return evaluate(
+                self.eval_step,
+                variables,
+                between(batches),
+                mesh=self.mesh,
+                expected=len(self.eval_source),
+            )
+        finally:
+            batches.close()
 
     def _create(self, initial=None) -> state.TrainState:
         seed, with_ema = self.config.seed, self.config.ema_decay is not None
@@ -213,6 +251,12 @@ def _make(
     check_whole("seed", config.seed, at_least=0)
     mesh = make_mesh()
     devices = mesh.devices.size
+    if devices != jax.local_device_count() * jax.process_count():
+        raise ValueError(
+            f"the processes have unequal numbers of devices: this one {jax.local_device_count()} "
+            f"of {devices}, {jax.process_count()} processes in all; each gets an equal part"
+        )
+    choose("compute.shard_optimizer", config.compute.shard_optimizer, (False, True))
     for field in ("batch_size", "eval_batch_size", "accum_steps", "log_every_steps"):
         check_whole(field, config[field], at_least=1)
     check_whole("keep_checkpoints", config.keep_checkpoints, at_least=1)

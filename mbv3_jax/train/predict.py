@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.blocks import Compute
-from mbv3_jax.train.step import batch_sharded, put_batch, replicated
+from mbv3_jax.train.placement import batch_sharded, put_batch, replicated
 
 TOP = 5
 
@@ -80,7 +80,7 @@ def run(
       step: from `make_predict_step` or `make_embed_step`.
       variables: of the network.
       batches: host batches {"image", "label", "mask"}, as `data.loader.eval_batches` gives them.
-      mesh: from `step.make_mesh`.
+      mesh: from `placement.make_mesh`.
 
     Yields:
       For each batch what `step` returns, with "label" and "mask" of the batch, as NumPy arrays;

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from mbv3_jax.nn import functional
-from mbv3_jax.train import predict
+from mbv3_jax.train import distributed, predict
 from mbv3_jax.train.experiment import Experiment
 
 FILE = "predictions.npz"
@@ -54,6 +54,8 @@ def save(
         parts += predict.run(predict_step, variables, between(batches), mesh=experiment.mesh)
     finally:
         batches.close()
+    if not distributed.is_first():
+        return
     source = experiment.eval_source
     joined = {k: np.concatenate([p[k] for p in parts])[: len(source)] for k in parts[0]}
     read = joined["mask"] > 0

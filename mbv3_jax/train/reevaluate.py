@@ -7,7 +7,6 @@ from mbv3_jax.train import run_folder
 from mbv3_jax.train.checkpoint import Checkpoints, averaged
 from mbv3_jax.train.errors import RunError
 from mbv3_jax.train.experiment import make_experiment
-from mbv3_jax.train.loop import evaluate_variables
 
 
 def reevaluate(run: Path, *, step: int | str | None = None, weights: str = "auto") -> dict:
@@ -34,7 +33,7 @@ def reevaluate(run: Path, *, step: int | str | None = None, weights: str = "auto
     finally:
         checkpoints.close()
     try:
-        values = evaluate_variables(experiment, state.ema if average else state.variables)
+        values = experiment.evaluate(state.ema if average else state.variables)
     except BadExample as e:
         raise RunError(f"{e}") from e
     return {

@@ -9,19 +9,25 @@ events.out.*      the same for TensorBoard
 checkpoints/      a folder per step, see `checkpoint.py`
 predictions.npz   of every held-out image, if config.save_predictions; see `predictions.py`
 summary.json      the result, once the run has ended
+lock              held by the command that writes here
 """
 
 import contextlib
 import json
 import os
+import socket
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
+from rich.console import Console
 
 from mbv3_jax.arch import spec as arch_spec
 from mbv3_jax.train import config as configs
 from mbv3_jax.train.errors import RunError, UsageError
+
+LOCK = "lock"
 
 
 def claim(
@@ -30,32 +36,41 @@ def claim(
     spec: arch_spec.NetSpec,
     class_names: Sequence[str] = (),
     init: dict | None = None,
-) -> None:
+) -> contextlib.AbstractContextManager:
     """Makes the folder of a new run, or finds that an old one is of the same configuration.
 
+    Returns:
+      A context manager at whose end another command may use the folder; so it may when this
+      process has died, however it did.
+
     Raises:
-      UsageError: the path is no folder, cannot be written, looks like a pattern, or holds a run
-        of another configuration; the message lists the fields that differ.
+      UsageError: the path is no folder, cannot be written, looks like a pattern, is in use by
+        another command, or holds a run of another configuration; the message lists the fields
+        that differ.
     """
     path = run / "config.json"
+    ours = (_temporary(path).name, LOCK)
     if wild := set("*?[") & set(str(run.absolute())):
         raise UsageError(
             f"{run}: checkpoints cannot be read from a path with {' '.join(sorted(wild))} in it, "
             "which Orbax takes for a pattern; choose another --workdir"
         )
+    lock = contextlib.ExitStack()
     try:
         run.mkdir(parents=True, exist_ok=True)
         if path.exists():
             stored = read_config(run)
             _compare(run, config, stored)
+            lock = _lock(run)
             if configs.to_json(config) != configs.to_json(stored):  # where the data lies now
                 write_atomically(path, configs.to_json(config))
-        elif foreign := [p.name for p in run.iterdir() if p.name != _temporary(path).name]:
+        elif foreign := [p.name for p in run.iterdir() if p.name not in ours]:
             raise UsageError(
                 f"{run} is no run folder (it holds {foreign[0]} and no config.json); "
                 "choose another with --workdir"
             )
         else:
+            lock = _lock(run)
             write_atomically(path, configs.to_json(config))
         if not (run / "spec.json").exists():  # new, or killed since it wrote the other
             write_atomically(run / "spec.json", arch_spec.to_json(spec))
@@ -65,7 +80,52 @@ def claim(
         if init:
             write_atomically(run / "init.json", json.dumps(init, indent=1, ensure_ascii=False))
     except OSError as e:
+        lock.close()
         raise UsageError(f"cannot write to {run}: {e.strerror}; choose another --workdir") from e
+    return lock
+
+
+def _lock(run: Path) -> contextlib.ExitStack:
+    """Holds the lock of the folder until closed; the kernel drops it when the process dies."""
+    held = contextlib.ExitStack()
+    if (run / "summary.json").exists():  # nothing more will be written
+        return held
+    try:
+        import fcntl
+
+        file = held.enter_context((run / LOCK).open("a+"))
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        held.close()
+        raise UsageError(
+            f"{run} is in use by another command ({(run / LOCK).read_text()}); wait for it, stop "
+            "it, or choose another --workdir"
+        ) from e
+    except (ImportError, OSError) as e:  # Windows, or a file system that has no locks
+        reason = getattr(e, "strerror", None) or e
+        note = f"note: {run} cannot be locked ({reason}); see that no other command uses it"
+        Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(note)
+        return held
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return held
+
+
+def wait_for(run: Path, *, seconds: float = 30.0) -> None:
+    """Waits until the folder that another process has claimed is seen here too.
+
+    Raises:
+      RunError: it is not; each machine has its own folder of that name.
+    """
+    end = time.monotonic() + seconds
+    while not (run / "config.json").exists():
+        if time.monotonic() > end:
+            raise RunError(
+                f"{run} is not the folder that the first process made: all processes need one "
+                "--workdir, on a file system that they share"
+            )
+        time.sleep(0.1)
 
 
 def _compare(run: Path, config: ConfigDict, stored: ConfigDict) -> None:

@@ -1,44 +1,23 @@
 """The update: forward, backward, optimizer and moving average in one jitted, donated step."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.blocks import Compute
 from mbv3_jax.train import ema, losses
+from mbv3_jax.train.placement import batch_sharded, replicated, spread
 from mbv3_jax.train.schedules import Schedule
 from mbv3_jax.train.state import STEP_STREAM, TrainState
 
 Preprocess = Callable[[dict, jax.Array], tuple[jax.Array, jax.Array]]
-
-
-def make_mesh(devices=None) -> Mesh:
-    """All devices in one row, over which the batch is split; one device is the smallest mesh."""
-    devices = jax.devices() if devices is None else devices
-    kinds = (jax.sharding.AxisType.Auto,)
-    return jax.make_mesh((len(devices),), ("data",), axis_types=kinds, devices=devices)
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole: parameters, optimizer state, metrics."""
-    return NamedSharding(mesh, P())
-
-
-def batch_sharded(mesh: Mesh) -> NamedSharding:
-    """Every device holds its part of the first axis: batches."""
-    return NamedSharding(mesh, P("data"))
-
-
-def put_batch(batch: dict, mesh: Mesh) -> dict:
-    """Moves this process's part of a host batch to its devices, as one global array each."""
-    sharding = batch_sharded(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
 def make_train_step(
@@ -48,12 +27,13 @@ def make_train_step(
     *,
     preprocess: Preprocess,
     mesh: Mesh,
-    seed: int,
+    seed: int | Sequence[int],
     compute: Compute = Compute(),  # noqa: B008 (frozen)
     label_smoothing: float = 0.0,
     ema_decay: float | None = None,
     accum_steps: int = 1,
     frozen: tuple[str, ...] = (),
+    shard_optimizer: bool = False,
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """Builds the jitted update.
 
@@ -65,17 +45,21 @@ def make_train_step(
       spec: the network.
       tx: the optimizer; `schedule` is its learning rate, here for the metrics.
       preprocess: (batch, key) -> normalised images [N, H, W, C] and labels [N] or [N, K].
-      mesh: from `make_mesh`.
-      seed: of the run.
+      mesh: from `placement.make_mesh`.
+      seed: of the run: an input of the program, which is the same for all seeds. With several, as
+        many runs are trained at once: state, batch and metrics have a first axis over them.
       compute: types and forms of computation.
       label_smoothing: see `losses.cross_entropy`.
       ema_decay: of the moving average, or None for none; `TrainState.ema` must agree.
       accum_steps: parts of a batch.
       frozen: stages that get no gradient, and for which none is computed; `tx` must leave them
         as they are, see `finetune.scaled`.
+      shard_optimizer: every device keeps and updates a part of the optimizer's state and of the
+        average, see `placement.spread`, instead of all of them.
 
     Returns:
-      step(state, batch) -> (state, metrics). `state` is donated: its buffers are reused. The
+      step(state, batch) -> (state, metrics), a partial of the jitted
+      `step.func(seed, state, batch)`. `state` is donated: its buffers are reused. The
       batch is {"image": uint8 [N, H, W, C], "label": int32 [N]}. Metrics are float32 scalars of
       this step: loss, top1 (a fraction, of the training batch), lr, and the norms of gradient,
       update and parameters.
@@ -99,7 +83,7 @@ def make_train_step(
 
         def parts(x):
             x = x.reshape(x.shape[0] // accum_steps, accum_steps, *x.shape[1:]).swapaxes(0, 1)
-            return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, "data")))
+            return jax.lax.with_sharding_constraint(x, batch_sharded(mesh, axis=1))
 
         def body(carry, part):
             (loss, top1), grads, batch_stats = carry
@@ -120,7 +104,15 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / accum_steps, grads)
         return (loss / accum_steps, (batch_stats, top1 / accum_steps)), grads
 
-    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    whole, split = replicated(mesh), batch_sharded(mesh)
+    shapes = functional.shapes(spec)
+    placed = TrainState(whole, whole, whole, whole)
+    if shard_optimizer:
+        parts_of = jax.eval_shape(tx.init, shapes["params"])
+        average_of = whole if ema_decay is None else spread(shapes, mesh)
+        placed = TrainState(whole, whole, spread(parts_of, mesh), average_of)
+
+    def step(seed: jax.Array, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.key(seed), STEP_STREAM)
         key_data, key_net = jax.random.split(jax.random.fold_in(key, state.step))
         images, labels = preprocess(batch, key_data)
@@ -128,7 +120,12 @@ def make_train_step(
         (loss, (batch_stats, top1)), grads = accumulate(
             params, state.variables["batch_stats"], images, labels, key_net
         )
+        if shard_optimizer:  # each device then needs the sum over devices of its part alone
+            constrain = jax.lax.with_sharding_constraint
+            grads = constrain(grads, spread(grads, mesh))
         updates, opt_state = tx.update(grads, state.opt_state, params)
+        if shard_optimizer:
+            updates = constrain(updates, spread(updates, mesh))
         variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
         average = state.ema
         if ema_decay is not None:
@@ -143,7 +140,14 @@ def make_train_step(
         }
         return TrainState(state.step + 1, variables, opt_state, average), metrics
 
-    whole, split = replicated(mesh), batch_sharded(mesh)
-    return jax.jit(
-        step, donate_argnums=0, in_shardings=(whole, split), out_shardings=(whole, whole)
+    many = isinstance(seed, Sequence)
+    if many:
+        step, split = jax.vmap(step), batch_sharded(mesh, axis=1)
+    jitted = jax.jit(
+        step,
+        donate_argnums=1,
+        in_shardings=(whole, placed, split),
+        out_shardings=(placed, whole),
     )
+    seeds = jax.make_array_from_process_local_data(whole, np.asarray(seed, np.uint32))
+    return functools.partial(jitted, seeds)

@@ -6,7 +6,8 @@ import pytest
 from conftest import TINY
 from run_checks import checkpoint_steps
 
-from mbv3_jax.train import cli, loop
+from mbv3_jax.train import cli
+from mbv3_jax.train.checkpoint import Checkpoints
 
 
 def main(*arguments):
@@ -65,9 +66,9 @@ def test_ctrl_c_and_the_same_command_again(tmp_path, capfd, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         original(self, *args)  # an exception in here would leave Orbax's threads waiting
 
-    original = loop.Checkpoints.save
+    original = Checkpoints.save
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Checkpoints, "save", save)
+        patch.setattr(Checkpoints, "save", save)
         assert main(f"--workdir={run}") == 130
     err = capfd.readouterr().err
     assert err.endswith(

@@ -6,7 +6,7 @@ import pytest
 from mbv3_jax.data import loader, sources
 from mbv3_jax.nn import functional
 from mbv3_jax.train.evaluate import evaluate, make_eval_step
-from mbv3_jax.train.step import make_mesh
+from mbv3_jax.train.placement import make_mesh
 
 COUNT = 50
 

@@ -4,7 +4,7 @@ import pytest
 
 from mbv3_jax.train.errors import UsageError
 from mbv3_jax.train.experiment import make_experiment
-from mbv3_jax.train.step import put_batch
+from mbv3_jax.train.placement import put_batch
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_the_state_is_as_abstract_state_says_and_the_step_compiles_once(experime
     restored = jax.device_put(jax.tree.map(np.array, state), want.step.sharding)
     experiment.train_step(restored, put_batch(next(batches), experiment.mesh))
     batches.close()
-    assert experiment.train_step._cache_size() == 1
+    assert experiment.train_step.func._cache_size() == 1
 
 
 def test_batches_from_a_step_on_are_those_of_the_whole_run(experiment):

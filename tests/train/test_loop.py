@@ -8,6 +8,7 @@ from run_checks import assert_same_end, assert_same_records, checkpoint_steps
 from test_logging import from_records, scalars
 
 from mbv3_jax.train import loop
+from mbv3_jax.train.checkpoint import Position
 from mbv3_jax.train.errors import RunError, UsageError
 from mbv3_jax.train.logging import Metrics, read
 from mbv3_jax.train.reevaluate import reevaluate
@@ -63,7 +64,7 @@ def test_the_summary_is_what_evaluating_again_gives(finished):
 
 def test_the_same_again_gives_the_result_without_training(finished, config, monkeypatch):
     before = snapshot(finished)
-    monkeypatch.setattr(loop, "Checkpoints", None)
+    monkeypatch.setattr(loop, "Record", None)
     assert loop.train(config, finished) == json.loads((finished / "summary.json").read_text())
     assert snapshot(finished) == before
 
@@ -79,11 +80,11 @@ def with_wrong_label_at(step):
     """A `put_batch` whose batch of this training step has a label that no class has."""
     calls = 0
 
-    def put_batch(batch, mesh):
+    def put_batch(batch, mesh, **how):
         nonlocal calls
         calls += 1
         label = np.where(calls == step, -1, batch["label"]).astype(np.int32)
-        return original({**batch, "label": label}, mesh)
+        return original({**batch, "label": label}, mesh, **how)
 
     original = loop.put_batch
     return put_batch
@@ -162,7 +163,7 @@ def test_other_data_are_refused(finished, config, tmp_path, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     (run / "summary.json").unlink()
-    changed = loop.Position(examples=192, fingerprint="other")
-    monkeypatch.setattr(loop, "_position", lambda *_: changed)
+    changed = Position(examples=192, fingerprint="other")
+    monkeypatch.setattr(loop.Record, "_position", lambda *_: changed)
     with pytest.raises(RunError, match=r"the data is not what step 24 was trained on: .*'other'"):
         loop.train(config, run)

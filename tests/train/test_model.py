@@ -10,6 +10,7 @@ from run_checks import checkpoint_steps
 from mbv3_jax.data.augment import make_preprocess
 from mbv3_jax.nn import functional
 from mbv3_jax.train import loop, model
+from mbv3_jax.train.checkpoint import Checkpoints
 from mbv3_jax.train.errors import RunError, UsageError
 from mbv3_jax.train.model import Model, Preprocessing
 
@@ -94,7 +95,7 @@ def test_a_run_folder_gives_its_average_or_its_raw_weights(run):
     config = loop.run_folder.read_config(run)
     experiment = loop.make_experiment(config)
     for step, weights in ((None, "auto"), (6, "ema"), (12, "raw")):
-        checkpoints = loop.Checkpoints(run, read_only=True)
+        checkpoints = Checkpoints(run, read_only=True)
         state, _ = checkpoints.restore(step or 12, experiment.abstract_state())
         got = model.load(run, step=step, weights=weights)
         want = state.variables if weights == "raw" else state.ema

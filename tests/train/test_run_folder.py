@@ -1,4 +1,7 @@
+import errno
+import fcntl
 import json
+import os
 
 import pytest
 
@@ -14,7 +17,7 @@ def files(folder):
 def test_a_new_folder_holds_configuration_and_network(tmp_path, tiny_config, tiny_spec):
     run = tmp_path / "runs" / "new"
     run_folder.claim(run, tiny_config(), tiny_spec)
-    assert sorted(files(run)) == ["config.json", "spec.json"]
+    assert sorted(files(run)) == ["config.json", "lock", "spec.json"]
     assert run_folder.read_config(run).to_dict() == tiny_config().to_dict()
     assert arch_spec.from_json((run / "spec.json").read_text()) == tiny_spec
     before = files(run)
@@ -71,7 +74,26 @@ def test_a_path_that_cannot_be_written(path, tiny_config, tiny_spec, tmp_path):
 def test_a_full_disk_leaves_nothing_half_made(tmp_path, tiny_config, tiny_spec, small_files):
     with small_files(10), pytest.raises(UsageError, match=r"cannot write to .*: File too large"):
         run_folder.claim(tmp_path, tiny_config(), tiny_spec)
-    assert files(tmp_path) == {}
+    assert sorted(files(tmp_path)) == ["lock"]
+    run_folder.claim(tmp_path, tiny_config(), tiny_spec)  # there is room again
+
+
+def test_a_folder_in_use_is_refused(tmp_path, tiny_config, tiny_spec, monkeypatch, capfd):
+    message = rf"in use by another .*\(process {os.getpid()} on "
+    with (
+        run_folder.claim(tmp_path, tiny_config(), tiny_spec),
+        pytest.raises(UsageError, match=message),
+    ):
+        run_folder.claim(tmp_path, tiny_config(), tiny_spec)
+    with run_folder.claim(tmp_path, tiny_config(), tiny_spec):
+        pass
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with run_folder.claim(tmp_path, tiny_config(), tiny_spec):
+        assert capfd.readouterr().err.startswith(f"note: {tmp_path} cannot be locked (No locks ")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", ""])

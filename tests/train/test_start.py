@@ -10,7 +10,9 @@ from PIL import Image
 from run_checks import assert_same_end, assert_same_records, checkpoint_steps
 
 from mbv3_jax.train import loop, model, start
+from mbv3_jax.train.checkpoint import Checkpoints
 from mbv3_jax.train.errors import RunError, UsageError
+from mbv3_jax.train.experiment import Experiment
 from mbv3_jax.train.logging import best_record, read
 from mbv3_jax.train.reevaluate import reevaluate
 from mbv3_jax.train.run_folder import read_summary
@@ -173,13 +175,13 @@ def test_what_a_run_leaves(finished, origin, images):
 def test_the_best_checkpoint_is_kept_and_can_be_asked_for(
     configured, origin, tmp_path, monkeypatch
 ):
-    scripted = iter([0.3, 0.8, 0.8, 0.5, 0.5])
-    original = loop.evaluate_variables
+    scripted = iter([0.3, 0.8, 0.8, 0.5, 0.5, 0.8])
+    original = Experiment.evaluate
 
-    def evaluate_variables(*args, **kwargs):
+    def evaluate(*args, **kwargs):
         return {**original(*args, **kwargs), "top1": next(scripted)}
 
-    monkeypatch.setattr(loop, "evaluate_variables", evaluate_variables)
+    monkeypatch.setattr(Experiment, "evaluate", evaluate)
     summary = loop.train(configured(origin), tmp_path / "run")
     assert summary["best"] == {"step": 8, "top1": 0.8}
     assert checkpoint_steps(tmp_path / "run") == [8, 16]
@@ -200,12 +202,12 @@ def stopping(step):
     """A `put_batch` that ends the run at a training step, as a kill between two steps does."""
     calls = 0
 
-    def put_batch(batch, mesh):
+    def put_batch(batch, mesh, **how):
         nonlocal calls
         calls += 1
         if calls == step:
             raise KeyboardInterrupt
-        return original(batch, mesh)
+        return original(batch, mesh, **how)
 
     original = loop.put_batch
     return put_batch
@@ -242,7 +244,7 @@ def test_other_weights_before_the_first_checkpoint_are_refused(
     shutil.copytree(origin, moved)
     config = configured(moved)
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Checkpoints, "save", interrupted)
+        patch.setattr(Checkpoints, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
             loop.train(config, run)
     assert (run / "init.json").exists() and not checkpoint_steps(run)

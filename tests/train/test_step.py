@@ -7,7 +7,8 @@ from mbv3_jax.nn import functional
 from mbv3_jax.nn.blocks import Compute
 from mbv3_jax.train import losses, optimizer, schedules
 from mbv3_jax.train import state as states
-from mbv3_jax.train.step import make_mesh, make_train_step, put_batch, replicated
+from mbv3_jax.train.placement import make_mesh, put_batch, replicated
+from mbv3_jax.train.step import make_train_step
 
 BATCH = 8
 
@@ -144,7 +145,7 @@ def test_the_old_state_is_donated_and_one_compilation_serves_all_steps(plain, ba
     new, _ = plain.step(state, put_batch(batch, plain.mesh))
     assert all(x.is_deleted() for x in jax.tree.leaves(state))
     plain.step(new, put_batch(batch, plain.mesh))
-    assert plain.step._cache_size() == 1
+    assert plain.step.func._cache_size() == 1
 
 
 def test_label_smoothing_changes_loss_and_update(plain, batch):

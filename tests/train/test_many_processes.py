@@ -1,0 +1,92 @@
+"""Runs of two processes on this machine, with gloo between them, and runs that move."""
+
+import signal
+
+import numpy as np
+import pytest
+from processes import run
+from run_checks import checkpoint_steps
+
+from mbv3_jax.train.logging import read
+
+SHARDED = "--config.compute.shard_optimizer=True"
+
+
+@pytest.fixture(scope="module")
+def lone(tmp_path_factory):
+    """A run of one process with one device that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("runs") / "lone"
+    assert [code for code, _ in run(1, f"--workdir={folder}")] == [0]
+    return folder
+
+
+def assert_same_curve(folder, other):
+    """The same records at the same steps, to float32 rounding."""
+    ours, theirs = read(folder), read(other)
+    assert [(r["step"], r["kind"]) for r in ours] == [(r["step"], r["kind"]) for r in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        for name in a.keys() - {"step", "kind", "images_per_second"}:
+            np.testing.assert_allclose(
+                a[name], b[name], rtol=2e-4, atol=1e-6, err_msg=f"{name} of step {a['step']}"
+            )
+
+
+def test_two_processes_make_the_curve_of_one(lone, tmp_path):
+    folder = tmp_path / "two"
+    (code, first), (other_code, second) = run(2, f"--workdir={folder}")
+    assert (code, other_code) == (0, 0)
+    assert "top-1 10.00% on all 50 test images (ema weights)" in first
+    assert second.strip() == ""  # the first alone prints
+    assert_same_curve(folder, lone)
+    assert checkpoint_steps(folder) == [12, 18, 24]
+    evaluations = [r["count"] for r in read(folder) if r["kind"] == "eval"]
+    assert evaluations == [50, 50]  # the second process has none of the last batch
+
+
+@pytest.mark.slow
+def test_a_run_moves_between_processes_and_devices(lone, tmp_path):
+    folder = tmp_path / "moving"
+    workdir = f"--workdir={folder}"
+    # The request reaches one process only; both stop, at the same step.
+    moved = [
+        run(1, workdir, signals=["SIGTERM@step5"]),
+        run(2, workdir, signals=["never", "SIGUSR1@step4"]),
+        run(1, workdir, SHARDED, signals=["SIGTERM@step3"], devices=8),
+        run(2, workdir, SHARDED, devices=2),
+    ]
+    codes = [[code for code, _ in processes] for processes in moved]
+    assert codes == [[75], [75, 75], [75], [0, 0]]
+    assert "stopped on request; the same command run again goes on from its last" in moved[0][0][1]
+    assert_same_curve(folder, lone)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_does_not_keep_the_other_waiting(tmp_path, victim):
+    signals = ["never", "never"]
+    signals[victim] = "SIGKILL@step8"
+    results = run(2, f"--workdir={tmp_path / 'run'}", signals=signals, patience=20)
+    assert results[victim][0] == -signal.SIGKILL
+    code, err = results[1 - victim]
+    assert code == 75, err
+    assert f"process {1 - victim} of 2: " in err
+    assert "goes on from the last checkpoint" in err
+    assert checkpoint_steps(tmp_path / "run") in ([], [6])
+
+
+def test_a_process_that_hangs_does_not_keep_the_other_waiting(tmp_path):
+    signals = ["never", "SIGSTOP@step8"]
+    (code, err), (stopped, _) = run(
+        2, f"--workdir={tmp_path / 'run'}", signals=signals, patience=8, ends=[0]
+    )
+    assert code == 75, err
+    assert "error: process 0 of 2: no step or batch ended within the limit (--patience 8 s)" in err
+    assert "; still before it: process 1; the same command goes on from the last check" in err
+    assert stopped == -signal.SIGKILL  # by the end of this test
+
+
+def test_what_one_process_finds_wrong_ends_all(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    (code, first), (other_code, second) = run(2, f"--workdir={tmp_path}")
+    assert (code, other_code) == (2, 2)
+    assert f"error: process 0 of 2: {tmp_path} is no run folder (it holds thesis.tex" in first
+    assert f"error: process 1 of 2: {tmp_path} is no run folder (it holds thesis.tex" in second
