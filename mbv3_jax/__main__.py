@@ -1,7 +1,6 @@
 """python -m mbv3_jax COMMAND: everything that is not training."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mbv3_jax.data import commands as data
+from mbv3_jax.train import commands as train
 from mbv3_jax.train import config as configs
 from mbv3_jax.train.errors import RunError, UsageError
 
@@ -30,23 +30,26 @@ def _summary(flags, overrides: Sequence[str]) -> None:
     console.print(totals_table(spec))
 
 
-def _eval(flags, overrides: Sequence[str]) -> None:
-    _no_more(overrides, "eval", "--run, --step, --weights")
-    from mbv3_jax.train.reevaluate import reevaluate
-
-    print(json.dumps(reevaluate(flags.run, step=flags.step, weights=flags.weights), indent=1))
-
-
 def _plot(flags, overrides: Sequence[str]) -> None:
-    _no_more(overrides, "plot", "--run, --out")
-    from mbv3_jax.report.curves import plot_curves, read_records
+    _no_more(overrides, "plot", "--run, --out, --what")
+    from mbv3_jax.report import confusion, curves, sheet
 
+    draw = {
+        "curves": curves.plot_run,
+        "confusion": confusion.plot_confusion,
+        "mistakes": sheet.mistakes_sheet,
+    }
     try:
-        figure = plot_curves(read_records(flags.run), title=str(flags.run))
-        figure.savefig(flags.out, dpi=120)
+        draw[flags.what](flags.run).savefig(flags.out, dpi=120)
     except (ValueError, OSError) as e:
         raise UsageError(f"plot: {e}") from e
     print(flags.out)
+
+
+def _image_sheet(images, captions):
+    from mbv3_jax.report.sheet import image_sheet
+
+    return image_sheet(images, captions)
 
 
 def _data(flags, overrides: Sequence[str]) -> int:
@@ -70,15 +73,17 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("--config", required=True, help="as for main.py, overrides too")
     summary.set_defaults(run_command=_summary)
 
-    evaluate = commands.add_parser("eval", help="evaluate a checkpoint on every held-out example")
-    evaluate.add_argument("--run", required=True, type=Path, help="run folder")
-    evaluate.add_argument("--step", type=int, help="which checkpoint; default the newest")
-    evaluate.add_argument("--weights", choices=("auto", "ema", "raw"), default="auto")
-    evaluate.set_defaults(run_command=_eval)
+    train.add_parsers(commands, draw_sheet=_image_sheet)
 
-    plot = commands.add_parser("plot", help="training curves of a run as a picture")
+    plot = commands.add_parser("plot", help="a picture of a run: curves, confusion, mistakes")
     plot.add_argument("--run", required=True, type=Path, help="run folder")
     plot.add_argument("--out", required=True, type=Path, help="file.png, file.svg or file.pdf")
+    plot.add_argument(
+        "--what",
+        choices=("curves", "confusion", "mistakes"),
+        default="curves",
+        help="training curves, confusion matrix, or the worst mistakes; default curves",
+    )
     plot.set_defaults(run_command=_plot)
 
     data.add_parser(commands)

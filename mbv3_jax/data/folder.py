@@ -153,7 +153,7 @@ def _need_split(root: Path, name: str, folders: Iterable[str]) -> str:
 
 
 def _need_classes(path: Path, classes: list[str]) -> None:
-    loose = next((e.name for e in _scan(path) if not e.is_dir() and _is_image(e.name)), None)
+    loose = next((e.name for e in _scan(path) if not e.is_dir() and is_image(e.name)), None)
     if loose is not None:
         raise ValueError(f"{path / loose}: an image outside of any class folder")
     if len(classes) < 2:
@@ -161,7 +161,8 @@ def _need_classes(path: Path, classes: list[str]) -> None:
         raise ValueError(f"{path}: expected a folder for each of at least 2 classes, got: {found}")
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file has the name of an image."""
     return os.path.splitext(name)[1].lower() in _SUFFIXES  # noqa: PTH122 (once an example)
 
 
@@ -170,14 +171,14 @@ def _files(base: Path, names, classes, strict: bool) -> list[tuple[str, int]]:
     label_of = {name: label for label, name in enumerate(classes)}
     files = []
     for name in names:
-        found = list(_walk(base / name, name))
+        found = list(walk(base / name, name))
         if strict:
             if not found:
                 raise ValueError(
                     f"{base / name}: an empty class folder; remove it, or set data.on_error=skip"
                 )
             for file in found:
-                if not _is_image(file):
+                if not is_image(file):
                     raise ValueError(
                         f"{base / file}: not an image file by its name (they end in "
                         f"{' '.join(_SUFFIXES)}); remove it, or set data.on_error=skip"
@@ -188,10 +189,11 @@ def _files(base: Path, names, classes, strict: bool) -> list[tuple[str, int]]:
     return files
 
 
-def _walk(folder: Path, relative: str) -> Iterable[str]:
+def walk(folder: Path, relative: str) -> Iterable[str]:
+    """All files in a folder, however deep, sorted in each; `relative` stands for the folder."""
     for entry in _scan(folder):
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(folder / entry.name, f"{relative}/{entry.name}")
+            yield from walk(folder / entry.name, f"{relative}/{entry.name}")
         elif not entry.is_dir():  # a link to a folder might lead round in circles
             yield f"{relative}/{entry.name}"
 

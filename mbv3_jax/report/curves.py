@@ -36,6 +36,11 @@ def plot_curves(records: list[dict], title: str) -> Figure:
     return figure
 
 
+def plot_run(run: Path) -> Figure:
+    """`plot_curves` of a run folder."""
+    return plot_curves(read_records(run), title=str(run))
+
+
 def read_records(run: Path) -> list[dict]:
     """The records of a run folder; a last line that is still being written is left out.
 

@@ -27,8 +27,9 @@ def make_predict_step(
 
     Returns:
       step(variables, batch) -> {"classes": int32 [N, k], the most probable first;
-      "probabilities": float32 [N, k], of these; "label_probability": float32 [N], of the label},
-      where k is `top` or the number of classes if that is less.
+      "probabilities": float32 [N, k], of these; "label_probability": float32 [N], of the label;
+      and the batch's "label" and "mask"}, where k is `top` or the number of classes if that is
+      less.
     """
 
     def step(variables, batch):
@@ -53,7 +54,8 @@ def make_embed_step(
     mesh: Mesh,
     compute: Compute = Compute(),  # noqa: B008 (frozen)
 ) -> Callable[[functional.Variables, dict], dict]:
-    """As `make_predict_step`: step(variables, batch) -> {"embedding": float32 [N, channels]}."""
+    """As `make_predict_step`: step(variables, batch) -> {"embedding": float32 [N, channels],
+    "label", "mask"}."""
 
     def step(variables, batch):
         images = preprocess(batch["image"])
@@ -64,7 +66,11 @@ def make_embed_step(
 
 def _jit(step, mesh: Mesh):
     whole, split = replicated(mesh), batch_sharded(mesh)
-    return jax.jit(step, in_shardings=(whole, split), out_shardings=whole)
+
+    def with_labels(variables, batch):
+        return step(variables, batch) | {"label": batch["label"], "mask": batch["mask"]}
+
+    return jax.jit(with_labels, in_shardings=(whole, split), out_shardings=whole)
 
 
 def run(
@@ -83,16 +89,13 @@ def run(
       mesh: from `placement.make_mesh`.
 
     Yields:
-      For each batch what `step` returns, with "label" and "mask" of the batch, as NumPy arrays;
-      a batch is handed over when the next one is under way.
+      What `step` returns for each batch, as NumPy arrays, when the next one is under way.
     """
     variables = jax.device_put(variables, replicated(mesh))
-    gather = jax.jit(lambda x: x, out_shardings=replicated(mesh))
     waiting = None
     for batch in batches:
-        placed = put_batch(batch, mesh)
-        kept = gather({"label": placed["label"], "mask": placed["mask"]})
-        started = step(variables, placed) | kept
+        used = {name: batch[name] for name in ("image", "label", "mask")}
+        started = step(variables, put_batch(used, mesh))
         if waiting is not None:
             yield jax.device_get(waiting)
         waiting = started
