@@ -18,7 +18,7 @@ from mbv3_jax.train import predict, run_folder
 from mbv3_jax.train.errors import RunError, UsageError
 from mbv3_jax.train.evaluate import evaluate, make_eval_step
 from mbv3_jax.train.options import check_whole
-from mbv3_jax.train.step import make_mesh, replicated
+from mbv3_jax.train.placement import make_mesh, replicated
 
 # For fewer images, to start worker processes takes longer than to decode them here.
 _WORTH_WORKERS = 500

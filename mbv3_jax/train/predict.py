@@ -91,7 +91,9 @@ def run(
     Yields:
       What `step` returns for each batch, as NumPy arrays, when the next one is under way.
     """
-    variables = jax.device_put(variables, replicated(mesh))
+    # Some of them may be in parts, of an optimizer that is; `device_put` would not bring these
+    # together from several processes.
+    variables = jax.jit(lambda x: x, out_shardings=replicated(mesh))(variables)
     waiting = None
     for batch in batches:
         used = {name: batch[name] for name in ("image", "label", "mask")}
