@@ -94,7 +94,8 @@ class Record:
         self._logged_at = now
         mean = {k: sum(r[k] for r in self._recent) / count for k in values}
         self._recent.clear()
-        self._write(step, "train", {**mean, "images_per_second": rate})
+        epoch = step / self.experiment.steps_per_epoch
+        self._write(step, "train", {**mean, "epoch": epoch, "images_per_second": rate})
         return {**mean, "images_per_second": rate}
 
     def _not_finite(self, step: int, name: str, value: float) -> str:

@@ -1,0 +1,215 @@
+"""Trials as an array job of SLURM."""
+
+import dataclasses
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mbv3_jax.sweep.executors.base import (
+    ENDED,
+    EXIT_RESTART,
+    QUEUED,
+    ROOT,
+    RUNNING,
+    Status,
+    ended,
+    log_of,
+    need,
+    next_free,
+    run,
+)
+from mbv3_jax.sweep.plan import Job
+from mbv3_jax.train.options import check_whole
+
+# Single braces are fields of `Slurm.script`.
+_SCRIPT = """\
+#!/bin/bash
+{directives}
+
+# Exit code 75 means "saved, restart me". A job that leaves by itself is over for SLURM, also
+# inside the grace time of a pre-emption, so this script requeues its own element of the array
+# and waits to be ended. SLURM_JOB_ID would not do: that of one element names the whole array.
+element="${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+cd {root} || exit 1
+case $SLURM_ARRAY_TASK_ID in
+{cases}
+esac
+exec >>"$log" 2>&1
+echo "SLURM job $element on $SLURM_JOB_NODELIST, restarts: ${{SLURM_RESTART_COUNT:-0}}"
+rm -f "$log.exit"
+{setup}
+# JAX finds the other processes of a trial from what srun sets, and only from that; and a
+# pre-emption is announced to what srun started, not to what this shell did. srun does not take
+# over --cpus-per-task by itself.
+srun --kill-on-bad-exit=0 --wait=60 \
+  ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}} "${{command[@]}}" &
+trial=$!
+
+# The time limit is announced to this shell, which tells the processes of the trial.
+trap 'scancel --signal=TERM "$element"' USR1
+trap : TERM
+while kill -0 "$trial" 2>/dev/null; do # a signal ends a wait before its time
+  wait "$trial"
+done
+wait "$trial"
+code=$?
+trap - TERM
+
+# Not if somebody cancelled the job, or SLURM is requeueing it already.
+if [ "$code" -eq {restart} ] && [ "$(squeue --noheader --jobs="$element" --format=%T)" = RUNNING ]
+then
+  echo "saved; requeueing"
+  scontrol requeue "$element" && sleep 300
+fi
+echo "$element $code" >"$log.exit"
+exit "$code"
+"""
+
+# States of squeue in which nothing runs; all others are on a node.
+_WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SUSPENDED", "CONFIGURING")
+_ADVICE = "run the sweep where SLURM's commands are, on a login node"
+
+
+def make(
+    descriptions: Path,
+    lock,
+    *,
+    partition: str | None = None,
+    account: str | None = None,
+    time: str | None = None,
+    memory: str | None = None,
+    nodes: int = 1,
+    tasks_per_node: int = 1,
+    cpus_per_task: int | None = None,
+    gpus_per_task: int | None = None,
+    limit: int | None = None,
+    grace: int = 120,
+    setup: str = "",
+    sbatch: str = "",
+) -> "Slurm":
+    """The executor.
+
+    Args:
+      descriptions: a folder that the nodes see under the same path, as the run folders.
+      lock: not used: jobs outlive the sweep command.
+      partition, account, time, memory: as sbatch's --partition, --account, --time, --mem.
+      nodes: of one trial.
+      tasks_per_node: JAX processes on each node of a trial.
+      cpus_per_task, gpus_per_task: what each process gets.
+      limit: how many trials run at a time; None: as many as SLURM lets.
+      grace: seconds before the time limit at which a trial is told to save.
+      setup: a line of shell before the trial: "module load cuda".
+      sbatch: further options of sbatch: "--qos=low --constraint=a100".
+    """
+    for name, value in (("nodes", nodes), ("tasks_per_node", tasks_per_node), ("grace", grace)):
+        check_whole(name, value, at_least=1)
+    if limit is not None:
+        check_whole("limit", limit, at_least=1)
+    options = {
+        "partition": partition,
+        "account": account,
+        "time": time,
+        "mem": memory,
+        "nodes": nodes,
+        "ntasks-per-node": tasks_per_node,
+        "cpus-per-task": cpus_per_task,
+        "gpus-per-task": gpus_per_task,
+    }
+    lines = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    return Slurm(
+        descriptions=descriptions,
+        options=(*lines, *sbatch.split()),
+        limit=limit,
+        grace=grace,
+        setup=setup,
+    )
+
+
+@dataclasses.dataclass(kw_only=True)
+class Slurm:
+    """See `base.Executor`. A handle is "ARRAYJOB_INDEX"."""
+
+    descriptions: Path
+    options: tuple[str, ...]
+    limit: int | None
+    grace: int
+    setup: str
+    outlives = True
+    interval = 5.0
+
+    def __post_init__(self):
+        self._absent: set[str] = set()
+
+    def command(self, job: Job) -> list[str]:
+        main = str(ROOT / "main.py")
+        return [sys.executable, main, *job.arguments, f"--workdir={job.folder.absolute()}"]
+
+    def submit(self, jobs: Sequence[Job]) -> dict[str, str]:
+        if not jobs:
+            return {}
+        program = need("sbatch", _ADVICE)
+        path = next_free(self.descriptions, "array", ".sbatch")
+        path.write_text(self.script(jobs, name=path.parent.parent.name))
+        said = run([program, "--parsable", str(path)], what=str(path))
+        number = said.strip().partition(";")[0]  # "id;cluster" where there are several
+        return {job.name: f"{number}_{index}" for index, job in enumerate(jobs)}
+
+    def script(self, jobs: Sequence[Job], name: str) -> str:
+        """The batch script of an array of trials."""
+        folder = self.descriptions.absolute()
+        array = f"0-{len(jobs) - 1}" + (f"%{self.limit}" if self.limit else "")
+        options = (
+            f"--job-name={name}",
+            f"--array={array}",
+            *self.options,
+            f"--signal=B:USR1@{self.grace}",
+            "--requeue",  # after the failure of a node, too
+            "--open-mode=append",
+            f"--output={folder / 'slurm-%A_%a.out'}",
+        )
+        cases = []
+        for index, job in enumerate(jobs):
+            log = shlex.quote(str(log_of(folder, job.name)))
+            cases.append(f"{index}) log={log}\n  command=({shlex.join(self.command(job))}) ;;")
+        return _SCRIPT.format(
+            directives="\n".join(f"#SBATCH {option}" for option in options),
+            root=shlex.quote(str(Path.cwd())),
+            cases="\n".join(cases),
+            setup=self.setup,
+            restart=EXIT_RESTART,
+        )
+
+    def poll(self, handles: Mapping[str, str]) -> dict[str, Status]:
+        listing = [need("squeue", _ADVICE), "--me", "--array", "--noheader", "--format=%i|%T|%r"]
+        done = subprocess.run(listing, capture_output=True, text=True)
+        if done.returncode:  # the controller is away for a while
+            return {}
+        rows = (line.strip().split("|") for line in done.stdout.splitlines())
+        states = {row[0]: row[1:] for row in rows if len(row) == 3}
+        statuses = {}
+        for name, handle in handles.items():
+            if handle in states:
+                state, reason = states[handle]
+                waiting = state in _WAITING
+                reason = "" if reason == "None" else reason
+                statuses[name] = Status(QUEUED if waiting else RUNNING, reason=reason)
+            elif (status := self._end(name, handle)) is not None:
+                statuses[name] = status
+        return statuses
+
+    def _end(self, name: str, handle: str) -> Status | None:
+        """What became of a job that SLURM no longer lists; None: look once more."""
+        path = Path(f"{log_of(self.descriptions, name)}.exit")
+        written = path.read_text().split() if path.exists() else []
+        if written[:1] == [handle]:
+            return ended(int(written[1]))
+        if handle not in self._absent:  # the file may still be on its way through the network
+            self._absent.add(handle)
+            return None
+        return Status(ENDED, None, "SLURM ended the job: cancelled, out of time or of memory")
+
+    def cancel(self, handles: Mapping[str, str]) -> None:
+        if handles:
+            run([need("scancel", _ADVICE), *handles.values()], what="cancelling")

@@ -1,0 +1,156 @@
+"""Trials as workloads of xpk: JobSets on a GKE cluster with Kueue, for slices of TPU pods."""
+
+import dataclasses
+import json
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mbv3_jax.sweep.executors.base import (
+    ENDED,
+    EXIT_RESTART,
+    QUEUED,
+    RUNNING,
+    Status,
+    label,
+    need,
+    next_free,
+    run,
+)
+from mbv3_jax.sweep.plan import Job
+from mbv3_jax.train.options import check_whole
+
+_NAME_LIMIT = 39  # xpk's validators.py: less than 40 characters
+_XPK = "pip install -r requirements-launch-xpk.txt, in an environment of its own"
+_KUBECTL = "see https://kubernetes.io/docs/tasks/tools/; xpk needs it too"
+
+
+def make(
+    descriptions: Path,
+    lock,
+    *,
+    cluster: str,
+    tpu_type: str,
+    image: str,
+    folder: str,
+    code: str = "/app",
+    project: str | None = None,
+    zone: str | None = None,
+    slices: int = 1,
+    priority: str = "medium",
+    storage: str | None = None,
+    max_restarts: int = 1000,
+    grace: int = 120,
+    xpk: str = "",
+) -> "Xpk":
+    """The executor.
+
+    Args:
+      descriptions: the folder for manifests.
+      lock: not used: jobs outlive the sweep command.
+      cluster, project, zone, priority: as those options of xpk.
+      tpu_type: of a slice, as xpk names it: "v5litepod-16".
+      image: a container image with this repository and its requirements.
+      folder: the sweep's folder as the containers see it, on storage that outlives them.
+      code: where the repository is in the image.
+      slices: of one trial.
+      storage: a storage that `xpk storage create` made, which holds `folder`.
+      max_restarts: of a trial, after pre-emptions and exit code 75.
+      grace: seconds that a pod has to save when it is told to end.
+      xpk: further options of xpk workload create: "--spot".
+    """
+    for name, value in (("slices", slices), ("max_restarts", max_restarts), ("grace", grace)):
+        check_whole(name, value, at_least=1)
+    options = {
+        "cluster": cluster,
+        "project": project,
+        "zone": zone,
+        "tpu-type": tpu_type,
+        "num-slices": slices,
+        "docker-image": image,
+        "priority": priority,
+        "storage": storage,
+        # Without restarts allowed the exit code would count for nothing.
+        "max-restarts": max_restarts,
+        "restart-on-exit-codes": EXIT_RESTART,
+        "termination-grace-period-seconds": grace,
+    }
+    given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    return Xpk(
+        descriptions=descriptions,
+        options=(*given, *shlex.split(xpk)),
+        folder=folder,
+        code=code,
+    )
+
+
+@dataclasses.dataclass(kw_only=True)
+class Xpk:
+    """See `base.Executor`. A handle is the name of a workload."""
+
+    descriptions: Path
+    options: tuple[str, ...]
+    folder: str
+    code: str
+    outlives = True
+    interval = 30.0
+
+    def command(self, job: Job) -> list[str]:
+        return ["python", "main.py", *job.arguments, f"--workdir={self.folder}/{job.name}"]
+
+    def arguments(self, job: Job, manifest: Path) -> list[str]:
+        """The arguments of xpk that write the manifest of a job and submit it."""
+        # xpk passes SIGTERM on to the shell around the command: hence exec.
+        inside = f"cd {shlex.quote(self.code)} && exec {shlex.join(self.command(job))}"
+        return [
+            "workload",
+            "create",
+            f"--workload={manifest.stem}",
+            *self.options,
+            f"--command={inside}",
+            f"--output-manifest-file={manifest}",
+        ]
+
+    def manifest(self, job: Job) -> Path:
+        """Where the manifest of the next submission of a job goes; its stem names the workload."""
+        return next_free(self.descriptions, label(job, _NAME_LIMIT - 4), ".yaml")
+
+    def submit(self, jobs: Sequence[Job]) -> dict[str, str]:
+        program = need("xpk", _XPK)
+        handles = {}
+        for job in jobs:
+            manifest = self.manifest(job)
+            run([program, *self.arguments(job, manifest)], what=job.name)
+            handles[job.name] = manifest.stem
+        return handles
+
+    def poll(self, handles: Mapping[str, str]) -> dict[str, Status]:
+        listing = [need("kubectl", _KUBECTL), "get", "jobsets.jobset.x-k8s.io", "--output=json"]
+        done = subprocess.run(listing, capture_output=True, text=True)
+        if done.returncode:  # the cluster does not answer just now
+            return {}
+        found = {item["metadata"]["name"]: item for item in json.loads(done.stdout)["items"]}
+        gone = Status(ENDED, None, "the JobSet is gone from the cluster")
+        return {
+            name: _status(found[handle]) if handle in found else gone
+            for name, handle in handles.items()
+        }
+
+    def cancel(self, handles: Mapping[str, str]) -> None:
+        if handles:
+            kubectl = need("kubectl", _KUBECTL)
+            arguments = [kubectl, "delete", "jobsets.jobset.x-k8s.io", "--ignore-not-found"]
+            run([*arguments, *handles.values()], what="cancelling")
+
+
+def _status(jobset: Mapping) -> Status:
+    status = jobset.get("status", {})
+    conditions = {c["type"]: c for c in status.get("conditions", ()) if c["status"] == "True"}
+    if "Completed" in conditions:
+        return Status(ENDED, 0)
+    if "Failed" in conditions:
+        return Status(ENDED, None, conditions["Failed"].get("message", "the JobSet failed"))
+    if jobset["spec"].get("suspend"):  # by Kueue, until there is room
+        return Status(QUEUED, reason="waits for room in the cluster")
+    return Status(RUNNING)

@@ -1,0 +1,165 @@
+"""From a sweep file to jobs, all of them checked before any is started."""
+
+import dataclasses
+import importlib.util
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mbv3_jax.sweep.combinators import Sweep, Trial, group_of
+from mbv3_jax.train import config as configs
+from mbv3_jax.train.errors import UsageError
+
+DESCRIPTIONS = "jobs"  # of a sweep's folder: job descriptions and logs
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=@,+-]*")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """A trial as an executor runs it.
+
+    Attributes:
+      name: of the trial.
+      group: the name without its seed.
+      overrides: of the trial alone, dotted field -> value.
+      arguments: of main.py, but for --workdir.
+      folder: the run folder.
+      config: the whole configuration.
+    """
+
+    name: str
+    group: str
+    overrides: Mapping[str, object]
+    arguments: tuple[str, ...]
+    folder: Path
+    config: ConfigDict
+
+
+def load(sweep: str) -> Sweep:
+    """Reads a sweep file: "configs/ablations/stem.py" or "configs/ablations/stem.py:imagenet".
+
+    Raises:
+      UsageError: no such file, one that fails, or one whose get_sweep(argument) returns no
+        `Sweep` of differently named trials.
+    """
+    path, _, argument = sweep.partition(":")
+    if not Path(path).is_file() or Path(path).suffix != ".py":
+        raise UsageError(f"--sweep: no Python file {path!r}; see configs/ablations/")
+    module_spec = importlib.util.spec_from_file_location("sweep_file", path)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        get_sweep = module.get_sweep
+        if argument and not inspect.signature(get_sweep).parameters:
+            raise ValueError(f"it takes no argument, got {argument!r}")
+        loaded = get_sweep(argument) if argument else get_sweep()
+        if not isinstance(loaded, Sweep):
+            raise TypeError(f"get_sweep returned {loaded!r}, expected a Sweep")
+        _check_names(loaded.trials)
+    except Exception as e:  # whatever the file does
+        kind = "" if isinstance(e, ValueError) else f"{type(e).__name__}: "
+        raise UsageError(f"--sweep={sweep}: {kind}{e}") from e
+    return loaded
+
+
+def _check_names(trials: Sequence[Trial]) -> None:
+    if not trials:
+        raise ValueError("it has no trial")
+    seen: dict[str, str] = {}
+    for name in (trial.name for trial in trials):
+        if not _NAME.fullmatch(name) or name == DESCRIPTIONS:
+            raise ValueError(
+                f"trial {name!r}: a name has letters, digits and . _ = @ , + - in it, and is not "
+                f"{DESCRIPTIONS!r}; it becomes a folder"
+            )
+        if other := seen.get(name.casefold()):
+            raise ValueError(f"two trials have the name {other!r}")
+        seen[name.casefold()] = name
+
+
+def make_jobs(sweep: Sweep, folder: Path, overrides: Sequence[str] = ()) -> list[Job]:
+    """The jobs of a sweep, each with a valid configuration and network.
+
+    Args:
+      sweep: see `load`.
+      folder: of the sweep; run folders lie in it.
+      overrides: of every trial, as flags: "--config.total_epochs=3".
+
+    Raises:
+      UsageError: a trial has an unknown field, a wrong value, a network that cannot be, a field
+        that `overrides` sets too, or a run folder of another configuration. All are listed.
+    """
+    jobs, wrong = [], {}
+    common = {o.partition("=")[0].removeprefix("--config.") for o in overrides}
+    for trial in sweep.trials:
+        try:
+            if both := sorted(common & trial.overrides.keys()):
+                raise UsageError(f"the trial sets {', '.join(both)} itself")
+            flags = (*overrides, *(_flag(*item) for item in trial.overrides.items()))
+            config = configs.parse(sweep.config, flags)
+            configs.spec_of(config)
+            _check_choices(config)
+            _check_folder(folder / trial.name, config)
+        except UsageError as e:
+            wrong.setdefault(str(e), []).append(trial.name)
+            continue
+        jobs.append(
+            Job(
+                name=trial.name,
+                group=group_of(trial),
+                overrides=trial.overrides,
+                arguments=(f"--config={sweep.config}", *flags),
+                folder=folder / trial.name,
+                config=config,
+            )
+        )
+    if wrong:
+        count = sum(map(len, wrong.values()))
+        lines = [f"  {_some(names)}: {message}" for message, names in wrong.items()]
+        raise UsageError(
+            f"{count} of {len(sweep.trials)} trials are wrong, none was started:\n"
+            + "\n".join(lines)
+        )
+    return jobs
+
+
+def _flag(field: str, value) -> str:
+    return f"--config.{field}={value}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} others"
+
+
+def _check_choices(config: ConfigDict) -> None:
+    """Optimizer and schedule with their options; the durations need the data, and are not."""
+    from mbv3_jax.train import optimizer, schedules  # here, so that a wrong flag waits for no jax
+
+    of_schedule, of_optimizer = config.schedule.to_dict(), config.optimizer.to_dict()
+    for unit in ("steps", "epochs", "examples"):
+        of_schedule.pop(f"warmup_{unit}")
+    some = {"total_steps": 1000, "steps_per_epoch": 10.0, "warmup_steps": 0}
+    try:
+        schedule = schedules.make(of_schedule.pop("name"), **some, **of_schedule)
+        optimizer.make(of_optimizer.pop("name"), schedule, **of_optimizer)
+    except ValueError as e:
+        raise UsageError(f"config: {e}") from e
+
+
+def _check_folder(run: Path, config: ConfigDict) -> None:
+    """A run that has ended is skipped by main.py's own rule: its configuration is this one."""
+    path = run / "config.json"
+    if not path.is_file():
+        return
+    try:
+        different = configs.differences(config, configs.from_json(path.read_text()))
+    except ValueError as e:
+        raise UsageError(f"{path} is damaged ({e})") from e
+    if different:
+        listed = ", ".join(
+            f"{field} {theirs!r}, now {ours!r}" for field, (ours, theirs) in different.items()
+        )
+        raise UsageError(f"{run} holds a run of another configuration: {listed}; another --workdir")

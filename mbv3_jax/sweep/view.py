@@ -1,0 +1,142 @@
+"""What a person sees of a sweep: a live table, or lines where there is no terminal."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from mbv3_jax.sweep import record
+from mbv3_jax.sweep.progress import Progress
+
+_COLOURS = {
+    record.FINISHED: "green",
+    record.FAILED: "red",
+    record.INTERRUPTED: "yellow",
+    record.RUNNING: "cyan",
+}
+# Of which trials a table that does not fit shows first.
+_INTEREST = (
+    record.RUNNING,
+    record.FAILED,
+    record.INTERRUPTED,
+    record.QUEUED,
+    record.WAITING,
+    record.FINISHED,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A trial as shown. `note`: why it failed, or what its engine says."""
+
+    name: str
+    state: str
+    progress: Progress
+    note: str = ""
+
+
+class View:
+    """Use as a context manager; `update` as often as there is news."""
+
+    _SECONDS_BETWEEN_LINES = 60.0
+
+    def __init__(self, console: Console):
+        self._console, self._live = console, None
+        self._states: dict[str, str] = {}
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> "View":
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, rows: Sequence[Row], *, is_last: bool = False) -> None:
+        """Shows the rows: as a table, or a line for each change of state and one a minute."""
+        if self._live:
+            room = None if is_last else self._console.height - 6
+            self._live.update(table(rows, room), refresh=True)
+            return
+        for row in rows:
+            before = self._states.get(row.name)
+            if before != row.state and not (before is None and row.state == record.WAITING):
+                self._line(row.name, *_cells(row), row.note)
+            self._states[row.name] = row.state
+        if time.monotonic() - self._last_line >= self._SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            self._line(counts(rows))
+            for row in rows:
+                if row.state == record.RUNNING:
+                    self._line(row.name, *_cells(row))
+
+    def _line(self, *parts: str) -> None:
+        self._console.print(" ".join(filter(None, parts)), markup=False)
+
+
+def table(rows: Sequence[Row], room: int | None = None) -> Table:
+    """A line a trial; with `room` for fewer lines than trials, those that matter now."""
+    shown = list(rows)
+    if room is not None and len(rows) > max(1, room):
+        order = {row.name: i for i, row in enumerate(rows)}
+        shown.sort(key=lambda row: (_INTEREST.index(row.state), order[row.name]))
+        shown = shown[: max(1, room)]
+    result = Table(caption=counts(rows), caption_justify="left")
+    result.add_column("trial", no_wrap=True)
+    result.add_column("state", no_wrap=True)
+    for name in ("step", "top-1", "left"):
+        result.add_column(name, justify="right", no_wrap=True)
+    result.add_column("", overflow="ellipsis", no_wrap=True)
+    for row in shown:
+        state, *numbers = _cells(row)
+        colour = _COLOURS.get(row.state, "dim")
+        result.add_row(row.name, f"[{colour}]{state}[/]", *numbers, _plain(row.note))
+    return result
+
+
+def counts(rows: Sequence[Row]) -> str:
+    """As in "12 trials: 3 finished, 2 running, 7 waiting"."""
+    by_state = {state: sum(row.state == state for row in rows) for state in reversed(_INTEREST)}
+    listed = ", ".join(f"{number} {state}" for state, number in by_state.items() if number)
+    return f"{len(rows)} trials: {listed}"
+
+
+def _cells(row: Row) -> tuple[str, str, str, str]:
+    at = row.progress
+    step = "" if at.step is None else f"{at.step}/{at.total_steps or '?'}"
+    top1 = "" if at.top1 is None else f"{at.top1:.2%}"
+    running = row.state == record.RUNNING and at.seconds_left is not None
+    return row.state, step, top1, _duration(at.seconds_left) if running else ""
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def groups_table(groups: Mapping[str, Mapping]) -> Table:
+    """The result of a sweep: mean and spread over the seeds of each group."""
+    result = Table(title="held-out top-1", title_justify="left")
+    result.add_column("trial")
+    for name in ("runs", "mean", "std"):
+        result.add_column(name, justify="right")
+    for group, values in groups.items():
+        std = values["top1_std"]
+        result.add_row(
+            group,
+            str(values["runs"]),
+            f"{values['top1_mean']:.2%}",
+            "" if std is None else f"{100 * std:.2f}",
+        )
+    return result
