@@ -102,4 +102,4 @@ def group_of(trial: Trial) -> str:
         return trial.name
     mine = f"seed{trial.overrides[SEED]}"
     parts = trial.name.split("-")
-    return "-".join(part for part in parts if part != mine) or trial.name
+    return "-".join(part for part in parts if part != mine) or "all"

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from mbv3_jax.sweep.combinators import Sweep, Trial, group_of
 from mbv3_jax.train import config as configs
-from mbv3_jax.train.errors import UsageError
+from mbv3_jax.train.errors import RunError, UsageError
 
 DESCRIPTIONS = "jobs"  # of a sweep's folder: job descriptions and logs
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=@,+-]*")
@@ -100,10 +100,10 @@ def make_jobs(sweep: Sweep, folder: Path, overrides: Sequence[str] = ()) -> list
                 raise UsageError(f"the trial sets {', '.join(both)} itself")
             flags = (*overrides, *(_flag(*item) for item in trial.overrides.items()))
             config = configs.parse(sweep.config, flags)
-            configs.spec_of(config)
+            _check_network(config, folder / trial.name)
             _check_choices(config)
             _check_folder(folder / trial.name, config)
-        except UsageError as e:
+        except (UsageError, RunError) as e:
             wrong.setdefault(str(e), []).append(trial.name)
             continue
         jobs.append(
@@ -132,6 +132,15 @@ def _flag(field: str, value) -> str:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} others"
+
+
+def _check_network(config: ConfigDict, run: Path) -> None:
+    if config.init is None:
+        configs.spec_of(config)
+    elif Path(config.init).expanduser().exists():  # else it may be where the trial will run
+        from mbv3_jax.train import start
+
+        start.read(config, run)
 
 
 def _check_choices(config: ConfigDict) -> None:

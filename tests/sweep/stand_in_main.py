@@ -50,11 +50,11 @@ if "asks" in name or ("saves" in name and not resumed):
     save()
 if "stuck" in name:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    (run / "ready").touch()
+    (run / "ready").write_text("ready")
     time.sleep(30)
 if "slow" in name and not resumed:
     signal.signal(signal.SIGTERM, save)
-    (run / "ready").touch()
+    (run / "ready").write_text("ready")
     time.sleep(30)
 seed = next((int(o.partition("=")[2]) for o in overrides if o.startswith("--config.seed=")), 0)
 values = {"top1": 0.5 + seed / 10, "loss": 1.0}

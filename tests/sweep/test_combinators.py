@@ -52,7 +52,7 @@ def test_a_field_is_set_once():
     ("name", "overrides", "group"),
     [
         ("relu-seed1", {"seed": 1}, "relu"),
-        ("seed1", {"seed": 1}, "seed1"),
+        ("seed1", {"seed": 1}, "all"),
         ("seed1-relu", {"seed": 1}, "relu"),
         ("seed12-seed1", {"seed": 1}, "seed12"),
         ("relu-seed1", {}, "relu-seed1"),

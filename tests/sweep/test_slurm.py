@@ -120,12 +120,12 @@ def sweep(slurm_here, tmp_path, monkeypatch):
 
 
 def when(path, *command):
-    """Starts a thread that runs a command once a path exists."""
+    """Starts a thread that runs a command once there is something in a file."""
 
     def wait():
-        deadline = time.monotonic() + 60
-        while not path.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        deadline = time.monotonic() + 120
+        while not (path.exists() and path.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.02)
         subprocess.run([part() if callable(part) else part for part in command], check=True)
 
     thread = threading.Thread(target=wait)
@@ -210,3 +210,42 @@ def test_sbatch_s_own_words_are_passed_on(tmp_path, sweep, capfd):
     assert sweep(named("a"), "--executor.partition=none") == 1
     assert "invalid partition specified: none" in capfd.readouterr().err
     assert states(tmp_path / "sweep") == {"a": "waiting"}
+
+
+@pytest.mark.slow
+def test_real_trials(slurm_here, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm.Slurm, "interval", 0.5)
+    folder = tmp_path / "sweep"
+    file = sweep_file(tmp_path, "seeds(2)")
+    assert cli.main([f"--sweep={file}", f"--workdir={folder}", "--executor=slurm"]) == 0
+    assert states(folder) == {"seed0": "finished", "seed1": "finished"}
+    (group,) = recorded(folder)["groups"].values()
+    assert group["runs"] == 2 and 0 <= group["top1_mean"] <= 1
+    assert [(row["steps"], row["eval.count"]) for row in recorded(folder)["results"]] == [
+        (24, 50),
+        (24, 50),
+    ]
+
+
+@pytest.mark.slow
+def test_a_real_trial_of_two_processes_is_pre_empted(slurm_here, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm.Slurm, "interval", 0.5)
+    folder = tmp_path / "sweep"
+    monkeypatch.delenv("XLA_FLAGS")  # one device for each process
+    overrides = [f"--config.{name}_steps=120" for name in ("total", "eval_every")]
+    overrides += ["--config.checkpoint_every_steps=60"]
+    file = sweep_file(tmp_path, named("two"))
+    thread = when(
+        folder / "two" / "metrics.jsonl", "scancel", "--signal=TERM", handle(folder, "two")
+    )
+    flags = [f"--sweep={file}", f"--workdir={folder}", "--executor=slurm"]
+    assert cli.main([*flags, "--executor.tasks_per_node=2", *overrides]) == 0
+    thread.join()
+    text = log(folder, "two")
+    # JAX has found the two processes, and both have left at the same step.
+    assert "process 0 of 2: " in text and "process 1 of 2: " in text
+    assert text.count("saved; requeueing") == 1
+    assert "resuming from step " in text
+    (row,) = recorded(folder)["results"]
+    assert (row["steps"], row["eval.count"]) == (120, 50)
+    assert recorded(folder)["trials"]["two"]["failures"] == 0
