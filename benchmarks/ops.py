@@ -1,7 +1,8 @@
 """Depthwise layers side by side: python -m benchmarks.ops [--networks ...] [--batch 32]
 
 Bytes a second count each array once: input and output, and for gradients the cotangent and the
-input gradient too. What a machine's memory can deliver is the limit for all contenders alike.
+input gradient too. What a machine's memory can deliver is the limit for all contenders alike;
+with --bandwidth-gb-s (of the card's data sheet, or measured), each one's part of it is shown.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from benchmarks.race import race
 from benchmarks.task import Task
 from mbv3_jax.arch import build, cost
 
-CONTENDERS = ["depthwise_shifted", "depthwise_grouped", "depthwise_torch"]
+CONTENDERS = ["depthwise_shifted", "depthwise_grouped", "depthwise_pallas", "depthwise_torch"]
 
 
 def distinct_layers(network: str, resolution: int) -> list[cost.Layer]:
@@ -38,9 +39,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--bandwidth-gb-s", type=float, help="of the memory, to compare with")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds-per-round", type=float, default=0.2)
     flags = parser.parse_args()
+    if flags.bandwidth_gb_s is not None and not flags.bandwidth_gb_s > 0:
+        parser.error(f"--bandwidth-gb-s: got {flags.bandwidth_gb_s:g}, expected more than 0")
     console = Console(width=None if sys.stdout.isatty() else 160)
     for network in flags.networks:
         for kind in ("forward", "gradients"):
@@ -52,6 +56,8 @@ def main() -> None:
             for name in flags.contenders:
                 table.add_column(f"{name} ms", justify="right")
                 table.add_column("GB/s", justify="right")
+                if flags.bandwidth_gb_s:
+                    table.add_column("of peak", justify="right")
             for layer in distinct_layers(network, flags.resolution):
                 task = Task(
                     kind=kind,
@@ -68,7 +74,8 @@ def main() -> None:
                     rounds=flags.rounds,
                     seconds_per_round=flags.seconds_per_round,
                 )
-                table.add_row(_name(layer), *_cells(results, _traffic(layer, task)))
+                cells = _cells(results, _traffic(layer, task), flags.bandwidth_gb_s)
+                table.add_row(_name(layer), *cells)
             console.print(table)
 
 
@@ -83,13 +90,16 @@ def _traffic(layer: cost.Layer, task: Task) -> int:
     return values * bytes_each * (2 if task.kind == "gradients" else 1)
 
 
-def _cells(results, traffic: int):
+def _cells(results, traffic: int, bandwidth_gb_s: float | None):
     for result in results:
         if result.absent:
-            yield from ("absent", "-")
+            yield from (result.absent, "-")
         else:
             seconds = statistics.median(result.wall_s)
-            yield from (f"{seconds * 1e3:.3f}", f"{traffic / seconds / 1e9:.1f}")
+            gb_s = traffic / seconds / 1e9
+            yield from (f"{seconds * 1e3:.3f}", f"{gb_s:.1f}")
+        if bandwidth_gb_s:
+            yield "-" if result.absent else f"{gb_s / bandwidth_gb_s:.0%}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,10 @@ import dataclasses
 import json
 
 
+class Absent(Exception):
+    """What a contender raises that cannot do a task here; the table says why."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
     """One thing to time.

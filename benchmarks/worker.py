@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.task import Task
+from benchmarks.task import Absent, Task
 
 
 def peak_bytes(pid: str = "self") -> int:
@@ -40,7 +40,7 @@ def main() -> None:
     began = time.perf_counter()
     try:
         run, info = importlib.import_module(f"benchmarks.contenders.{name}").setup(task)
-    except ImportError as e:
+    except (ImportError, Absent) as e:
         say(absent=str(e))
         return
     imported = time.perf_counter() - began

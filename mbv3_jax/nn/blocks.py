@@ -65,6 +65,12 @@ class BatchNorm(nnx.Module):
         self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))
         self.var = nnx.BatchStat(jnp.ones((channels,), jnp.float32))
 
+    def affine(self) -> tuple[jax.Array, jax.Array]:
+        """Factor and shift by the running statistics, [channels] each."""
+        return ops.batch_norm_affine(
+            self.scale[...], self.bias[...], self.mean[...], self.var[...], eps=self.eps
+        )
+
     def __call__(self, x: jax.Array, train: bool, act: str | None) -> jax.Array:
         """[N, H, W, C], by batch statistics (moving the running ones) or by running ones; then
         the nonlinearity `act`, if any, for which training keeps nothing further in memory."""
@@ -108,15 +114,16 @@ class ConvBN(nnx.Module):
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[N, H, W, in] -> [N, H', W', out]."""
+        kernel, how = self.conv.kernel[...], {"stride": self.stride, "padding": self.padding}
         if self.is_pointwise:
             x = self.conv.pointwise(x)
+        elif self.impl is None:
+            x = ops.conv(x, kernel, **how)
+        elif train:
+            x = ops.depthwise_conv(x, kernel, impl=self.impl, **how)
         else:
-            how = {"stride": self.stride, "padding": self.padding}
-            kernel = self.conv.kernel[...]
-            if self.impl is None:
-                x = ops.conv(x, kernel, **how)
-            else:
-                x = ops.depthwise_conv(x, kernel, impl=self.impl, **how)
+            how |= {"impl": self.impl, "act": ACTIVATIONS[self.act] if self.act else None}
+            return ops.depthwise_conv_affine(x, kernel, *self.bn.affine(), **how)
         return self.bn(x, train, self.act)
 
 

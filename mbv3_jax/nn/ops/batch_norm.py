@@ -58,8 +58,16 @@ def batch_norm_infer(
     x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, *, eps: float
 ) -> jax.Array:
     """Normalises [N, H, W, C] by running statistics; every other argument is [C] float32."""
+    factor, shift = batch_norm_affine(scale, bias, mean, var, eps=eps)
+    return (x.astype(jnp.float32) * factor + shift).astype(x.dtype)
+
+
+def batch_norm_affine(
+    scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, *, eps: float
+) -> tuple[jax.Array, jax.Array]:
+    """Factor and shift that `batch_norm_infer` comes down to, [C] float32 each."""
     factor = scale * jax.lax.rsqrt(var + eps)
-    return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype)
+    return factor, bias - mean * factor
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

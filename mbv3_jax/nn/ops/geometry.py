@@ -69,6 +69,34 @@ class Geometry:
         )
         return cls(x.shape[1:3], kernel.shape[:2], stride, dilation, pads)
 
+    def trim(self, kernel: jax.Array) -> tuple["Geometry", jax.Array]:
+        """The same convolution without the outer taps that see nothing but padding.
+
+        On a map of 1x1 only the middle one of 5x5 taps does anything, on 2x2 the middle 3x3.
+
+        Args:
+          kernel: [k, k, in, out].
+
+        Returns:
+          The geometry of the smaller kernel, and that kernel.
+        """
+        spans, pads = [], []
+        lengths = zip(self.size, self.kernel, self.pads, self.outputs(), strict=True)
+        for size, k, (before, after), outputs in lengths:
+            starts = [i * self.dilation - before for i in range(k)]
+            used = [
+                i
+                for i, start in enumerate(starts)
+                if any(0 <= start + o * self.stride < size for o in range(outputs))
+            ] or [0, k - 1]
+            # A tap goes together with its part of the padding.
+            first = min(used[0], before // self.dilation)
+            surplus = min(k - 1 - used[-1], after // self.dilation)
+            spans.append(slice(first, k - surplus))
+            pads.append((before - first * self.dilation, after - surplus * self.dilation))
+        kernel = kernel[tuple(spans)]
+        return dataclasses.replace(self, kernel=kernel.shape[:2], pads=tuple(pads)), kernel
+
     def outputs(self) -> tuple[int, int]:
         """Height and width of what the convolution returns."""
         return tuple(

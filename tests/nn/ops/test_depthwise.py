@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.extend import core
 
 from mbv3_jax.nn import ops
 
@@ -59,7 +60,48 @@ def test_value_and_gradients(k, stride, dilation, padding):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=3e-5)
 
 
-@pytest.mark.parametrize("impl", ops.DEPTHWISE_IMPLS)
+def multiplications(jaxpr):
+    """Products of single numbers in a program."""
+    total = 0
+    for equation in jaxpr.eqns:
+        total += equation.outvars[0].aval.size if equation.primitive.name == "mul" else 0
+        for inner in core.jaxprs_in_params(equation.params):
+            total += multiplications(inner)
+    return total
+
+
+@pytest.mark.parametrize(
+    "hw, taps", [((1, 1), 1), ((1, 2), 3), ((2, 2), 3 * 3), ((2, 3), 3 * 5), ((3, 3), 5 * 5)]
+)
+def test_taps_in_the_padding_are_not_computed(hw, taps):
+    x, kernel = example(5, hw)
+    how = {"stride": 1, "padding": "same"}
+    f = functools.partial(ops.depthwise_conv, impl="shifted", **how)
+    program = jax.make_jaxpr(functools.partial(value_and_gradients, f))(x, kernel)
+    assert multiplications(program.jaxpr) == 3 * x.size * taps
+
+
+@pytest.mark.parametrize("padding", ["same", "symmetric"])
+def test_maps_smaller_than_the_kernel(padding):
+    options = [
+        (example(k, hw), {"stride": stride, "padding": padding, "dilation": dilation})
+        for hw in ((1, 1), (2, 3))
+        for k in (2, 5)
+        for stride in (1, 2)
+        for dilation in (1, 2)
+        if padding == "same" or k != 2 or dilation == 2  # an even reach
+    ]
+
+    def run(f):
+        return [value_and_gradients(functools.partial(f, **how), *i) for i, how in options]
+
+    ours = functools.partial(ops.depthwise_conv, impl="shifted")
+    got, want = jax.jit(lambda: (run(ours), run(reference)))()
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", ["auto", "grouped", "shifted"])  # pallas has its own file
 def test_every_form_gives_the_same(impl):
     x, kernel = example(5)
     how = {"stride": 2, "padding": "same"}
