@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mbv3_jax.nn.ops import grouped, pallas, shifted
+from mbv3_jax.nn.ops import grouped, shifted
 from mbv3_jax.nn.ops.geometry import Geometry
 
 DEPTHWISE_IMPLS = ("auto", "grouped", "shifted", "pallas")
@@ -119,6 +119,8 @@ def _run(operation, impl, geometry, *arrays):
     if impl == "shifted":
         return of(shifted)(*arrays)
     if impl == "pallas":
+        from mbv3_jax.nn.ops import pallas  # a quarter of a second, seldom wanted
+
         return jax.lax.platform_dependent(
             *arrays,
             cpu=of(pallas, interpret=True),
@@ -148,6 +150,8 @@ def _kernel_gradient(x, g, geometry, impl):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _fused(x, kernel, scale, bias, geometry, act):
+    from mbv3_jax.nn.ops import pallas
+
     def plain(x, kernel, scale, bias):
         return _affine(geometry.convolve(x, kernel), scale, bias, act)
 
