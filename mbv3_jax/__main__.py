@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mbv3_jax.data import commands as data
+from mbv3_jax.interop import commands as interop
 from mbv3_jax.train import commands as train
 from mbv3_jax.train import config as configs
 from mbv3_jax.train.errors import RunError, UsageError
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
     data.add_parser(commands)
     commands.choices["data"].set_defaults(run_command=_data)
+    interop.add_parser(commands)
     return parser
 
 

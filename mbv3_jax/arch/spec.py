@@ -61,7 +61,7 @@ def _fraction(path: str, got) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SESpec:
-    """Squeeze-and-excite: global average pool, 1x1 to `channels()`, ReLU, 1x1 back, gate, scale.
+    """Squeeze-and-excite: global average pool, 1x1 to `channels()`, `act`, 1x1 back, gate, scale.
 
     `of` is what the squeezed width is a `ratio` of: the block's expansion (MobileNetV3 section
     5.3, "large SE") or the block's input (MnasNet). Widths are rounded by `make_divisible` with
@@ -72,6 +72,7 @@ class SESpec:
     of: str = "expansion"
     divisor: int = 8
     gate: str = "hard_sigmoid"
+    act: str = "relu"
 
     def __post_init__(self):
         if isinstance(self.ratio, bool) or not isinstance(self.ratio, int | float):
@@ -80,6 +81,7 @@ class SESpec:
             raise ValueError(f"ratio: got {self.ratio!r}, expected above 0 and at most 1")
         choose("of", self.of, SE_SOURCES)
         choose("gate", self.gate, GATES)
+        choose("act", self.act, ACTIVATIONS)
         whole("divisor", self.divisor, 1)
 
     def channels(self, *, expansion: int, block_input: int) -> int:

@@ -132,14 +132,14 @@ class SqueezeExcite(nnx.Module):
 
     def __init__(self, se: SESpec, channels: int, block_input: int):
         squeezed = se.channels(expansion=channels, block_input=block_input)
-        self.gate = se.gate
+        self.act, self.gate = se.act, se.gate
         self.reduce = Conv(1, channels, squeezed, bias=True)
         self.expand = Conv(1, squeezed, channels, bias=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, C] -> [N, H, W, C]."""
         pooled = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
-        squeezed = ACTIVATIONS["relu"](self.reduce.pointwise(pooled))
+        squeezed = ACTIVATIONS[self.act](self.reduce.pointwise(pooled))
         return x * GATES[self.gate](self.expand.pointwise(squeezed))
 
 

@@ -6,11 +6,11 @@ import os
 import jax
 import numpy as np
 import pytest
-from peer_layers import to_variables
 
+from mbv3_jax.interop import mapping
 from mbv3_jax.nn import functional
 
-PEERS = ("keras", "timm", "torch", "torchvision")
+PEERS = ("h5py", "huggingface_hub", "keras", "safetensors", "timm", "torch", "torchvision")
 INSTALL = "pip install -r requirements-peers.txt"
 IMAGE_SHAPE = (64, 97, 3)  # the layers see even heights and odd widths: both paddings at once
 TOLERANCE = 1e-4  # of the largest value compared
@@ -36,9 +36,16 @@ def import_peer(module: str, compared: str):
         pytest.skip(reason, allow_module_level=True)
 
 
+def to_variables(peer, spec) -> dict:
+    """The peer's weights as variables of `spec`, each used once, as an import has them."""
+    variables = mapping.to_ours(mapping.pairs(peer.library, spec), peer.tensors())
+    functional.check(spec, variables)
+    return variables
+
+
 def check_shapes(peer, spec) -> None:
     """Every weight has its counterpart of the same shape; trainable counts are equal."""
-    variables = to_variables(spec, peer.layers())
+    variables = to_variables(peer, spec)
     assert sum(x.size for x in jax.tree.leaves(variables["params"])) == peer.trainable()
 
 
@@ -52,25 +59,25 @@ def check_forward(peer, spec) -> dict[str, float]:
     rng = np.random.default_rng(0)
     peer.prepare(rng, bn_eps=spec.bn_eps, bn_decay=BN_DECAY)
     images = rng.normal(size=(2, *IMAGE_SHAPE)).astype(np.float32)
-    variables = to_variables(spec, peer.layers())
+    variables = to_variables(peer, spec)
 
     with jax.default_matmul_precision("highest"):
         theirs = peer.forward(images, train=True)
         ours, statistics = _apply(spec, variables, images, train=True)
-        errors = {"train": _error(ours, theirs, varied=True)}
+        errors = {"train": error(ours, theirs, varied=True)}
 
-        variables = to_variables(spec, peer.layers())
-        moved = jax.tree.map(_error, statistics, variables["batch_stats"])
+        variables = to_variables(peer, spec)
+        moved = jax.tree.map(error, statistics, variables["batch_stats"])
         errors["statistics"] = max(jax.tree.leaves(moved))
 
         theirs = peer.forward(images, train=False)
         ours, _ = _apply(spec, variables, images)
-        errors["eval"] = _error(ours, theirs, varied=True)
+        errors["eval"] = error(ours, theirs, varied=True)
     assert max(errors.values()) < TOLERANCE, errors
     return errors
 
 
-def _error(ours, theirs: np.ndarray, varied: bool = False) -> float:
+def error(ours, theirs: np.ndarray, varied: bool = False) -> float:
     """Largest difference over largest value; `varied` wants logits that tell images apart.
 
     Without that, a network whose logits hardly depend on its input would pass for equal.

@@ -1,6 +1,9 @@
-"""keras.applications classifiers, on Keras' JAX backend, as peers; see `peer_layers.py`."""
+"""keras.applications classifiers, on Keras' JAX backend, as peers."""
 
 import os
+import tempfile
+import warnings
+from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["KERAS_HOME"] = os.devnull  # neither read nor write the user's ~/.keras
@@ -8,7 +11,9 @@ os.environ["KERAS_HOME"] = os.devnull  # neither read nor write the user's ~/.ke
 import jax
 import keras
 import numpy as np
-from peer_layers import redraw
+from peer_values import redraw
+
+from mbv3_jax.interop import files
 
 _BN_NAMES = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
 
@@ -16,9 +21,11 @@ _BN_NAMES = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_va
 class KerasPeer:
     """A classifier by its name in keras.applications, for images of one size."""
 
+    library = "keras"
+
     def __init__(self, name: str, image_shape: tuple[int, int, int], **options):
         if name.startswith("MobileNetV3"):
-            options |= {"include_preprocessing": False, "dropout_rate": 0.0}
+            options = {"include_preprocessing": False, "dropout_rate": 0.0} | options
         # `prepare` draws the weights: Keras' own draw compiles a program for every shape
         draw = keras.initializers.VarianceScaling.__call__
         keras.initializers.VarianceScaling.__call__ = lambda self, shape, dtype: np.zeros(
@@ -45,20 +52,14 @@ class KerasPeer:
                 fan_in = np.prod(v.shape[: 2 if per_channel else -1])
                 v.assign(redraw(_BN_NAMES.get(v.name, v.name), v.shape, rng, fan_in))
 
-    def layers(self) -> list[dict]:
-        """Every variable, once; Keras lists a chain of layers in the order of the pass."""
-        found = []
-        for m in self.model.layers:
-            tensors = {v.name: np.asarray(v.value) for v in m.variables}
-            if isinstance(m, keras.layers.BatchNormalization):
-                tensors = {_BN_NAMES[n]: t for n, t in tensors.items()}
-            elif isinstance(m, keras.layers.DepthwiseConv2D):  # [k, k, C, 1]
-                tensors["kernel"] = tensors["kernel"].swapaxes(2, 3)
-            elif isinstance(m, keras.layers.Dense):  # [in, out]
-                tensors["kernel"] = tensors["kernel"][None, None]
-            if tensors:
-                found.append(tensors)
-        return found
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Copies of every variable, by its name in a file of weights."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "peer.weights.h5"
+            with warnings.catch_warnings():  # of Keras about its own use of NumPy
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self.model.save_weights(file)
+            return files.read(self.library, file).tensors
 
     def forward(self, images: np.ndarray, *, train: bool) -> np.ndarray:
         """Logits [N, classes] of images [N, H, W, C]; train updates the moving statistics."""

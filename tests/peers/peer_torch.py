@@ -1,4 +1,4 @@
-"""torchvision and timm classifiers as peers; see `peer_layers.py` for what a peer gives."""
+"""torchvision and timm classifiers as peers."""
 
 import numpy as np
 import torch_stub
@@ -6,8 +6,10 @@ import torch_stub
 torchvision = torch_stub.import_torchvision()
 import timm  # noqa: E402  (imports torchvision, so after the stub)
 import torch  # noqa: E402
-from peer_layers import redraw  # noqa: E402
+from peer_values import redraw  # noqa: E402
 from torch import nn  # noqa: E402
+
+from mbv3_jax.interop.mapping import BOOKKEEPING  # noqa: E402
 
 _BN_NAMES = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 
@@ -15,12 +17,13 @@ _BN_NAMES = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running
 class TorchPeer:
     """A classifier by name: "timm/NAME", or "torchvision/NAME" with a width multiplier."""
 
-    def __init__(self, name: str, width: float = 1.0):
-        library, _, model = name.partition("/")
-        if library == "timm":
-            self.model = timm.create_model(model)
+    def __init__(self, name: str, width: float = 1.0, **options):
+        self.library, _, model = name.partition("/")
+        if self.library == "timm":
+            self.model = timm.create_model(model, **options)
         else:
-            self.model = getattr(torchvision.models, model)(width_mult=width)
+            scaled = {} if model.startswith("mnasnet") else {"width_mult": width}
+            self.model = getattr(torchvision.models, model)(**scaled, **options)
         for m in self.model.modules():
             if isinstance(m, nn.Dropout):
                 m.p = 0.0
@@ -48,24 +51,13 @@ class TorchPeer:
                     if m.bias is not None:
                         fill(m.bias, "bias")
 
-    def layers(self) -> list[dict]:
-        """Every tensor but the step counters, once; modules are in the order of the pass."""
-        found = []
-        for m in self.model.modules():
-            if isinstance(m, nn.BatchNorm2d):
-                tensors = {ours: getattr(m, theirs) for theirs, ours in _BN_NAMES.items()}
-            elif isinstance(m, nn.Conv2d):  # OIHW; a depthwise kernel is [C, 1, k, k]
-                tensors = {"kernel": m.weight.permute(2, 3, 1, 0)}
-            elif isinstance(m, nn.Linear):  # [out, in]
-                tensors = {"kernel": m.weight.T[None, None]}
-            else:
-                own = [*m.parameters(recurse=False), *m.buffers(recurse=False)]
-                assert not own, f"{type(m).__name__} has tensors of its own"
-                continue
-            if isinstance(m, nn.Conv2d | nn.Linear) and m.bias is not None:
-                tensors["bias"] = m.bias
-            found.append({n: t.detach().numpy().copy() for n, t in tensors.items()})
-        return found
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Copies of every tensor but the step counters, by name."""
+        return {
+            name: value.numpy().copy()
+            for name, value in self.model.state_dict().items()
+            if not name.endswith(BOOKKEEPING)
+        }
 
     def forward(self, images: np.ndarray, *, train: bool) -> np.ndarray:
         """Logits [N, classes] of images [N, H, W, C]; train updates the running statistics."""
@@ -94,4 +86,5 @@ class _Biased:
         if norm.training:
             n = inputs[0].numel() // inputs[0].shape[1]
             added = norm.running_var - self.kept
-            norm.running_var.copy_(self.kept + added * ((n - 1) / n))
+            # another tensor: the backward pass wants this one as it is
+            norm.running_var = (self.kept + added * ((n - 1) / n)).detach()

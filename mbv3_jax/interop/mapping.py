@@ -1,0 +1,338 @@
+"""Our variables and the tensors of timm, torchvision and Keras: one table, read both ways.
+
+A `Pair` is a variable, the name of the tensor that holds the same numbers elsewhere, and how its
+axes lie there. Import and export both walk the same pairs.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from mbv3_jax.arch import cost
+from mbv3_jax.arch.spec import NetSpec, choose
+from mbv3_jax.interop.relatives import STAGES
+from mbv3_jax.train.errors import UsageError
+
+# Position of their axes in our kernels [k, k, in, out].
+_OIHW, _HWIO, _HWOI = (2, 3, 1, 0), (0, 1, 2, 3), (0, 1, 3, 2)
+_BATCH_NORM = {
+    "torch": {
+        "params/scale": "weight",
+        "params/bias": "bias",
+        "batch_stats/mean": "running_mean",
+        "batch_stats/var": "running_var",
+    },
+    "keras": {
+        "params/scale": "vars/0",
+        "params/bias": "vars/1",
+        "batch_stats/mean": "vars/2",
+        "batch_stats/var": "vars/3",
+    },
+}
+_CONV = {
+    "torch": {"params/kernel": "weight", "params/bias": "bias"},
+    "keras": {"params/kernel": "vars/0", "params/bias": "vars/1"},
+}
+# PyTorch's BatchNorm counts its batches; no network here uses the count.
+BOOKKEEPING = ".num_batches_tracked"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A variable and a tensor with the same numbers.
+
+    ours: "params/block1/depthwise/conv/kernel".
+    theirs: "blocks.0.0.conv_dw.weight"; None where they have none: it is zero there.
+    shape: of ours.
+    axes: of a kernel: our axes in terms of theirs.
+    flat: their kernel is a matrix, of a dense layer.
+    """
+
+    ours: str
+    theirs: str | None
+    shape: tuple[int, ...]
+    axes: tuple[int, ...] | None = None
+    flat: bool = False
+
+    @property
+    def their_shape(self) -> tuple[int, ...]:
+        """The shape of their tensor."""
+        if self.axes is None:
+            return self.shape
+        places = [self.axes.index(i) for i in range(4)]  # of their axes in our kernel
+        return tuple(self.shape[p] for p in places if not (self.flat and p < 2))
+
+    def to_ours(self, value: np.ndarray) -> np.ndarray:
+        """Their tensor as our variable."""
+        if self.axes is None:
+            return value
+        if self.flat:
+            value = value.reshape([self.shape[self.axes.index(i)] for i in range(4)])
+        return np.ascontiguousarray(value.transpose(self.axes))
+
+    def to_theirs(self, value: np.ndarray) -> np.ndarray:
+        """Our variable as their tensor."""
+        if self.axes is None:
+            return value
+        return np.ascontiguousarray(value.transpose(np.argsort(self.axes))).reshape(
+            self.their_shape
+        )
+
+
+def pairs(library: str, spec: NetSpec) -> list[Pair]:
+    """Every variable of `spec` once, in the order of the forward pass.
+
+    Args:
+      library: "timm", "torchvision" or "keras".
+      spec: a network of that library; its name decides how the library numbers its layers.
+    """
+    choose("library", library, _NAMES)
+    kind = "keras" if library == "keras" else "torch"
+    kernels = _kernels(spec)
+    found = []
+    for path, (name, flat) in _NAMES[library](spec).items():
+        if path.endswith("/bn"):
+            width = kernels[path[: -len("bn")] + "conv"][3]
+            for ours, theirs in _BATCH_NORM[kind].items():
+                collection, leaf = ours.split("/")
+                full = f"{name}{'/' if kind == 'keras' else '.'}{theirs}"
+                found.append(Pair(ours=f"{collection}/{path}/{leaf}", theirs=full, shape=(width,)))
+            continue
+        shape, separator = kernels[path], "/" if kind == "keras" else "."
+        for ours, theirs in _CONV[kind].items():
+            collection, leaf = ours.split("/")
+            if leaf == "bias" and path.endswith("/conv"):
+                continue  # followed by BatchNorm
+            is_kernel, full = leaf == "kernel", f"{name}{separator}{theirs}"
+            if kind == "torch":
+                axes = _OIHW
+            else:
+                axes = _HWOI if path.endswith("/depthwise/conv") else _HWIO
+            if not is_kernel and path == "head" and spec.name == "mobilenet_v3_rw":
+                full = None
+            found.append(
+                Pair(
+                    ours=f"{collection}/{path}/{leaf}",
+                    theirs=full,
+                    shape=shape if is_kernel else shape[3:],
+                    axes=axes if is_kernel else None,
+                    flat=flat and is_kernel,
+                )
+            )
+    return found
+
+
+def _kernels(spec: NetSpec) -> dict[str, tuple[int, int, int, int]]:
+    """The path of each convolution -> the shape of its kernel [k, k, in, out]."""
+    found = {}
+    for layer in cost.layers(spec):
+        plain = layer.name in ("head", "logits") or "/se/" in layer.name
+        fan_in = 1 if layer.name.endswith("/depthwise") else layer.inputs[2]
+        found[layer.name if plain else f"{layer.name}/conv"] = (
+            layer.kernel,
+            layer.kernel,
+            fan_in,
+            layer.outputs[2],
+        )
+    return found
+
+
+Names = dict[str, tuple[str, bool]]  # our layer -> their name, and whether it is a dense layer
+
+
+def _block_layers(spec: NetSpec, i: int) -> Iterator[str]:
+    """The layers of block `i` that have weights, in order, as in `nn.blocks.Bneck`."""
+    if spec.has_expand(i):
+        yield from ("expand/conv", "expand/bn")
+    yield from ("depthwise/conv", "depthwise/bn")
+    if spec.blocks[i].se:
+        yield from ("se/reduce", "se/expand")
+    yield from ("project/conv", "project/bn")
+
+
+def _assemble(spec: NetSpec, block_names, **outside) -> Names:
+    """Names of a whole network from those of its blocks and of what is around them."""
+    names = {"stem/conv": outside["stem"][0], "stem/bn": outside["stem"][1]}
+    for i in range(len(spec.blocks)):
+        theirs = block_names(i)
+        names |= {f"block{i + 1}/{layer}": theirs[layer] for layer in _block_layers(spec, i)}
+    names |= {"last/conv": outside["last"][0], "last/bn": outside["last"][1]}
+    names |= {"head": outside["head"]} if spec.head else {}
+    named = {path: (name, False) for path, name in names.items()}
+    if outside.get("head_is_dense") and spec.head:
+        named["head"] = (outside["head"], True)
+    return {**named, "logits": (outside["logits"], outside["logits_is_dense"])}
+
+
+def _timm(spec: NetSpec) -> Names:
+    places = [(s, j) for s, count in enumerate(STAGES[spec.name]) for j in range(count)]
+
+    def block(i: int) -> dict[str, str]:
+        stage, number = places[i]
+        inside = f"blocks.{stage}.{number}"
+        layers = ["conv_dw", "bn1", "conv_pw", "bn2"]
+        if spec.has_expand(i):
+            layers = ["conv_dw", "bn2", "conv_pwl", "bn3"]
+        ours = ("depthwise/conv", "depthwise/bn", "project/conv", "project/bn")
+        names = {o: f"{inside}.{t}" for o, t in zip(ours, layers, strict=True)}
+        names |= {f"se/{n}": f"{inside}.se.conv_{n}" for n in ("reduce", "expand")}
+        return names | {"expand/conv": f"{inside}.conv_pw", "expand/bn": f"{inside}.bn1"}
+
+    after = f"blocks.{len(STAGES[spec.name])}.0"
+    return _assemble(
+        spec,
+        block,
+        stem=("conv_stem", "bn1"),
+        last=(f"{after}.conv", f"{after}.bn1") if spec.head else ("conv_head", "bn2"),
+        head="conv_head",
+        logits="classifier",
+        logits_is_dense=True,
+    )
+
+
+def _torchvision(spec: NetSpec) -> Names:
+    if spec.name.startswith("mnasnet"):
+        return _torchvision_mnasnet(spec)
+    end = len(spec.blocks) + 1
+    is_v3 = spec.head is not None
+
+    def block(i: int) -> dict[str, str]:
+        inside, names, number = f"features.{i + 1}.{'block' if is_v3 else 'conv'}", {}, 0
+        for layer in ("expand", "depthwise", "se", "project"):
+            if layer == "se" and spec.blocks[i].se:
+                names |= {"se/reduce": f"{inside}.{number}.fc1"}
+                names |= {"se/expand": f"{inside}.{number}.fc2"}
+            elif layer == "project" and not is_v3:  # its BatchNorm stands beside it
+                names[f"{layer}/conv"] = f"{inside}.{number}"
+                names[f"{layer}/bn"] = f"{inside}.{number + 1}"
+            elif layer != "se" and (layer != "expand" or spec.has_expand(i)):
+                names[f"{layer}/conv"] = f"{inside}.{number}.0"
+                names[f"{layer}/bn"] = f"{inside}.{number}.1"
+            else:
+                continue
+            number += 1
+        return names
+
+    return _assemble(
+        spec,
+        block,
+        stem=("features.0.0", "features.0.1"),
+        last=(f"features.{end}.0", f"features.{end}.1"),
+        head="classifier.0",
+        head_is_dense=True,
+        logits="classifier.3" if is_v3 else "classifier.1",
+        logits_is_dense=True,
+    )
+
+
+def _torchvision_mnasnet(spec: NetSpec) -> Names:
+    """MNASNet lists stem, first block and last 1x1 flat, nonlinearities counted."""
+    stages = STAGES[spec.name]
+    places = [(s, j) for s, count in enumerate(stages) for j in range(count)]
+
+    def block(i: int) -> dict[str, str]:
+        stage, number = places[i]
+        numbers = (3, 4, 6, 7) if not stage else (0, 1, 3, 4, 6, 7)
+        inside = "layers" if not stage else f"layers.{7 + stage}.{number}.layers"
+        theirs = [f"{inside}.{n}" for n in numbers]
+        return dict(zip(_block_layers(spec, i), theirs, strict=True))
+
+    after = 7 + len(stages)
+    return _assemble(
+        spec,
+        block,
+        stem=("layers.0", "layers.1"),
+        last=(f"layers.{after}", f"layers.{after + 1}"),
+        head=None,
+        logits="classifier.1",
+        logits_is_dense=True,
+    )
+
+
+def _keras(spec: NetSpec) -> Names:
+    """Keras 3 files number the layers of each class by themselves, in order of the pass."""
+    counts: dict[str, int] = {}
+
+    def number(kind: str) -> str:
+        counts[kind] = counts.get(kind, -1) + 1
+        return f"layers/{kind}" + (f"_{counts[kind]}" if counts[kind] else "")
+
+    names = {}
+    paths = ["stem/conv", "stem/bn"]
+    for i in range(len(spec.blocks)):
+        paths += [f"block{i + 1}/{layer}" for layer in _block_layers(spec, i)]
+    paths += ["last/conv", "last/bn", *(["head"] if spec.head else []), "logits"]
+    for path in paths:
+        is_dense = path == "logits" and spec.head is None
+        if path.endswith("/bn"):
+            kind = "batch_normalization"
+        elif path.endswith("/depthwise/conv"):
+            kind = "depthwise_conv2d"
+        else:
+            kind = "dense" if is_dense else "conv2d"
+        names[path] = (number(kind), is_dense)
+    return names
+
+
+_NAMES = {"timm": _timm, "torchvision": _torchvision, "keras": _keras}
+
+
+def problems(table: list[Pair], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Everything that keeps tensors of these shapes from being the variables of `table`."""
+    wanted = {p.theirs: p for p in table if p.theirs is not None}
+    found = [
+        f"{name} ({p.ours}): missing, expected {p.their_shape}"
+        for name, p in wanted.items()
+        if name not in shapes
+    ]
+    found += [
+        f"{name}: surplus, has {tuple(shape)}"
+        for name, shape in shapes.items()
+        if name not in wanted
+    ]
+    return found + [
+        f"{name} ({p.ours}): has {tuple(shapes[name])}, expected {p.their_shape}"
+        for name, p in wanted.items()
+        if name in shapes and tuple(shapes[name]) != p.their_shape
+    ]
+
+
+def to_ours(table: list[Pair], tensors: Mapping[str, np.ndarray]) -> dict[str, dict]:
+    """Their tensors as {"params", "batch_stats"}: each used once, each variable filled once.
+
+    Raises:
+      UsageError: listing every missing, surplus and misshapen tensor.
+    """
+    if wrong := problems(table, {name: value.shape for name, value in tensors.items()}):
+        raise UsageError("the tensors do not fit:\n  " + "\n  ".join(wrong))
+    variables: dict[str, dict] = {"params": {}, "batch_stats": {}}
+    for pair in table:
+        *parents, leaf = pair.ours.split("/")
+        node = variables
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        if pair.theirs is None:
+            node[leaf] = np.zeros(pair.shape, np.float32)
+        else:
+            node[leaf] = pair.to_ours(np.asarray(tensors[pair.theirs], np.float32))
+    return variables
+
+
+def to_theirs(table: list[Pair], variables: Mapping[str, dict]) -> dict[str, np.ndarray]:
+    """Our variables as their tensors, in the order of the pass; the inverse of `to_ours`.
+
+    Raises:
+      UsageError: a variable that they do not have is not zero.
+    """
+    tensors = {}
+    for pair in table:
+        node = variables
+        for part in pair.ours.split("/"):
+            node = node[part]
+        value = np.asarray(node, np.float32)
+        if pair.theirs is not None:
+            tensors[pair.theirs] = pair.to_theirs(value)
+        elif value.any():
+            raise UsageError(f"{pair.ours} is not zero, and their network has nothing like it")
+    return tensors

@@ -1,0 +1,75 @@
+"""Ten steps of training in PyTorch and here, from the same weights on the same batches."""
+
+import jax
+import numpy as np
+from peer_compare import import_peer, to_variables
+
+from mbv3_jax.interop import networks
+from mbv3_jax.train import optimizer, state, step
+
+peer_torch = import_peer("peer_torch", "training against timm's RMSpropTF")
+torch = peer_torch.torch
+
+STEPS, BATCH, SIDE, CLASSES = 10, 8, 64, 10
+# Higher rates make float32 PyTorch end 1e-2 of the way off float64 PyTorch.
+LR, EPS, DECAY = 0.0005, 0.002, 0.9
+QUICKLY = {"xla_backend_optimization_level": 0}
+
+
+def test_ten_steps_of_tf_rmsprop_end_alike():
+    from timm.optim import RMSpropTF
+
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    peer = peer_torch.TorchPeer("timm/mobilenetv3_small_050", num_classes=CLASSES)
+    spec = networks.get("timm", "mobilenetv3_small_050").spec
+    spec = spec.replace(num_classes=CLASSES, bn_decay=DECAY, resolution=SIDE)
+    start = to_variables(peer, spec)
+    images = rng.normal(size=(STEPS, BATCH, SIDE, SIDE, 3)).astype(np.float32)
+    labels = rng.integers(0, CLASSES, size=(STEPS, BATCH)).astype(np.int32)
+
+    # timm's own: eps inside the root, accumulator from one, learning rate inside the momentum.
+    theirs = RMSpropTF(peer.model.parameters(), lr=LR, alpha=0.9, momentum=0.9, eps=EPS)
+    peer.model.train()
+    their_losses = []
+    for x, y in zip(images, labels, strict=True):
+        logits = peer.model(torch.from_numpy(x).permute(0, 3, 1, 2))
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y).long())
+        theirs.zero_grad()
+        loss.backward()
+        theirs.step()
+        their_losses.append(loss.item())
+
+    schedule = lambda _: LR  # noqa: E731
+    tx = optimizer.make("rmsprop_tf", schedule, rho=0.9, momentum=0.9, eps=EPS)
+    mesh = step.make_mesh(jax.devices()[:1])
+    update = step.make_train_step(
+        spec,
+        tx,
+        schedule,
+        preprocess=lambda batch, key: (batch["image"], batch["label"]),
+        mesh=mesh,
+        seed=0,
+    )
+    variables = jax.tree.map(jax.numpy.asarray, start)
+    now = state.TrainState(
+        jax.numpy.zeros((), jax.numpy.int32), variables, tx.init(variables["params"]), None
+    )
+    losses = []
+    with jax.default_matmul_precision("highest"):
+        batch = {"image": images[0], "label": labels[0]}
+        update = update.lower(now, batch).compile(compiler_options=QUICKLY)
+        for x, y in zip(images, labels, strict=True):
+            now, metrics = update(now, {"image": x, "label": y})
+            losses.append(float(metrics["loss"]))
+
+    end = to_variables(peer, spec)
+    np.testing.assert_allclose(losses, their_losses, rtol=1e-3)
+    for part in ("params", "batch_stats"):
+        ours, wanted, before = (
+            np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree[part])])
+            for tree in (now.variables, end, start)
+        )
+        moved = np.linalg.norm(wanted - before)
+        assert moved > 1e-3 * np.linalg.norm(before), part  # there was something to differ in
+        assert np.linalg.norm(ours - wanted) < 1e-3 * moved, part
