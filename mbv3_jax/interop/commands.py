@@ -13,7 +13,9 @@ _LIBRARIES = ("timm", "torchvision", "keras")
 def add_parser(commands) -> None:
     """Adds both commands to the subparsers; `run_command(flags, overrides)` runs one."""
     take = commands.add_parser(
-        "import", help="weights of timm, torchvision or Keras as a folder of ours"
+        "import",
+        help="weights of timm, torchvision or Keras as a folder of ours",
+        allow_abbrev=False,
     )
     take.add_argument("--from", required=True, choices=_LIBRARIES, dest="library")
     take.add_argument("--weights", required=True, help="FILE, or the NAME of published weights")
@@ -26,7 +28,9 @@ def add_parser(commands) -> None:
     take.set_defaults(run_command=_import)
 
     give = commands.add_parser(
-        "export-weights", help="a file that timm, torchvision or Keras loads strictly"
+        "export-weights",
+        help="a file that timm, torchvision or Keras loads strictly",
+        allow_abbrev=False,
     )
     source = give.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="run folder")

@@ -47,7 +47,13 @@ def test_json_is_readable():
         "out": 16,
         "act": "relu",
         "stride": 2,
-        "se": {"ratio": 0.25, "of": "expansion", "divisor": 8, "gate": "hard_sigmoid"},
+        "se": {
+            "ratio": 0.25,
+            "of": "expansion",
+            "divisor": 8,
+            "gate": "hard_sigmoid",
+            "act": "relu",
+        },
         "shortcut": True,
     }
     assert tree["head"] == {"out": 1024, "act": "h_swish"}

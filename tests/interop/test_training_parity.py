@@ -5,7 +5,7 @@ import numpy as np
 from peer_compare import import_peer, to_variables
 
 from mbv3_jax.interop import networks
-from mbv3_jax.train import optimizer, state, step
+from mbv3_jax.train import optimizer, placement, state, step
 
 peer_torch = import_peer("peer_torch", "training against timm's RMSpropTF")
 torch = peer_torch.torch
@@ -42,7 +42,7 @@ def test_ten_steps_of_tf_rmsprop_end_alike():
 
     schedule = lambda _: LR  # noqa: E731
     tx = optimizer.make("rmsprop_tf", schedule, rho=0.9, momentum=0.9, eps=EPS)
-    mesh = step.make_mesh(jax.devices()[:1])
+    mesh = placement.make_mesh(jax.devices()[:1])
     update = step.make_train_step(
         spec,
         tx,
@@ -58,9 +58,9 @@ def test_ten_steps_of_tf_rmsprop_end_alike():
     losses = []
     with jax.default_matmul_precision("highest"):
         batch = {"image": images[0], "label": labels[0]}
-        update = update.lower(now, batch).compile(compiler_options=QUICKLY)
+        program = update.func.lower(*update.args, now, batch).compile(compiler_options=QUICKLY)
         for x, y in zip(images, labels, strict=True):
-            now, metrics = update(now, {"image": x, "label": y})
+            now, metrics = program(*update.args, now, {"image": x, "label": y})
             losses.append(float(metrics["loss"]))
 
     end = to_variables(peer, spec)
