@@ -1,6 +1,0 @@
-"""The peers of tests/peers/ are made into files here."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "peers"))
