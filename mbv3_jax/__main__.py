@@ -1,6 +1,7 @@
 """python -m mbv3_jax COMMAND: everything that is not training."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,6 +102,11 @@ def main(arguments: Sequence[str]) -> int:
     except (UsageError, RunError) as e:
         Console(stderr=True, soft_wrap=True).print(f"error: {e}", markup=False, style="red")
         return e.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # of `| head`; Python would complain when it closes the stream
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return code or 0
 
 

@@ -115,6 +115,12 @@ def _report(summary: dict, workdir: Path) -> str:
         f"next: python -m mbv3_jax plot --run={quoted} --out=curves.png   draw its curves",
         f"      python -m mbv3_jax eval --run={quoted}                    evaluate it again",
     ]
+    if best := summary.get("best"):
+        at = f"at step {best['step']}; --run={quoted} --step=best uses that checkpoint"
+        lines.insert(2, f"best: top-1 {best['top1']:.2%} {at}")
+    if (workdir / "predictions.npz").exists():
+        out = "--what=mistakes --out=mistakes.png"
+        lines.append(f"      python -m mbv3_jax plot --run={quoted} {out}   its worst mistakes")
     return "\n".join(lines)
 
 

@@ -40,6 +40,10 @@ class Inference:
         self, folder: Path, *, step: int | str | None = None, weights="auto", batch: int = 32
     ):
         self.model = models.load(folder, step=step, weights=weights)
+        if self.model.spec.in_channels != 3:
+            raise UsageError(
+                f"{folder}: a network of {self.model.spec.in_channels} channels, but images have 3"
+            )
         self.mesh = make_mesh()
         self.variables = jax.device_put(self.model.variables, replicated(self.mesh))
         devices = self.mesh.devices.size

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from run_checks import assert_same_end, assert_same_records, checkpoint_steps
 
-from mbv3_jax.train import loop, model, start
+from mbv3_jax.train import cli, loop, model, start
 from mbv3_jax.train.checkpoint import Checkpoints
 from mbv3_jax.train.errors import RunError, UsageError
 from mbv3_jax.train.experiment import Experiment
@@ -158,6 +158,10 @@ def test_what_a_run_leaves(finished, origin, images):
     assert (init["folder"], init["new"], init["network"]) == (str(origin), ["logits"], "tiny")
     assert init["digest"] == start.digest(model.load(origin).variables)
     assert model.load(finished).preprocessing == model.load(origin).preprocessing
+
+    report = cli._report(summary, finished)
+    assert f"best: top-1 {summary['best']['top1']:.2%} at step {summary['best']['step']};" in report
+    assert report.endswith("--what=mistakes --out=mistakes.png   its worst mistakes")
 
     said = np.load(finished / "predictions.npz")
     assert said["step"] == 16
