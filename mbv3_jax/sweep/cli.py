@@ -105,8 +105,11 @@ def _run(flags: argparse.Namespace, more: Sequence[str], console: Console) -> in
         _check_engine(entries, flags.executor)
         if flags.cancel:
             return _cancel(executor, entries, console)
-        with View(console) as view:
-            code = conduct(jobs, executor, entries, view, max_failures=flags.max_failures)
+        try:
+            with View(console) as view:
+                code = conduct(jobs, executor, entries, view, max_failures=flags.max_failures)
+        except OSError as e:
+            raise RunError(f"stopped in {folder}: {e}; the same command goes on") from e
     _report(jobs, folder, executor, code, console)
     return code
 
@@ -184,6 +187,8 @@ def _report(
         console.print(groups_table(groups(found)))
     console.print(f"results: {folder / RESULTS}", markup=False)
     if code == 0:
+        if len({row["group"] for row in found}) < len({job.group for job in jobs}):
+            console.print("some run folders cannot be seen from here; they have no row")
         return
     line = "the same command goes on where this one stopped"
     if executor.outlives:

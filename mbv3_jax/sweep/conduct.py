@@ -63,13 +63,15 @@ def conduct(
     course = _Course(jobs, executor, entries, view, max_failures)
     try:
         with _Stop() as stop:
-            course.start()
-            while course.live:
-                course.look()
-                if not course.live or stop.wait(executor.interval):
-                    break
-            if stop.number is not None and course.live:
-                course.stop()
+            try:
+                course.start()
+                while course.live:
+                    course.look()
+                    if not course.live or stop.wait(executor.interval):
+                        break
+            finally:  # a request, or whatever went wrong here
+                if course.live:
+                    course.stop()
     finally:
         course.close()
     if stop.number is not None and not course.all_finished():

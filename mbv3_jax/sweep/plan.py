@@ -93,7 +93,8 @@ def make_jobs(sweep: Sweep, folder: Path, overrides: Sequence[str] = ()) -> list
         that `overrides` sets too, or a run folder of another configuration. All are listed.
     """
     jobs, wrong = [], {}
-    common = {o.partition("=")[0].removeprefix("--config.") for o in overrides}
+    # --noconfig.net.shortcut is --config.net.shortcut=False
+    common = {re.sub("^--(no)?config[.]", "", o.partition("=")[0]) for o in overrides}
     for trial in sweep.trials:
         try:
             if both := sorted(common & trial.overrides.keys()):

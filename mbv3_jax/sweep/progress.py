@@ -35,7 +35,7 @@ class Reader:
         self._seen: dict[Path, tuple[tuple, Progress]] = {}
 
     def __call__(self, run: Path, config: ConfigDict) -> Progress:
-        path = run / "metrics.jsonl"
+        path = min(_runs(run)) / "metrics.jsonl"
         try:
             stat = path.stat()
         except OSError:
@@ -89,9 +89,13 @@ def summaries(run: Path) -> dict[str, dict]:
     A run over `config.seeds` has a run folder for each seed inside its own; it has ended when
     all of them have.
     """
-    folders = [p for p in sorted(run.glob("seed*")) if (p / "config.json").is_file()]
-    read = {p.name if p != run else "": _summary(p) for p in folders or [run]}
+    read = {p.name if p != run else "": _summary(p) for p in _runs(run)}
     return {} if None in read.values() else read
+
+
+def _runs(run: Path) -> list[Path]:
+    """The run folders of a trial: that of each seed, or its own."""
+    return [p for p in sorted(run.glob("seed*")) if (p / "config.json").is_file()] or [run]
 
 
 def _summary(run: Path) -> dict | None:

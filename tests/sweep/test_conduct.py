@@ -87,6 +87,23 @@ def test_stopped_and_started_again(tmp_path, sweep, number, code):
     assert set(states(folder).values()) == {"finished"}
 
 
+def test_a_sweep_that_cannot_write_leaves_no_trial_behind(tmp_path, sweep, capfd, monkeypatch):
+    folder = tmp_path / "sweep"
+    original = record.Record.save
+
+    def save(self, **more):
+        if (folder / "slow" / "ready").exists():
+            raise OSError(28, "No space left on device")
+        original(self, **more)
+
+    monkeypatch.setattr(record.Record, "save", save)
+    assert sweep(named("slow", "fine"), "--executor.jobs=2") == 1
+    assert "error: stopped in " in (err := capfd.readouterr().err)
+    assert "No space left on device; the same command goes on" in err
+    with record.claim(folder):  # no trial holds it any more
+        pass
+
+
 def test_a_dry_run_starts_nothing(tmp_path, sweep, capfd):
     assert sweep("seeds(2)", "--dry-run", "--config.total_steps=9") == 0
     out, err = capfd.readouterr()

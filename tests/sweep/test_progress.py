@@ -52,10 +52,11 @@ def test_a_run_has_ended_when_it_has_a_result(tmp_path):
     assert summaries(run) == {"": {"steps": 1}}
 
 
-def test_a_run_over_seeds_has_ended_when_all_have(tmp_path):
+def test_a_run_over_seeds_has_ended_when_all_have(tmp_path, tiny_config):
     for seed in (0, 1):
-        (tmp_path / f"seed{seed}").mkdir()
+        write(tmp_path / f"seed{seed}", {**TRAIN, "step": 6})
         (tmp_path / f"seed{seed}" / "config.json").write_text("{}")
+    assert Reader()(tmp_path, tiny_config()).step == 6
     (tmp_path / "seed0" / "summary.json").write_text('{"steps": 1}')
     assert summaries(tmp_path) == {}
     (tmp_path / "seed1" / "summary.json").write_text('{"steps": 2}')
