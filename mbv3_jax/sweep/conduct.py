@@ -1,7 +1,7 @@
 """The course of a sweep: submit what is to be done, watch, retry, sum up."""
 
 import signal
-import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,18 +13,25 @@ from mbv3_jax.sweep.record import Record
 from mbv3_jax.sweep.view import Row, View
 from mbv3_jax.train.errors import RunError, UsageError
 
-_STOPS = {signal.SIGINT: base.EXIT_INTERRUPTED, signal.SIGTERM: base.EXIT_RESTART}
+_STOPS = {
+    signal.SIGINT: base.EXIT_INTERRUPTED,
+    signal.SIGTERM: base.EXIT_RESTART,
+    signal.SIGHUP: base.EXIT_RESTART,  # the terminal is gone; local trials would go on unwatched
+}
 
 
 class _Stop:
-    """Ctrl-C or SIGTERM as a request; a second Ctrl-C raises where it comes."""
+    """Ctrl-C, SIGTERM or SIGHUP as a request; a second Ctrl-C raises where it comes."""
 
     def __init__(self):
         self.number: int | None = None
-        self._event = threading.Event()
 
     def __enter__(self) -> "_Stop":
-        self._previous = {number: signal.signal(number, self._request) for number in _STOPS}
+        self._previous = {
+            number: signal.signal(number, self._request)
+            for number in _STOPS
+            if not (number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN)  # nohup
+        }
         return self
 
     def __exit__(self, *_) -> None:
@@ -35,11 +42,17 @@ class _Stop:
         if self.number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = number
-        self._event.set()
 
     def wait(self, seconds: float) -> bool:
-        """Waits, but no longer than to a request; returns whether there was one."""
-        return self._event.wait(seconds)
+        """Waits, but hardly longer than to a request; returns whether there was one.
+
+        Not by a threading.Event: to set one in a handler can wait for ever for a lock that the
+        interrupted thread holds.
+        """
+        end = time.monotonic() + seconds
+        while self.number is None and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))
+        return self.number is not None
 
 
 def conduct(

@@ -64,7 +64,9 @@ def test_failures_are_retried_up_to_a_limit_that_is_kept(tmp_path, sweep, capfd)
     assert recorded(folder)["trials"]["fails"]["failures"] == 4
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)]
+)
 def test_stopped_and_started_again(tmp_path, sweep, number, code):
     folder, trials = tmp_path / "sweep", named("slow", "later")
 
