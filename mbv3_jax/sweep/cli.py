@@ -15,7 +15,7 @@ from mbv3_jax.arch.spec import choose
 from mbv3_jax.sweep import plan, record
 from mbv3_jax.sweep.conduct import conduct
 from mbv3_jax.sweep.executors import EXECUTORS
-from mbv3_jax.sweep.executors.base import Executor
+from mbv3_jax.sweep.executors.base import Executor, need
 from mbv3_jax.sweep.results import FILE as RESULTS
 from mbv3_jax.sweep.results import groups, rows
 from mbv3_jax.sweep.view import View, groups_table
@@ -93,11 +93,13 @@ def _run(flags: argparse.Namespace, more: Sequence[str], console: Console) -> in
             f"{folder}: no run folder can be in a path with {' '.join(sorted(wild))} in it"
         )
     descriptions = folder / plan.DESCRIPTIONS
-    make_executor(flags.executor, options, descriptions, None)  # a wrong option comes first
+    planned = make_executor(flags.executor, options, descriptions, None)
     jobs = plan.make_jobs(plan.load(flags.sweep), folder, overrides)
     if flags.dry_run:
-        _print(jobs, make_executor(flags.executor, options, descriptions, None))
+        _print(jobs, planned)
         return 0
+    for program, advice in planned.programs.items():
+        need(program, advice)
     _check_old(folder)
     with record.claim(folder) as lock:
         executor = make_executor(flags.executor, options, descriptions, lock)

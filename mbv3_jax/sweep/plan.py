@@ -52,7 +52,9 @@ def load(sweep: str) -> Sweep:
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-        get_sweep = module.get_sweep
+        get_sweep = getattr(module, "get_sweep", None)
+        if get_sweep is None:
+            raise ValueError("no sweep file: it has no get_sweep(argument)")
         if argument and not inspect.signature(get_sweep).parameters:
             raise ValueError(f"it takes no argument, got {argument!r}")
         loaded = get_sweep(argument) if argument else get_sweep()

@@ -95,6 +95,8 @@ def test_wrong_sweep_files(tmp_path, trials, message):
 def test_files_that_are_none(tmp_path):
     with pytest.raises(UsageError, match="no Python file 'configs/ablations/none"):
         plan.load("configs/ablations/none.py")
+    with pytest.raises(UsageError, match=r"no sweep file: it has no get_sweep\(argument\)"):
+        plan.load(TINY)
     with pytest.raises(UsageError, match="it takes no argument, got 'imagenet'"):
         plan.load(sweep_file(tmp_path, "seeds(1)") + ":imagenet")
 

@@ -73,6 +73,7 @@ def test_without_slurm_it_says_so(tmp_path, monkeypatch, capfd):
         "error: the program 'sbatch' is not installed here; run the sweep where SLURM's commands "
         "are, on a login node"
     )
+    assert not (tmp_path / "sweep").exists()
     assert cli.main([*arguments, "--dry-run"]) == 0
 
 

@@ -50,11 +50,12 @@ class Executor(Protocol):
 
     `outlives`: whether its jobs go on when the sweep command ends; then Ctrl-C only stops
     watching, and the same command finds the jobs again by their handles. `interval`: seconds
-    between two looks.
+    between two looks. `programs`: what must be installed, each with advice for where it is not.
     """
 
     outlives: bool
     interval: float
+    programs: Mapping[str, str]
 
     def command(self, job: Job) -> list[str]:
         """What the engine will run for a job."""

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -123,6 +124,7 @@ class Local:
 
     outlives = False
     interval = 0.5
+    programs = types.MappingProxyType({})
 
     def __init__(self, descriptions: Path, lock, slots: Sequence[Slot], grace: float):
         self._descriptions, self._lock, self._grace = descriptions, lock, grace

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shlex
 import subprocess
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -87,6 +88,7 @@ class SkyPilot:
     task: Mapping
     outlives = True
     interval = 30.0
+    programs = types.MappingProxyType({"sky": _ADVICE})
 
     def command(self, job: Job) -> list[str]:
         folder = f"{_MOUNT}/{job.folder.parent.name}/{job.name}"

@@ -4,6 +4,7 @@ import dataclasses
 import shlex
 import subprocess
 import sys
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -138,6 +139,7 @@ class Slurm:
     setup: str
     outlives = True
     interval = 5.0
+    programs = types.MappingProxyType(dict.fromkeys(("sbatch", "squeue", "scancel"), _ADVICE))
 
     def __post_init__(self):
         self._absent: set[str] = set()

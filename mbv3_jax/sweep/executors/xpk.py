@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shlex
 import subprocess
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -95,6 +96,7 @@ class Xpk:
     code: str
     outlives = True
     interval = 30.0
+    programs = types.MappingProxyType({"xpk": _XPK, "kubectl": _KUBECTL})
 
     def command(self, job: Job) -> list[str]:
         return ["python", "main.py", *job.arguments, f"--workdir={self.folder}/{job.name}"]
