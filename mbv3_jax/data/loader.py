@@ -71,8 +71,7 @@ def train_batches(
         raises `BadExample`.
     """
     _check(source, batch_size, process_index, process_count)
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed: got {seed!r}, expected a whole number from 0 to {2**32 - 1}")
+    check_seed("seed", seed)
     if start_step < 0:
         raise ValueError(f"start_step: got {start_step!r}, expected 0 or more")
     skip = choose("data.on_error", on_error, ON_ERROR) == "skip"
@@ -217,6 +216,16 @@ class _EvalChunks(_Chunks):
             batch["unreadable"] = counts * bad
         messages = [message for row, message in problems.items() if counts[row]]
         return batch | {"problems": messages, "fatal": bool(messages) and not self._skip}
+
+
+def check_seed(path: str, seed) -> None:
+    """Holds a seed to its range.
+
+    Raises:
+      ValueError: it is none; `path` says of which field.
+    """
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"{path}: got {seed!r}, expected a whole number from 0 to {2**32 - 1}")
 
 
 def view_generator(seed: int, position: int) -> np.random.Generator:

@@ -112,6 +112,12 @@ class Checkpoints:
             return best["step"]
         return steps[-1] if step is None else step
 
+    def discard_after(self, step: int) -> None:
+        """Deletes the checkpoints past a step, which a run that goes on from there writes again."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
+
     def save(
         self, state: TrainState, position: Position, spec: arch_spec.NetSpec, config: ConfigDict
     ) -> None:

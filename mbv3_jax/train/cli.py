@@ -106,9 +106,20 @@ def _parser() -> argparse.ArgumentParser:
 
 def _report(summary: dict, workdir: Path) -> str:
     values, quoted = summary["eval"], shlex.quote(str(workdir))
-    lines = [
+    done = (
         f"done: {summary['steps']} steps, {summary['epochs']:.1f} epochs, "
-        f"{summary['seconds']:.0f} s, {summary['images_per_second']:.0f} images/s",
+        f"{summary['seconds']:.0f} s, {summary['images_per_second']:.0f} images/s"
+    )
+    if "seeds" in summary:
+        top1, seeds = values["top1"], ", ".join(map(str, summary["seeds"]))
+        deviation = "" if top1["std"] is None else f" +- {top1['std']:.2%}"
+        return (
+            f"{done}\ntop-1 {top1['mean']:.2%}{deviation} of seeds {seeds} on all "
+            f"{summary['count']} {summary['split']} images ({summary['weights']} weights)\n"
+            f"run folders: {workdir}/seed*"
+        )
+    lines = [
+        done,
         f"top-1 {values['top1']:.2%} on {_images(values)} {summary['split']} images "
         f"({summary['weights']} weights)",
         f"run folder: {workdir}",

@@ -1,10 +1,13 @@
 """From a configuration to the parts of a run: network, data, optimizer, steps, durations."""
 
+import collections
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -52,10 +55,8 @@ class Experiment:
     eval_every: int
     checkpoint_every: int
 
-    # Which axis of a batch is that of the examples, and what names the run in a line; see
-    # `seeds.py`, where they differ.
-    batch_axis = 0
-    suffix = ""
+    suffix: str = ""  # names the run in a line, where there are several: `seeds.py`
+    batch_axis = 0  # of the examples
 
     def members(self, tree) -> list:
         """Takes apart what belongs to several runs; here there is one."""
@@ -74,13 +75,17 @@ class Experiment:
     @functools.cached_property
     def train_step(self):
         """See `step.make_train_step`."""
+        return self.make_step(self.config.seed)
+
+    def make_step(self, seed: int | Sequence[int]):
+        """The training step of a seed, or of several at once."""
         return make_train_step(
             self.spec,
             self.tx,
             self.schedule,
             preprocess=self._preprocess[0],
             mesh=self.mesh,
-            seed=self.config.seed,
+            seed=seed,
             compute=self.compute,
             label_smoothing=self.config.label_smoothing,
             ema_decay=self.config.ema_decay,
@@ -114,20 +119,21 @@ class Experiment:
           UsageError, RunError: as `start.Start.load`.
         """
         initial = starts.variables(self.start, self.spec) if self.start else None
-        return jax.jit(self._create, out_shardings=self._placed)(initial)
+        create = jax.jit(self._create, out_shardings=self._placed)
+        return create(np.uint32(self.config.seed), initial)
 
     def abstract_state(self) -> state.TrainState:
         """Shapes, types and placement of the state, to restore a checkpoint into."""
         return jax.tree.map(
             lambda x, placed: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
-            jax.eval_shape(self._create),
+            jax.eval_shape(self._create, np.uint32(0)),
             self._placed,
         )
 
     @functools.cached_property
     def _placed(self) -> state.TrainState:
         """The sharding of every array of the state."""
-        shapes = jax.eval_shape(self._create)
+        shapes = jax.eval_shape(self._create, np.uint32(0))
         placed = jax.tree.map(lambda _: replicated(self.mesh), shapes)
         if not self.config.compute.shard_optimizer:
             return placed
@@ -151,8 +157,8 @@ class Experiment:
         finally:
             batches.close()
 
-    def _create(self, initial=None) -> state.TrainState:
-        seed, with_ema = self.config.seed, self.config.ema_decay is not None
+    def _create(self, seed, initial=None) -> state.TrainState:
+        with_ema = self.config.ema_decay is not None
         return state.create(self.spec, self.tx, seed=seed, with_ema=with_ema, initial=initial)
 
     def train_batches(self, start_step: int, **options):
@@ -251,10 +257,11 @@ def _make(
     check_whole("seed", config.seed, at_least=0)
     mesh = make_mesh()
     devices = mesh.devices.size
-    if devices != jax.local_device_count() * jax.process_count():
+    shares = collections.Counter(device.process_index for device in mesh.devices.flat)
+    if len(set(shares.values())) > 1:
         raise ValueError(
-            f"the processes have unequal numbers of devices: this one {jax.local_device_count()} "
-            f"of {devices}, {jax.process_count()} processes in all; each gets an equal part"
+            f"the processes have unequal numbers of devices: {sorted(shares.values())}; each gets "
+            "an equal part of a batch"
         )
     choose("compute.shard_optimizer", config.compute.shard_optimizer, (False, True))
     for field in ("batch_size", "eval_batch_size", "accum_steps", "log_every_steps"):

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from mbv3_jax.data.source import BadExample
-from mbv3_jax.train import distributed, run_folder
+from mbv3_jax.train import distributed, run_folder, seeds
 from mbv3_jax.train.errors import Preempted, RunError
 from mbv3_jax.train.experiment import Experiment, make_experiment
 from mbv3_jax.train.interrupt import Interrupt
@@ -36,7 +36,7 @@ def train(config: ConfigDict, workdir: Path, console: Console | None = None) -> 
 
     Returns:
       The summary that is also in summary.json: steps, the evaluation (of the average and of the
-      raw weights), seconds and images/s of this session.
+      raw weights), seconds and images/s of this session. Of several seeds: see `seeds.summarise`.
 
     Raises:
       UsageError: the configuration is wrong, or the folder is not this run's, or in use; nothing
@@ -47,6 +47,8 @@ def train(config: ConfigDict, workdir: Path, console: Console | None = None) -> 
       KeyboardInterrupt: after Ctrl-C, between two steps or two batches of an evaluation.
     """
     console = console or Console(stderr=True, markup=False)
+    if config.seeds is not None:
+        return _train_seeds(config, workdir, console)
     experiment = make_experiment(config, workdir)
     names, init = experiment.train_source.class_names, experiment.start_record()
     with contextlib.ExitStack() as claimed:
@@ -71,6 +73,23 @@ def train(config: ConfigDict, workdir: Path, console: Console | None = None) -> 
             state = record.resume(start)
             (summary,) = Loop(experiment, [record], console, interrupt).run(state, start or 0)
             return summary
+
+
+def _train_seeds(config: ConfigDict, workdir: Path, console: Console) -> dict:
+    """As `train`, for all of config.seeds; see `seeds.py`."""
+    experiments, folders = seeds.open_runs(config, workdir)
+    with seeds.claim(workdir, config, experiments, folders):
+        if summary := run_folder.read_summary(workdir):
+            return summary
+        with Interrupt() as interrupt:
+            records, common = seeds.begin(experiments, folders, interrupt)
+            with reported(workdir, records):
+                together = seeds.Seeds(experiments)
+                states = seeds.start(experiments, records, common, console)
+                state = together.together(states)
+                del states
+                summaries = Loop(together, records, console, interrupt).run(state, common or 0)
+        return seeds.summarise(workdir, config.seeds, summaries)
 
 
 @contextlib.contextmanager
@@ -106,7 +125,7 @@ class Loop:
 
     def __init__(
         self,
-        experiment: Experiment,
+        experiment: Experiment | seeds.Seeds,
         records: Sequence[Record],
         console: Console,
         interrupt: Interrupt,

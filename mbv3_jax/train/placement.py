@@ -1,6 +1,7 @@
 """Where arrays lie: devices in a row, batches split over them, the rest everywhere or in parts."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,15 +12,19 @@ from jax.sharding import PartitionSpec as P
 Tree = Any  # nested dicts of arrays
 
 
-def make_mesh(devices=None) -> Mesh:
-    """All devices in one row, over which the batch is split; one device is the smallest mesh.
+def row(devices: Sequence) -> list:
+    """Devices of a process side by side, in the order of the processes.
 
-    Devices of a process stand side by side, in the order of the processes: the row is then the
-    order of the examples in a batch, on a TPU pod too, where the numbers of devices are not.
+    The row is then the order of the examples in a batch, on a TPU pod too, where the numbers of a
+    process's devices do not follow each other.
     """
+    return sorted(devices, key=lambda device: (device.process_index, device.id))
+
+
+def make_mesh(devices=None) -> Mesh:
+    """All devices in one row, over which the batch is split; one device is the smallest mesh."""
     devices = jax.devices() if devices is None else devices
-    row = sorted(devices, key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(row), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    return Mesh(np.array(row(devices)), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

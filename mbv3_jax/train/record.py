@@ -104,7 +104,8 @@ class Record:
             self.checkpoints.wait()
             saved = f"the last good checkpoint is {self.checkpoints.folder / str(self.last_saved)}"
         return (
-            f"the {name} of step {step} is {value}: training stopped; {saved}. A lower "
+            f"the {name} of step {step}{self.experiment.suffix} is {value}: training stopped; "
+            f"{saved}. A lower "
             "config.schedule.base_lr, a longer warm-up or config.optimizer.clip_norm may help"
         )
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.nn import functional
@@ -43,7 +44,7 @@ def create(
     spec: NetSpec,
     tx: optax.GradientTransformation,
     *,
-    seed: int,
+    seed: ArrayLike,
     with_ema: bool,
     initial: functional.Variables | None = None,
 ) -> TrainState:
