@@ -49,14 +49,17 @@ def counterpart(spec: NetSpec, library: str, *, width: float | None = None) -> N
     Raises:
       UsageError: it has none; the message says how the nearest differs.
     """
-    nearest: tuple[list[str], Network] | None = None
+    nearest: tuple[list[str], Network, tuple] | None = None
     for network in networks.candidates(library, width=width):
+        theirs = network.spec
         free = {f: getattr(spec, f) for f in (*_FREE, *_settable(network))}
-        differences = _differences(spec, network.spec.replace(**free))
-        # Among equals the one whose padding and constants need no argument.
-        rank = (len(differences), _differences(spec, network.spec.replace(name=spec.name)))
-        if nearest is None or (rank[0], len(rank[1])) < nearest[2]:
-            nearest = differences, network, (rank[0], len(rank[1]))
+        differences = _differences(spec, theirs.replace(**free))
+        # Among equals the one whose padding and constants need no argument; among others one
+        # of as many blocks, whose differences say something.
+        asked = _differences(spec, theirs.replace(name=spec.name))
+        rank = (len(spec.blocks) != len(theirs.blocks), len(differences), len(asked))
+        if nearest is None or rank < nearest[2]:
+            nearest = differences, network, rank
     differences, network, _ = nearest
     if differences:
         more = len(differences) - _LISTED

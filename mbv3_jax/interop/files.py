@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import importlib
 import io
+import re
 import zipfile
 from pathlib import Path
 
@@ -160,11 +161,11 @@ def _read_keras(data: bytes):
 
 
 def _read_datasets(h5py, file) -> dict[str, np.ndarray]:
-    """Keras 3: layers/CLASS_NUMBER/vars/NUMBER. An optimizer's state is left out."""
+    """Keras 3: layers/CLASS_NUMBER/vars/NUMBER. States of optimizers and dropout are left out."""
     found = {}
 
     def visit(name, item):
-        if isinstance(item, h5py.Dataset) and not name.startswith("optimizer/"):
+        if isinstance(item, h5py.Dataset) and not re.search(r"^optimizer/|/seed_generator/", name):
             found[name] = item[()]
 
     file.visititems(visit)

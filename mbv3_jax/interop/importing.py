@@ -82,7 +82,9 @@ def import_weights(
         "part": source.inside,
         "sha256": source.sha256,
         **source_of,
-        "preprocessing": f"of {entry.name}" if entry else f"usual for {library}'s {found.name}",
+        "preprocessing": f"of {entry.name}"
+        if entry
+        else f"taken for those usual with {found.name}",
         "class_names": names_are,
     }
     return Imported(model=model, network=found, origin=origin)

@@ -200,6 +200,9 @@ def test_keras_files_of_something_else(tmp_path, attempt):
     assert "is it whole?" in attempt(tmp_path / "cut.weights.h5", library="keras")
     with h5py.File(tmp_path / "y.weights.h5", "w") as file:
         file["layers/conv2d/vars/0"] = np.zeros((3, 3, 3, 16), np.float32)
+        file["optimizer/vars/0"] = np.zeros((), np.int32)
+        file["layers/dropout/seed_generator/vars/0"] = np.zeros(2, np.uint32)
+    assert list(files.read("keras", tmp_path / "y.weights.h5").tensors) == ["layers/conv2d/vars/0"]
     said = attempt(tmp_path / "y.weights.h5", library="keras")
     assert "is none of keras's networks; the nearest is" in said
 
