@@ -78,15 +78,15 @@ def _kernel_gradient_kernel(
         tile = part * steps + step
         image, tile = lax.div(tile, tiles_an_image), lax.rem(tile, tiles_an_image)
         # The last program may have steps left for which there is no image.
-        known = jnp.where(image < images, channel, x.channels)
+        present = image < images
         image = image + group * images
         top = lax.div(tile, across) * ROWS
         column = lax.rem(tile, across) * COLUMNS + lax.iota(jnp.int32, COLUMNS)
-        places = g.places(column, known)
+        places = g.places(column, channel, present)
         cotangents = [g.load(image, top + r, places) for r in range(ROWS)]
         totals = dict(zip(taps, totals, strict=True))
         for offset, _, j in columns.taps:
-            places = x.places(column * columns.read + offset, known)
+            places = x.places(column * columns.read + offset, channel, present)
             for position, at_position in tiles.users(rows, ROWS):
                 value = x.load(image, top * rows.read + position, places)
                 for r, _, i in at_position:

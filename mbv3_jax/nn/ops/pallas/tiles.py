@@ -83,19 +83,23 @@ class Memory(NamedTuple):
     width: int
     channels: int
 
-    def places(self, column: jax.Array, channel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def places(
+        self, column: jax.Array, channel: jax.Array, present: jax.typing.ArrayLike = True
+    ) -> tuple[jax.Array, jax.Array]:
         """Where in a row of the reference these columns and channels are, and if they exist.
 
         Args:
           column: [COLUMNS], may lie outside of the image.
-          channel: [block], may lie behind the last.
+          channel: [block], may lie behind the last. Consecutive numbers, and seen to be: Triton
+            loads several of them at once only then.
+          present: whether the image exists.
 
         Returns:
           [COLUMNS, block] integers and booleans.
         """
         exists = (column >= 0) & (column < self.width)
         place = column[:, None] * self.channels + channel[None]
-        return place, exists[:, None] & (channel < self.channels)[None]
+        return place, exists[:, None] & ((channel < self.channels) & present)[None]
 
     def load(self, image: jax.Array, row: jax.Array, places) -> jax.Array:
         """[COLUMNS, block] float32 of one row; zeros where there is nothing."""
