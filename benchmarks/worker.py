@@ -48,7 +48,7 @@ def main() -> None:
     run(1)
     first = time.perf_counter() - began
     run(2)
-    say(info=info, setup_s=imported, first_step_s=first, setuppeak_bytes=peak_bytes())
+    say(info=info, setup_s=imported, first_step_s=first, setup_peak_bytes=peak_bytes())
     _forget_peak()
     for line in sys.stdin:
         steps = int(line)
