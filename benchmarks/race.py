@@ -1,8 +1,10 @@
 """Races contenders: a process each, taking turns, medians and ratios in one table.
 
 Only one contender runs at a time and they alternate every few steps, so that a machine that
-speeds up or slows down does so for all of them. All get the allocator setting that `main.py`
-gives itself; GLIBC_TUNABLES in the environment takes its place, empty for glibc's default.
+speeds up or slows down does so for all of them. They share its memory, though: with `fresh` every
+turn is a process of its own, as training usually is, and the start is paid each time. All get the
+allocator setting that `main.py` gives itself; GLIBC_TUNABLES in the environment takes its place,
+empty for glibc's default.
 """
 
 import dataclasses
@@ -37,7 +39,14 @@ class Result:
     peak_bytes: int = 0
 
 
-def race(task: Task, contenders: list[str], *, rounds: int, seconds_per_round: float):
+def race(
+    task: Task,
+    contenders: list[str],
+    *,
+    rounds: int,
+    seconds_per_round: float,
+    fresh: bool = False,
+) -> list[Result]:
     """Runs all contenders on one task, in turns.
 
     Args:
@@ -45,36 +54,26 @@ def race(task: Task, contenders: list[str], *, rounds: int, seconds_per_round: f
       contenders: modules of `benchmarks.contenders`, the first is what ratios refer to.
       rounds: turns of each.
       seconds_per_round: about how long a turn lasts.
+      fresh: a new process for every turn, so that no other contender holds memory meanwhile;
+        else processes live through the race.
 
     Returns:
       A `Result` per contender, in order.
     """
-    processes, results = {}, []
+    results = [Result(name) for name in contenders]
+    processes: dict[str, subprocess.Popen] = {}
+    steps: dict[str, int] = {}
     try:
-        for name in contenders:
-            result = Result(name)
-            results.append(result)
-            process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.worker", name, task.to_json()],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env={"GLIBC_TUNABLES": HUGE_PAGES, **os.environ},
-            )
-            ready = json.loads(process.stdout.readline() or '{"absent": "it crashed, see above"}')
-            if "absent" in ready:
-                result.absent = ready["absent"]
-                continue
-            result.info, result.first_step_s = ready["info"], ready["first_step_s"]
-            result.setup_peak_bytes = ready["setup_peak_bytes"]
-            processes[name] = process
-        steps = {}
         for turn in range(rounds + 1):
             for result in results:
+                if not result.absent and result.name not in processes:
+                    processes[result.name] = _start(task, result)
                 if result.absent:
                     continue
                 answer = _ask(processes[result.name], steps.get(result.name, 1))
-                result.peak_bytes = answer["peak_bytes"]
+                result.peak_bytes = max(result.peak_bytes, answer["peak_bytes"])
+                if fresh:
+                    _close(processes.pop(result.name))
                 if turn == 0:  # a warm-up that also finds how many steps fill a turn
                     steps[result.name] = max(1, round(seconds_per_round / answer["wall_s"]))
                     continue
@@ -82,9 +81,32 @@ def race(task: Task, contenders: list[str], *, rounds: int, seconds_per_round: f
                 result.cpu_s.append(answer["cpu_s"])
     finally:
         for process in processes.values():
-            process.stdin.close()
-            process.wait()
+            _close(process)
     return results
+
+
+def _start(task: Task, result: Result) -> subprocess.Popen:
+    """A contender's process, its first steps done; what it says of itself goes into `result`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.worker", result.name, task.to_json()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"GLIBC_TUNABLES": HUGE_PAGES, **os.environ},
+    )
+    ready = json.loads(process.stdout.readline() or '{"absent": "it crashed, see above"}')
+    if "absent" in ready:
+        result.absent = ready["absent"]
+    else:
+        result.info = ready["info"]
+        result.first_step_s = result.first_step_s or ready["first_step_s"]
+        result.setup_peak_bytes = result.setup_peak_bytes or ready["setup_peak_bytes"]
+    return process
+
+
+def _close(process: subprocess.Popen) -> None:
+    process.stdin.close()
+    process.wait()
 
 
 def _ask(process: subprocess.Popen, steps: int) -> dict:
@@ -147,6 +169,7 @@ def main(kind: str, contenders: list[str], doc: str) -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--contenders", nargs="+", choices=contenders, default=contenders)
+    parser.add_argument("--fresh", action="store_true", help="a new process for every turn")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds-per-round", type=float, default=1.0)
     flags = parser.parse_args()
@@ -167,5 +190,6 @@ def main(kind: str, contenders: list[str], doc: str) -> None:
                 flags.contenders,
                 rounds=flags.rounds,
                 seconds_per_round=flags.seconds_per_round,
+                fresh=flags.fresh,
             )
             console.print(results_table(task, results))
