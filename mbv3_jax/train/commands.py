@@ -9,6 +9,8 @@ from pathlib import Path
 from mbv3_jax.train import config as configs
 from mbv3_jax.train.errors import UsageError
 
+# What `eval --config` takes of a configuration.
+_OF_EVALUATION = ("--config.data.", "--config.eval_batch_size")
 _ON_SHEET = 120  # images at most
 
 
@@ -73,6 +75,12 @@ def _eval(flags, overrides: Sequence[str]) -> int:
             f"unknown option {overrides[0]}; eval takes --run or --import, --step, --weights, "
             "--data or --config, --batch"
         )
+    for override in overrides:
+        if override.startswith("--") and not override.startswith(_OF_EVALUATION):
+            raise UsageError(
+                f"{override}: has no part in an evaluation, which takes network and preprocessing "
+                f"from {flags.run or flags.imported}; only {' and '.join(_OF_EVALUATION)} have"
+            )
     batch = flags.batch
     if flags.config:
         config = configs.parse(flags.config, overrides)

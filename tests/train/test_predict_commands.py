@@ -190,6 +190,10 @@ def test_wrong_commands_are_one_line_and_make_nothing(do, run, imported, images,
         (["predict", *from_import, one, "--step=3"], "is an import folder, which has one set of"),
         (["embed", *from_run, one, "--out=x.csv"], "--out: got x.csv, expected a name that ends"),
         (["eval", *from_import], "eval --import needs data: --data=folder:PATH, or --config=FILE"),
+        (
+            ["eval", *from_import, f"--config={TINY}", "--config.net.width=2.0"],
+            "--config.net.width=2.0: has no part in an evaluation, which takes network and prep",
+        ),
         (["eval", *from_import, "--data=folder:/nowhere"], "/nowhere: no such folder"),
         (["eval", *from_import, "--data=digits"], "the data has 10 classes, the network 3, which"),
         (
