@@ -120,8 +120,12 @@ def make_train_step(
         (loss, (batch_stats, top1)), grads = accumulate(
             params, state.variables["batch_stats"], images, labels, key_net
         )
-        if shard_optimizer:  # each device then needs the sum over devices of its part alone
+        if shard_optimizer:
             constrain = jax.lax.with_sharding_constraint
+            # Whole first, or else the parts would spread back into the network; the barrier keeps
+            # the two constraints from being folded into one.
+            grads, batch_stats = constrain((grads, batch_stats), whole)
+            grads = jax.lax.optimization_barrier(grads)
             grads = constrain(grads, spread(grads, mesh))
         updates, opt_state = tx.update(grads, state.opt_state, params)
         if shard_optimizer:
