@@ -18,12 +18,14 @@ import importlib.util
 import json
 import os
 import re
+import signal
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mbv3_jax.train.errors import RunError, UsageError
-from mbv3_jax.train.peers import Peers
+from mbv3_jax.train.errors import EXIT_RESTART, RunError, UsageError
+from mbv3_jax.train.peers import Peers, end, on_abort
 
 # How long a process waits for a silent or stalled one, in seconds.
 PATIENCE = 300.0
@@ -114,7 +116,8 @@ def start(flags: Mapping[str, Any], *, patience: float = PATIENCE) -> None:
 
     Raises:
       UsageError: as `detect`, or `patience` out of range.
-      RunError: the others do not come.
+      RunError: the port is taken, or what else JAX says. Where others do not come in `patience`
+        seconds, JAX aborts, and the process ends with 75.
     """
     global _peers
     if not patience > 0:
@@ -128,6 +131,11 @@ def start(flags: Mapping[str, Any], *, patience: float = PATIENCE) -> None:
     # Its SIGTERM handler would stand in the way of ours, and Orbax would ask it about steps that
     # are not the boundaries counted here.
     jax.config.update("jax_enable_preemption_service", False)
+    where = arguments.get("coordinator_address", "the coordinator")
+    if arguments.get("process_id") == 0:
+        _check_port(where)
+    lone = f"the processes did not meet at {where} within --patience {patience:g} s, see above"
+    on_abort(lambda: end(lone, EXIT_RESTART))  # some may have been lost while they started
     try:
         jax.distributed.initialize(
             **arguments,
@@ -136,9 +144,10 @@ def start(flags: Mapping[str, Any], *, patience: float = PATIENCE) -> None:
             shutdown_timeout_seconds=max(1, round(patience)),
         )
     except Exception as e:  # whatever the runtime raises
-        where = arguments.get("coordinator_address", "the coordinator")
         first = str(e).strip().splitlines()[0]
         raise RunError(f"the processes did not meet at {where}: {first}") from e
+    finally:
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
     if jax.process_count() > 1:
         _peers = Peers(
             distributed.global_state.client,
@@ -146,6 +155,14 @@ def start(flags: Mapping[str, Any], *, patience: float = PATIENCE) -> None:
             count=jax.process_count(),
             patience=patience,
         )
+
+
+def _check_port(address: str) -> None:
+    """The first process listens there; where it cannot, JAX crashes, or answers another run's."""
+    try:
+        socket.create_server(("", int(address.rpartition(":")[2]))).close()
+    except (OSError, OverflowError) as e:
+        raise RunError(f"cannot listen at {address} ({e}); choose another port for all") from e
 
 
 def peers() -> Peers | None:

@@ -24,12 +24,31 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 from mbv3_jax.train.errors import EXIT_RESTART, RunError
 
 _COMPILING = 10.0  # times patience
 _GRACE = 5.0  # seconds for the main thread to end by itself
+_handlers = []
+
+
+def on_abort(action: Callable[[], None]) -> None:
+    """Has `action` called where JAX aborts the process: others did not come, or the first has left.
+
+    JAX offers no other way. It aborts in C++, where Python's own signal handlers do not run.
+    """
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: action())
+    _handlers.append(handler)  # kept: C calls it
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
+
+
+def end(message: str, code: int) -> NoReturn:
+    """Ends the process at once: the main thread hangs, or would in the exit handlers."""
+    again = "; the same command goes on from the last checkpoint" if code == EXIT_RESTART else ""
+    print(f"error: {message}{again}", file=sys.stderr, flush=True)
+    os._exit(code)
 
 
 class Peers:
@@ -52,7 +71,9 @@ class Peers:
         self._lock = threading.Lock()
         self._heard: dict[int, tuple[str, float]] = {}
         self._deadline = time.monotonic() + _COMPILING * patience
-        self._catch_abort()
+        on_abort(
+            lambda: self._end("JAX has lost the first process of this run, see above", EXIT_RESTART)
+        )
         self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
         self._thread.start()
 
@@ -177,23 +198,4 @@ class Peers:
         return f"no step or batch ended within the limit (--patience {self.patience:g} s){who}"
 
     def _end(self, message: str, code: int) -> NoReturn:
-        """Ends the process at once: the main thread hangs, or would in the exit handlers."""
-        code = code if self._code is None else self._code
-        again = (
-            "; the same command goes on from the last checkpoint" if code == EXIT_RESTART else ""
-        )
-        print(f"error: {self.name}: {message}{again}", file=sys.stderr, flush=True)
-        os._exit(code)
-
-    def _catch_abort(self) -> None:
-        """Turns the abort by which JAX ends a process whose coordinator is gone into our exit.
-
-        JAX offers no other way: it aborts from a thread of its own, where Python's own signal
-        handlers do not run.
-        """
-
-        def on_abort(_):
-            self._end("JAX has lost the first process of this run, see above", EXIT_RESTART)
-
-        self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(on_abort)  # kept: C calls it
-        ctypes.CDLL(None).signal(int(signal.SIGABRT), self._handler)
+        end(f"{self.name}: {message}", code if self._code is None else self._code)

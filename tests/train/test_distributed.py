@@ -1,9 +1,11 @@
 """How a process finds out which of how many it is."""
 
+import socket
+
 import pytest
 
 from mbv3_jax.train import distributed
-from mbv3_jax.train.errors import UsageError
+from mbv3_jax.train.errors import RunError, UsageError
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "1"}
 STEP = {**SLURM, "SLURM_STEP_NODELIST": "node[1-2]"}
@@ -89,6 +91,14 @@ def test_what_makes_no_sense_is_refused(environ, flags, message):
 def test_patience_is_held_to_be_positive():
     with pytest.raises(UsageError, match="--patience: got 0, expected seconds above 0"):
         distributed.start({}, patience=0)
+
+
+def test_a_coordinator_whose_port_is_taken_is_refused():
+    with socket.create_server(("", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        flags = {"coordinator": address, "num_processes": 2, "process_id": 0}
+        with pytest.raises(RunError, match=f"cannot listen at {address}.*; choose another port"):
+            distributed.start(flags)
 
 
 def test_a_lone_process_acts_for_itself():

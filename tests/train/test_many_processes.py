@@ -84,6 +84,16 @@ def test_a_process_that_hangs_does_not_keep_the_other_waiting(tmp_path):
     assert stopped == -signal.SIGKILL  # by the end of this test
 
 
+def test_a_process_whose_peers_never_come_says_so(tmp_path):
+    flags = ["--coordinator=127.0.0.1:9", "--num-processes=2", "--process-id=1", "--patience=2"]
+    ((code, err),) = run(1, f"--workdir={tmp_path / 'run'}", *flags)
+    assert code == 75, err
+    assert (
+        "error: the processes did not meet at 127.0.0.1:9 within --patience 2 s, see above" in err
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_one_process_finds_wrong_ends_all(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     (code, first), (other_code, second) = run(2, f"--workdir={tmp_path}")
