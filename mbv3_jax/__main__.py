@@ -100,7 +100,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         code = flags.run_command(flags, overrides)
     except (UsageError, RunError) as e:
-        Console(stderr=True, soft_wrap=True).print(f"error: {e}", markup=False, style="red")
+        Console(stderr=True, emoji=False, soft_wrap=True).print(
+            f"error: {e}", markup=False, style="red"
+        )
         return e.exit_code
     except KeyboardInterrupt:
         return 130

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code: see `conduct`; 2: nothing was started."""
     parser = _parser()
     flags, more = parser.parse_known_args(arguments)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, emoji=False, highlight=False, soft_wrap=True)
     try:
         return _run(flags, more, console)
     except (UsageError, RunError) as e:

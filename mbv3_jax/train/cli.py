@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     flags, overrides = _parser().parse_known_args(arguments)
     workdir = flags.workdir or default_workdir(flags.config)
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
     try:
         with interrupt.stops_at_once():
             config = configs.parse(flags.config, overrides)

@@ -178,7 +178,7 @@ def _print_table(table) -> None:
     from rich.console import Console
 
     # Without a terminal rich would wrap the table at 80 columns.
-    Console(width=None if sys.stdout.isatty() else 140, markup=False).print(table)
+    Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False).print(table)
 
 
 def _save_sheet(flags, sheet, count: int) -> None:

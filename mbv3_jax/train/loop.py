@@ -46,7 +46,7 @@ def train(config: ConfigDict, workdir: Path, console: Console | None = None) -> 
       Preempted: after a signal that announces the end, saved between two steps.
       KeyboardInterrupt: after Ctrl-C, between two steps or two batches of an evaluation.
     """
-    console = console or Console(stderr=True, markup=False)
+    console = console or Console(stderr=True, markup=False, emoji=False)
     if config.seeds is not None:
         return _train_seeds(config, workdir, console)
     experiment = make_experiment(config, workdir)

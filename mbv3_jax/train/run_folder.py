@@ -104,7 +104,7 @@ def _lock(run: Path) -> contextlib.ExitStack:
     except (ImportError, OSError) as e:  # Windows, or a file system that has no locks
         reason = getattr(e, "strerror", None) or e
         note = f"note: {run} cannot be locked ({reason}); see that no other command uses it"
-        Console(stderr=True, markup=False, highlight=False, soft_wrap=True).print(note)
+        Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True).print(note)
         return held
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")

@@ -38,6 +38,7 @@ def test_default_run_folder(config, folder):
         ("--verbose", "unknown option --verbose; fields are set as --config.NAME=VALUE"),
         ("extra", "unknown option extra; fields are set as --config.NAME=VALUE"),
         ("--config=configs/none.py", "--config: no Python file 'configs/none.py'; see configs/"),
+        ("--config.net.se=:100:", "config.net.se: got ':100:', expected one of"),  # no emoji
         ("--workdir=runs/a[1]", "runs/a[1]: checkpoints cannot be read from a path with [ in it"),
         ("--workdir=/dev/null/run", "cannot write to /dev/null/run: Not a directory; choose ano"),
     ],
