@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from mbv3_jax.train.commands import add_model
 from mbv3_jax.train.errors import UsageError
 
 _LIBRARIES = ("timm", "torchvision", "keras")
@@ -32,14 +33,10 @@ def add_parser(commands) -> None:
         help="a file that timm, torchvision or Keras loads strictly",
         allow_abbrev=False,
     )
-    source = give.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", type=Path, help="run folder")
-    source.add_argument("--import", type=Path, dest="imported", help="import folder")
+    add_model(give)
     give.add_argument("--to", required=True, choices=_LIBRARIES, dest="library")
     give.add_argument("--out", required=True, type=Path, help="FILE.pth, .safetensors, .weights.h5")
     give.add_argument("--width", type=float, help="width_mult or alpha, where it is unusual")
-    give.add_argument("--step", type=int, help="which checkpoint of a run; default the newest")
-    give.add_argument("--weights", choices=("auto", "ema", "raw"), default="auto")
     give.set_defaults(run_command=_export)
 
 
@@ -80,8 +77,6 @@ def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def _export(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     _no_more(overrides, "export-weights")
-    if flags.imported and (flags.step is not None or flags.weights != "auto"):
-        raise UsageError("--step and --weights are for --run; an import has one set of weights")
     from mbv3_jax.interop import exporting, writing
     from mbv3_jax.train import model as models
 

@@ -24,7 +24,7 @@ def add_parsers(commands, draw_sheet: Callable) -> None:
     evaluate = commands.add_parser(
         "eval", help="evaluate on every held-out example, or on other data", allow_abbrev=False
     )
-    _add_model(evaluate)
+    add_model(evaluate)
     evaluate.add_argument("--data", help="evaluate on this instead: folder:PATH, tfds/NAME, ...")
     evaluate.add_argument("--config", help="or on the data of this configuration; overrides too")
     evaluate.add_argument("--batch", type=int, help="images at a time; of --data or --config")
@@ -46,7 +46,8 @@ def add_parsers(commands, draw_sheet: Callable) -> None:
     embed.set_defaults(run_command=_embed)
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds --run or --import, --step and --weights: what `model.load` takes."""
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", type=Path, help="run folder")
     which.add_argument("--import", type=Path, dest="imported", help="import folder")
@@ -57,11 +58,16 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _step(text: str) -> int | str:
-    return text if text == "best" else int(text)
+    if text == "best":
+        return text
+    try:
+        return int(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number or best") from e
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser)
+    add_model(parser)
     parser.add_argument("images", nargs="*", help="files, folders, or @LIST with a path a line")
     parser.add_argument("--list", action="append", default=[], help="the same as @LIST")
     parser.add_argument("--batch", type=int, default=32, help="images at a time; default 32")

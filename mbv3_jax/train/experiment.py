@@ -220,8 +220,9 @@ def _open_pair(config: ConfigDict, resolution: int, start: Start | None) -> tupl
     crop = {key: data.pop(key) for key in CROP_OPTIONS}
     if start and sources.has_option(name, "crop"):
         theirs = start.preprocessing.crop
-        for key in ("interpolation", "crop_fraction", "central"):
-            crop[key] = theirs[key]
+        if not name.startswith("folder:"):  # data sets are read as they are stored
+            del theirs["exif_rotate"]
+        crop |= theirs
     for key in HOST_OPTIONS:
         data.pop(key)
     return sources.open_pair(name, resolution=resolution, crop=crop, on_error=on_error, **data)

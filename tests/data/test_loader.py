@@ -1,5 +1,6 @@
 """Batches: each example once an epoch, the same whoever reads them, nothing lost unsaid."""
 
+import gc
 import io
 import itertools
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 from PIL import Image
 
 from mbv3_jax.data import loader, sources
@@ -157,6 +159,18 @@ def test_evaluation_is_the_same_with_workers():
         take(loader.eval_batches(album, batch_size=16), 9),
         take(loader.eval_batches(album, batch_size=16, num_workers=2), 9),
     )
+
+
+@pytest.mark.parametrize("count", [2, 9])
+def test_no_shared_memory_of_workers_is_kept(count):
+    gc.disable()  # else it may come by chance
+    try:
+        batches = loader.eval_batches(Album(EPOCH), batch_size=16, num_workers=2)
+        take(batches, count)
+        kept = [x for x in gc.get_objects() if isinstance(x, SharedMemoryArray)]
+    finally:
+        gc.enable()
+    assert not kept
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -263,6 +263,9 @@ def test_files_that_cannot_be_written(tmp_path, tiny, capsys):
         export = ["export-weights", f"--import={tiny}", f"--to={library}", f"--out={out}"]
         assert command_line.main(export) == 2
         assert reason in capsys.readouterr().err
-    export = ["export-weights", f"--import={tiny}", "--to=timm", "--out=x.pth", "--step=3"]
-    assert command_line.main(export) == 2
-    assert "are for --run" in capsys.readouterr().err
+    export = ["export-weights", f"--import={tiny}", "--to=timm", "--out=x.pth"]
+    assert command_line.main([*export, "--step=best"]) == 2
+    assert "--step: " in (said := capsys.readouterr().err) and "which has one set of" in said
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main([*export, "--step=last"])
+    assert "--step: got 'last', expected a number or best" in capsys.readouterr().err
