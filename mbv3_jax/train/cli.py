@@ -1,6 +1,7 @@
 """The command line of `main.py`: flags to configuration, errors to exit codes."""
 
 import argparse
+import logging
 import re
 import shlex
 import warnings
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     except (UsageError, RunError) as e:
         # A failed write leaves coroutines of Orbax behind, which Python would name at the end.
         warnings.simplefilter("ignore", RuntimeWarning)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         code = _ended(e, e.exit_code, f"error: {distributed.label()}{e}", console, style="red")
     except Preempted as e:
         reason = str(e) or "stopped on request, before anything was trained"
