@@ -40,6 +40,11 @@ def default(network: str) -> ConfigDict:
         drop_path=0.0,
     )
 
+    # A spec.json to train instead of config.net's table: `configs/found.py`. Of config.net then
+    # name, resolution, in_channels, padding, bn_eps, bn_decay, dropout and drop_path may be None:
+    # as in the file.
+    config.spec = placeholder(str)
+
     # A run folder or an import folder to start from: its weights, and its network instead of
     # config.net, of which name, resolution, dropout, drop_path and bn_decay may be None, as there.
     # augment.normalize and the evaluation crop of config.data are as there too where they are None.

@@ -122,7 +122,8 @@ RECIPES = [f"imagenet,recipe={name}" for name in ("paper", "slim", "garden")]
 CONFIGURATIONS = [
     (path, argument)
     for path in CONFIGS
-    if "def get_config(" in path.read_text() and path.stem != "finetune"  # any network's
+    if "def get_config(" in path.read_text()
+    and path.stem not in ("finetune", "found")  # any network's
     for argument in (ARGUMENTS + RECIPES if "def get_config(argument" in path.read_text() else [""])
 ]
 

@@ -18,6 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
 
 from mbv3_jax.arch import NetSpec, build
+from mbv3_jax.arch import spec as arch_spec
 from mbv3_jax.train.errors import UsageError
 
 
@@ -179,33 +180,63 @@ OF_INIT = (
     "dropout",
     "drop_path",
 )  # None: as config.init has them
+# Fields of config.net that may change the network of config.spec; None: as the file has it.
+_OF_SPEC = (*OF_INIT[1:], "in_channels", "padding", "bn_eps")
 
 
 def spec_of(config: ConfigDict, *, num_classes: int = 1000) -> NetSpec:
-    """The network that a configuration asks for; `config.net` holds the arguments of `build`.
+    """The network that a configuration asks for.
+
+    `config.net` holds the arguments of `build`; with `config.spec` the network is that of the
+    file, and config.net may only change what is no layer of it.
 
     Args:
       config: the configuration.
       num_classes: how many if config.net.num_classes is None: as many as the data has.
 
     Raises:
-      UsageError: an option is unknown or out of range.
+      UsageError: an option is unknown or out of range, or the file holds no network.
     """
     options = config.net.to_dict()
-    if config.init is None and None in [options[name] for name in OF_INIT]:
-        raise UsageError(
-            "config.init: got None, expected the folder to start from: a run folder or an import "
-            "folder, as --config.init=DIR"
-        )
-    if options.get("num_classes") is None:
-        options["num_classes"] = num_classes
     known = inspect.signature(build).parameters
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UsageError(
             f"config.net: unknown fields {', '.join(unknown)}; they are {', '.join(known)}"
         )
+    if options.get("num_classes") is None:
+        options["num_classes"] = num_classes
+    file = config.get("spec")  # runs of older versions have no such field
+    if file is not None:
+        if config.init is not None:
+            raise UsageError("config.spec: got a file, but config.init brings a network; one only")
+        return _spec_of_file(Path(file).expanduser(), options, known)
+    if config.init is None and None in [options[name] for name in OF_INIT]:
+        raise UsageError(
+            "config.init: got None, expected the folder to start from: a run folder or an import "
+            "folder, as --config.init=DIR"
+        )
     try:
         return build(**options)
+    except ValueError as e:
+        raise UsageError(f"config.net.{e}") from e
+
+
+def _spec_of_file(file: Path, options: dict, known) -> NetSpec:
+    try:
+        spec = arch_spec.from_json(file.read_text())
+    except (OSError, ValueError) as e:
+        raise UsageError(f"config.spec: {file}: {getattr(e, 'strerror', None) or e}") from e
+    if options.pop("name") not in (None, spec.name):
+        raise UsageError(f"config.net.name: None is the network of {file}, a {spec.name}")
+    changes = {name: options.pop(name) for name in (*_OF_SPEC, "num_classes")}
+    for name, value in options.items():
+        if value not in (None, known[name].default):
+            raise UsageError(
+                f"config.net.{name}: got {value!r}, but the network is that of config.spec={file}; "
+                f"leave it at {known[name].default!r}"
+            )
+    try:
+        return spec.replace(**{k: v for k, v in changes.items() if v is not None})
     except ValueError as e:
         raise UsageError(f"config.net.{e}") from e

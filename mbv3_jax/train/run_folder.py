@@ -45,8 +45,8 @@ def claim(
 
     Raises:
       UsageError: the path is no folder, cannot be written, looks like a pattern, is in use by
-        another command, or holds a run of another configuration; the message lists the fields
-        that differ.
+        another command, or holds a run of another configuration (the message lists the fields
+        that differ) or network.
     """
     path = run / "config.json"
     ours = (_temporary(path).name, LOCK)
@@ -61,6 +61,7 @@ def claim(
         if path.exists():
             stored = read_config(run)
             _compare(run, config, stored)
+            _compare_network(run, spec)
             lock = _lock(run)
             if configs.to_json(config) != configs.to_json(stored):  # where the data lies now
                 write_atomically(path, configs.to_json(config))
@@ -138,6 +139,22 @@ def _compare(run: Path, config: ConfigDict, stored: ConfigDict) -> None:
         raise UsageError(
             f"{run} holds a run with another configuration:\n{listed}\n"
             "give these values, or choose another folder with --workdir"
+        )
+
+
+def _compare_network(run: Path, spec: arch_spec.NetSpec) -> None:
+    """The same configuration may have another network: the file of config.spec has changed."""
+    path = run / "spec.json"
+    if not path.exists():  # killed before it was written
+        return
+    try:
+        stored = arch_spec.from_json(path.read_text())
+    except ValueError as e:
+        raise UsageError(f"{path} is damaged ({e}); choose another --workdir") from e
+    if stored != spec:
+        raise UsageError(
+            f"{run} holds a run of another network than the configuration gives now, "
+            f"{spec.name}; choose another folder with --workdir"
         )
 
 
