@@ -68,10 +68,12 @@ def default(network: str) -> ConfigDict:
 
     # See mbv3_jax.data.sources.open_pair. An option that the source does not have must be None.
     config.data = dict(
-        name="digits",  # digits, synthetic, imagenet, tfds/NAME, folder:PATH
+        name="digits",  # digits, clutter, synthetic, imagenet, tfds/NAME, folder:PATH
         data_dir=placeholder(str),  # imagenet, tfds: where TFDS keeps prepared data
         train_split=placeholder(str),  # imagenet, tfds, folder: train
-        eval_split=placeholder(str),  # imagenet, tfds, folder: validation, val, valid or test
+        eval_split=placeholder(
+            str
+        ),  # imagenet, tfds, folder: validation, val, valid or test; clutter: test
         split_fraction=placeholder(float),  # imagenet, tfds, folder: hold out a part of train
         num_classes=placeholder(int),  # synthetic
         num_examples=placeholder(int),  # synthetic

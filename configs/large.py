@@ -10,7 +10,7 @@ from configs import recipes
 
 
 def get_config(argument: str = "digits"):
-    """`argument`: digits, synthetic, imagenet, tfds/NAME, folder=PATH; the last three also with
-    ,recipe=paper|slim|garden|timm|modest.
+    """`argument`: digits, clutter, synthetic, imagenet, tfds/NAME, folder=PATH; the last three also
+    with ,recipe=paper|slim|garden|timm|modest.
     """
     return recipes.choose("mobilenet_v3_large", argument, recipes.V3)

@@ -10,7 +10,7 @@ from configs import recipes
 
 
 def get_config(argument: str = "digits"):
-    """`argument`: digits, synthetic, imagenet, tfds/NAME, folder=PATH; the last three also with
-    ,recipe=paper|slim|garden|modest.
+    """`argument`: digits, clutter, synthetic, imagenet, tfds/NAME, folder=PATH; the last three also
+    with ,recipe=paper|slim|garden|modest.
     """
     return recipes.choose("mnasnet_a1", argument, recipes.MNASNET)

@@ -7,11 +7,12 @@ from mbv3_jax.arch.spec import choose
 from mbv3_jax.data.source import Source
 
 ON_ERROR = ("raise", "skip")
-_NAMES = ("digits", "synthetic", "imagenet", "tfds/NAME", "folder:PATH")
+_NAMES = ("digits", "clutter", "synthetic", "imagenet", "tfds/NAME", "folder:PATH")
 _FILES = ("train_split", "eval_split", "split_fraction", "crop")
 # Which options a kind of source has; giving it another is an error.
 _OPTIONS = {
     "digits": (),
+    "clutter": ("eval_split",),
     "synthetic": ("num_classes", "num_examples"),
     "imagenet": ("data_dir", *_FILES),
     "tfds": ("data_dir", *_FILES),
@@ -35,15 +36,15 @@ def open_pair(
     """Opens a data set to train on and to evaluate on; the two have no example in common.
 
     Args:
-      name: "digits" (embedded, 10 classes), "synthetic" (computed), "imagenet" (TFDS
-        imagenet2012), "tfds/NAME" (another TFDS data set of labelled images), or "folder:PATH" (a
-        folder of class folders, see `folder.py`).
+      name: "digits" (embedded, 10 classes), "clutter" (rendered, 15 classes), "synthetic"
+        (computed), "imagenet" (TFDS imagenet2012), "tfds/NAME" (another TFDS data set of labelled
+        images), or "folder:PATH" (a folder of class folders, see `folder.py`).
       resolution: side of the square images, in pixels.
       data_dir: imagenet, tfds: where TFDS keeps prepared data sets; None means the environment's
         TFDS_DATA_DIR, or else ~/tensorflow_datasets.
       train_split, eval_split: imagenet, tfds, folder: which splits; None for "train", and for the
         first there is of "validation", "val", "valid" and "test". TFDS slices, like
-        "train[:90%]", are splits too.
+        "train[:90%]", are splits too. clutter: eval_split is "test", unless "validation" is given.
       split_fraction: imagenet, tfds, folder: hold out this part of the training split instead; of
         a folder that has no splits, 0.1 unless given.
       num_classes: synthetic only; 10 unless given.
@@ -89,6 +90,11 @@ def open_pair(
         from mbv3_jax.data.digits import Digits
 
         return Digits("train", resolution), Digits("test", resolution)
+    if kind == "clutter":
+        from mbv3_jax.data.clutter import Clutter
+
+        held_out = choose("data.eval_split", eval_split or "test", ("test", "validation"))
+        return Clutter("train", resolution), Clutter(held_out, resolution)
     if kind == "synthetic":
         return tuple(
             open_source(
@@ -118,16 +124,22 @@ def open_source(
     num_classes: int | None = None,
     num_examples: int | None = None,
 ) -> Source:
-    """Opens one split, "train" or "test", of a source that needs no files: digits, synthetic.
+    """Opens one split of a source that needs no files: digits, clutter, synthetic.
 
-    Arguments and errors are those of `open_pair`.
+    The splits are "train" and "test"; clutter has "validation" too. Other arguments and errors are
+    those of `open_pair`.
     """
-    choose("data.name", name, ("digits", "synthetic"))
-    choose(f"split of {name}", split, ("train", "test"))
+    choose("data.name", name, ("digits", "clutter", "synthetic"))
+    splits = ("train", "validation", "test") if name == "clutter" else ("train", "test")
+    choose(f"split of {name}", split, splits)
     if name == "digits":
         from mbv3_jax.data.digits import Digits
 
         return Digits(split, resolution)
+    if name == "clutter":
+        from mbv3_jax.data.clutter import Clutter
+
+        return Clutter(split, resolution)
     from mbv3_jax.data.synthetic import Synthetic
 
     return Synthetic(
@@ -140,7 +152,7 @@ def open_source(
 
 def _kind(name: str) -> tuple[str, str]:
     """("tfds", "cifar10") for "tfds/cifar10", ("folder", "/data") for "folder:/data"."""
-    if name in ("digits", "synthetic"):
+    if name in ("digits", "clutter", "synthetic"):
         return name, ""
     if name == "imagenet":
         return name, "imagenet2012"

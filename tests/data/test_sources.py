@@ -58,7 +58,7 @@ def test_indices():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("cifar", {}, "data.name: got 'cifar', expected one of 'digits', 'synthetic', 'imagenet'"),
+        ("cifar", {}, "data.name: got 'cifar', expected one of 'digits', 'clutter', 'synthetic'"),
         ("folder:", {}, "data.name: got 'folder:', expected one of"),
         ("digits", {"num_examples": 3}, "data.num_examples: 'digits' has no such option"),
         ("digits", {"crop": {"central": "square"}}, "data.central: 'digits' has no such option"),

@@ -1,0 +1,246 @@
+"""Letters among clutter: 7500 colour images rendered from their index, at any resolution. No files.
+
+Fifteen capital letters of straight strokes, one an image: written by a shaky hand, turned, sheared,
+scaled and moved, in any colour, on a striped and blotched background, among and partly behind loose
+strokes like their own, under noise. Told apart by their shape alone, and 3000 to learn from.
+
+What it is for: ablations, searches and tests of a network within minutes, on a task where its
+width, kernels, depth and resolution make a difference larger than a seed does. What it is not: a
+stand-in for ImageNet, or for any photographs. There are fifteen classes of one kind, no texture
+or context tells a class, and networks made for a thousand classes have weights to spare. Which of
+two networks is better here need not be better there.
+
+Every image is arithmetic that IEEE 754 rounds in one way only (no sines, no sums over an axis, no
+library's random numbers or fonts), so that it has the same bytes on every machine.
+"""
+
+import hashlib
+import itertools
+
+import numpy as np
+
+from mbv3_jax.data.source import Source
+
+SPLITS = {"train": 3000, "validation": 1500, "test": 3000}
+
+# The strokes of each letter, (x, y) from -1 to 1, y downwards.
+_UPRIGHT = (((-0.6, -1), (-0.6, 1)),)
+_PEAKS = ((-0.8, 1), (-0.6, -1), (0, 0.5), (0.6, -1), (0.8, 1))
+LETTERS = {
+    "A": (((-0.8, 1), (0, -1)), ((0, -1), (0.8, 1)), ((-0.45, 0.3), (0.45, 0.3))),
+    "E": (*_UPRIGHT, ((-0.6, -1), (0.6, -1)), ((-0.6, 0), (0.4, 0)), ((-0.6, 1), (0.6, 1))),
+    "F": (*_UPRIGHT, ((-0.6, -1), (0.6, -1)), ((-0.6, 0), (0.4, 0))),
+    "H": (*_UPRIGHT, ((0.6, -1), (0.6, 1)), ((-0.6, 0), (0.6, 0))),
+    "I": (((0, -1), (0, 1)), ((-0.4, -1), (0.4, -1)), ((-0.4, 1), (0.4, 1))),
+    "K": (*_UPRIGHT, ((-0.6, 0.1), (0.6, -1)), ((-0.2, -0.25), (0.6, 1))),
+    "L": (*_UPRIGHT, ((-0.6, 1), (0.6, 1))),
+    "M": tuple(itertools.pairwise(_PEAKS)),
+    "N": (*_UPRIGHT, ((-0.6, -1), (0.6, 1)), ((0.6, 1), (0.6, -1))),
+    "T": (((-0.7, -1), (0.7, -1)), ((0, -1), (0, 1))),
+    "V": (((-0.75, -1), (0, 1)), ((0, 1), (0.75, -1))),
+    "W": tuple(itertools.pairwise((x, -y) for x, y in _PEAKS)),
+    "X": (((-0.7, -1), (0.7, 1)), ((0.7, -1), (-0.7, 1))),
+    "Y": (((-0.7, -1), (0, 0)), ((0.7, -1), (0, 0)), ((0, 0), (0, 1))),
+    "Z": (((-0.65, -1), (0.65, -1)), ((0.65, -1), (-0.65, 1)), ((-0.65, 1), (0.65, 1))),
+}
+
+_MOST = 4  # strokes of a letter
+_BEHIND, _BEFORE = 4, 1  # loose strokes
+_CHUNK = 64  # images rendered at once, so that their pixels stay in the cache
+_F = np.float32
+
+
+class Clutter(Source):
+    """One split: "train" (3000), "validation" (1500) or "test" (3000), as many of each letter.
+
+    Validation is for whoever chooses by accuracy, so that test is seen once. An image is rendered
+    when it is first asked for, then kept: R * R * 3 bytes each.
+    """
+
+    def __init__(self, split: str, resolution: int):
+        self.name, self.split, self.resolution = "clutter", split, resolution
+        self.class_names = tuple(LETTERS)
+        before = list(SPLITS).index(split)
+        self._first = sum(list(SPLITS.values())[:before])
+        self._images = np.empty((SPLITS[split], resolution, resolution, 3), np.uint8)
+        self._rendered = np.zeros(SPLITS[split], bool)
+        content = hashlib.sha256(self.batch(range(len(LETTERS)))["image"].tobytes()).hexdigest()
+        self.fingerprint = f"clutter/{split}/{resolution}/{len(self)}/{content[:16]}"
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def batch(self, indices, views=None):
+        indices = np.asarray(indices, np.int64)
+        missing = np.unique(indices[~self._rendered[indices]])
+        for start in range(0, len(missing), _CHUNK):
+            some = missing[start : start + _CHUNK]
+            labels = some % self.num_classes
+            self._images[some] = render(self._first + some, labels, self.resolution)
+            self._rendered[some] = True
+        labels = (indices % self.num_classes).astype(np.int32)
+        return {"image": self._images[indices], "label": labels}
+
+
+def render(numbers: np.ndarray, labels: np.ndarray, side: int) -> np.ndarray:
+    """Renders images.
+
+    Args:
+      numbers: int64 [B], which images; each number is another one.
+      labels: int [B], which letter each shows.
+      side: R, in pixels.
+
+    Returns:
+      uint8 [B, R, R, 3].
+    """
+    draw = _Draws(numbers)
+    ticks = (np.arange(side, dtype=_F) * _F(2) + _F(1)) / _F(side) - _F(1)
+    x, y = ticks[None, None, :], ticks[None, :, None]
+
+    ground = draw(0.15, 0.85, 3)  # [B, 3]
+    image = _background(draw, ground, x, y, side)
+    ink = _ink(draw, ground)
+    letter = _letter(draw, labels)  # [B, _MOST, 4]
+    thick = draw(0.06, 0.1)
+    loose, widths, colours = _loose_strokes(draw, ink, thick)
+
+    def paint(strokes, half_width, colour):
+        distance = _distance(strokes, x, y)
+        cover = np.clip((half_width[:, None, None] - distance) * _F(side / 2) + _F(0.5), 0, 1)
+        # In place: image = image + cover * (colour - image), channel by channel.
+        for c in range(3):
+            image[c] += cover * (colour[:, c, None, None] - image[c])
+
+    for i in range(_BEHIND):
+        paint(loose[:, i : i + 1], widths[:, i], colours[:, i])
+    paint(letter, thick, ink)
+    for i in range(_BEHIND, _BEHIND + _BEFORE):
+        paint(loose[:, i : i + 1], widths[:, i], colours[:, i])
+
+    noisy = (
+        image.transpose(1, 2, 3, 0)
+        + draw.noise((side, side, 3)) * draw(0.03, 0.12)[:, None, None, None]
+    )
+    return (np.clip(noisy, 0, 1) * _F(255) + _F(0.5)).astype(np.uint8)
+
+
+class _Draws:
+    """Random numbers that the image's number and the order of drawing decide, and nothing else."""
+
+    def __init__(self, numbers: np.ndarray):
+        self._keys = _mix(numbers.astype(np.uint64) + np.uint64(1))
+        self._drawn = 0
+
+    def _bits(self, shape: tuple[int, ...]) -> np.ndarray:
+        count = int(np.prod(shape, dtype=np.int64))
+        counter = np.arange(self._drawn + 1, self._drawn + 1 + count, dtype=np.uint64)
+        self._drawn += count
+        keys = self._keys[:, None] + counter * np.uint64(0x9E3779B97F4A7C15)
+        return _mix(keys).reshape(len(self._keys), *shape)
+
+    def __call__(self, low: float, high: float, *shape: int) -> np.ndarray:
+        """float32 [B, *shape], evenly from `low` to `high`."""
+        unit = (self._bits(shape) >> np.uint64(40)).astype(_F) * _F(2.0**-24)
+        return unit * _F(high - low) + _F(low)
+
+    def noise(self, shape: tuple[int, ...]) -> np.ndarray:
+        """float32 [B, *shape], bell-shaped with deviation 1: the sum of four bytes."""
+        four = self._bits(shape).view(np.uint8).reshape(len(self._keys), *shape, 8)
+        total = four[..., 0].astype(_F) + four[..., 1] + four[..., 2] + four[..., 3]
+        return (total - _F(510)) * _F(1 / 147.8)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finalizer of SplitMix64 (Steele, Lea and Flood, 2014): uint64 to uint64, one to one."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _background(draw, ground, x, y, side) -> np.ndarray:
+    """Stripes and blotches around a colour: float32 [3, B, R, R]."""
+    image = np.empty((3, len(ground), side, side), _F)
+    # Triangle waves along a random direction, at most about four to a side.
+    across, down, shift = draw(-2, 2), draw(-2, 2), draw(0, 1)
+    phase = x * across[:, None, None] + y * down[:, None, None] + shift[:, None, None]
+    wave = np.abs(phase - np.floor(phase) - _F(0.5)) * _F(2) - _F(0.5)
+    tint = draw(-0.3, 0.3, 3)
+    coarse, fine = draw(-0.2, 0.2, 3, 5, 5), draw(-0.15, 0.15, 3, 13, 13)
+    for c in range(3):
+        image[c] = wave * tint[:, c, None, None] + ground[:, c, None, None]
+        image[c] += _stretched(coarse[:, c], side)
+        image[c] += _stretched(fine[:, c], side)
+    return image
+
+
+def _stretched(grid: np.ndarray, side: int) -> np.ndarray:
+    """[B, G, G] stretched to [B, R, R], corner to corner, bilinear."""
+    cells = grid.shape[1] - 1
+    at = (np.arange(side, dtype=_F) + _F(0.5)) * _F(cells) / _F(side)
+    low = np.minimum(at.astype(np.int64), cells - 1)
+    part = at - low.astype(_F)
+    rows = grid[:, low] + (grid[:, low + 1] - grid[:, low]) * part[None, :, None]
+    return rows[:, :, low] + (rows[:, :, low + 1] - rows[:, :, low]) * part
+
+
+def _ink(draw, ground: np.ndarray) -> np.ndarray:
+    """A colour that differs from the background's in brightness: [B, 3]."""
+    ink, contrast = draw(0, 1, 3), draw(0.3, 0.6)
+    weights = np.array([0.3, 0.6, 0.1], _F)
+
+    def brightness(colour):
+        return colour[:, 0] * weights[0] + colour[:, 1] * weights[1] + colour[:, 2] * weights[2]
+
+    light = brightness(ground)
+    wanted = np.where(light > _F(0.5), light - contrast, light + contrast)
+    return ink + (wanted - brightness(ink))[:, None]
+
+
+def _letter(draw, labels: np.ndarray) -> np.ndarray:
+    """The strokes of each image's letter as it lies in the image: [B, _MOST, 4], x0 y0 x1 y1."""
+    padded = [(strokes + strokes[-1:] * _MOST)[:_MOST] for strokes in LETTERS.values()]
+    ends = np.array(padded, _F)[labels]  # [B, _MOST, 2, 2]
+    ends = ends + draw(-0.08, 0.08, _MOST, 2, 2)
+    # A turn by the tangent of half its angle needs no sine: up to 17 degrees either way.
+    half = draw(-0.15, 0.15)
+    whole = _F(1) + half * half
+    cos, sin = (_F(1) - half * half) / whole, (half + half) / whole
+    size, narrow, slant = draw(0.5, 0.75), draw(0.75, 1.1), draw(-0.2, 0.2)
+    along = _per_image(size * narrow) * ends[..., 0] + _per_image(size * slant) * ends[..., 1]
+    down = _per_image(size) * ends[..., 1]
+    x = _per_image(cos) * along - _per_image(sin) * down + _per_image(draw(-0.2, 0.2))
+    y = _per_image(sin) * along + _per_image(cos) * down + _per_image(draw(-0.2, 0.2))
+    return np.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], axis=-1)
+
+
+def _per_image(values: np.ndarray) -> np.ndarray:
+    return values[:, None, None]
+
+
+def _loose_strokes(draw, ink, thick):
+    """Strokes [B, N, 4] anywhere, their half widths [B, N] and colours [B, N, 3].
+
+    Every other one has nearly the letter's colour, so that colour does not sort them out.
+    """
+    count = _BEHIND + _BEFORE
+    start, step = draw(-1.1, 1.1, count, 2), draw(-0.6, 0.6, count, 2)
+    strokes = np.concatenate([start, start + step], axis=-1)
+    widths = draw(0.7, 1.3, count) * thick[:, None]
+    colours = draw(0, 1, count, 3)
+    colours[:, ::2] = ink[:, None] + (colours[:, ::2] - _F(0.5)) * _F(0.3)
+    return strokes, widths, colours
+
+
+def _distance(strokes: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """From each pixel to the nearest of the strokes [B, N, 4]: [B, R, R]."""
+    nearest = None
+    for i in range(strokes.shape[1]):
+        x0, y0, x1, y1 = (strokes[:, i, k, None, None] for k in range(4))
+        across, down = x1 - x0, y1 - y0
+        length = np.maximum(across * across + down * down, _F(1e-6))
+        left, above = x - x0, y - y0
+        part = np.clip((left * (across / length) + above * (down / length)), 0, 1)
+        left, above = left - part * across, above - part * down
+        square = left * left + above * above
+        nearest = square if nearest is None else np.minimum(nearest, square)
+    return np.sqrt(nearest)
