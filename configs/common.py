@@ -26,11 +26,13 @@ def default(network: str) -> ConfigDict:
         se="paper",  # paper, none, everywhere
         se_ratio=placeholder(float),
         se_of=placeholder(str),  # expansion, input
+        se_divisor=placeholder(int),
         se_gate=placeholder(str),  # hard_sigmoid, sigmoid
         stem_filters=placeholder(int),
         stem_act=placeholder(str),  # relu, relu6, h_swish, swish
         last_stage="paper",  # paper, efficient, original
         kernels="paper",  # paper, 3x3, 5x5, 7x7
+        expansions=placeholder(tuple),  # of every block
         shortcut=True,
         head_filters=placeholder(int),
         last_se=False,

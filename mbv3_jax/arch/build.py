@@ -1,5 +1,7 @@
 """From a network's name and options to its spec: the one place where edits are put in order."""
 
+from collections.abc import Sequence
+
 from mbv3_jax.arch import edits
 from mbv3_jax.arch.spec import NetSpec, choose
 from mbv3_jax.arch.tables import TABLES
@@ -19,11 +21,13 @@ def build(
     se: str = "paper",
     se_ratio: float | None = None,
     se_of: str | None = None,
+    se_divisor: int | None = None,
     se_gate: str | None = None,
     stem_filters: int | None = None,
     stem_act: str | None = None,
     last_stage: str = "paper",
     kernels: str = "paper",
+    expansions: Sequence[int] | None = None,
     shortcut: bool = True,
     head_filters: int | None = None,
     last_se: bool = False,
@@ -34,8 +38,8 @@ def build(
 ) -> NetSpec:
     """The spec of a published network with ablations applied.
 
-    Channel counts (`stem_filters`, `head_filters`) are those at width 1.0; the width multiplier
-    comes last. None, "paper" and True mean: as the paper's table has it.
+    Channel counts (`stem_filters`, `expansions`, `head_filters`) are those at width 1.0; the
+    width multiplier comes last. None, "paper" and True mean: as the paper's table has it.
 
     Args:
       name: a key of `tables.TABLES`.
@@ -46,10 +50,11 @@ def build(
       in_channels: channels of the input.
       padding: "same" (TensorFlow, the paper's) or "symmetric" (PyTorch).
       nonlinearity: see `edits.nonlinearity`.
-      se, se_ratio, se_of, se_gate: see `edits.squeeze_excite`.
+      se, se_ratio, se_of, se_divisor, se_gate: see `edits.squeeze_excite`.
       stem_filters, stem_act: see `edits.stem`.
       last_stage: see `edits.last_stage`.
       kernels: see `edits.kernels`.
+      expansions: see `edits.expansions`.
       shortcut: see `edits.shortcut`.
       head_filters: see `edits.head_filters`.
       last_se: see `edits.last_se`.
@@ -61,8 +66,11 @@ def build(
     spec = TABLES[choose("name", name, TABLES)]()
     spec = edits.last_stage(spec, last_stage)
     spec = edits.kernels(spec, kernels)
-    spec = edits.squeeze_excite(spec, se, ratio=se_ratio, of=se_of, gate=se_gate)
+    spec = edits.squeeze_excite(
+        spec, se, ratio=se_ratio, of=se_of, divisor=se_divisor, gate=se_gate
+    )
     spec = edits.stem(spec, stem_filters)  # "h_swish@N" counts these filters
+    spec = edits.expansions(spec, expansions)
     spec = edits.nonlinearity(spec, nonlinearity)
     spec = edits.stem(spec, act=stem_act)
     if head_filters is not None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 from mbv3_jax.arch.spec import (
     ACTIVATIONS,
@@ -94,6 +95,7 @@ def squeeze_excite(
     *,
     ratio: float | None = None,
     of: str | None = None,
+    divisor: int | None = None,
     gate: str | None = None,
 ) -> NetSpec:
     """Where squeeze-and-excite stands and how it is sized and gated (section 5.3).
@@ -104,10 +106,12 @@ def squeeze_excite(
         The last 1x1 is `last_se`'s.
       ratio: squeezed width as a share of `of`; None keeps the table's.
       of: "expansion" (MobileNetV3) or "input" of the block (MnasNet); None keeps the table's.
+      divisor: of the squeezed width: 8 (MobileNetV3), 1 (MnasNet); None keeps the table's.
       gate: "hard_sigmoid" or "sigmoid"; None keeps the table's.
     """
     choose("se", place, SE_PLACES)
-    changes = {k: v for k, v in {"ratio": ratio, "of": of, "gate": gate}.items() if v is not None}
+    given = {"ratio": ratio, "of": of, "divisor": divisor, "gate": gate}
+    changes = {k: v for k, v in given.items() if v is not None}
     if place == "none" and changes:
         raise ValueError(f"se: 'none' leaves no use for {', '.join('se_' + k for k in changes)}")
     if place == "none":
@@ -183,6 +187,24 @@ def kernels(spec: NetSpec, choice: str) -> NetSpec:
     if choice == "paper":
         return spec
     return _map_blocks(spec, lambda b: dataclasses.replace(b, kernel=int(choice[0])))
+
+
+def expansions(spec: NetSpec, widths: Sequence[int] | None) -> NetSpec:
+    """Another number of expansion channels in each block; None keeps the table's.
+
+    What NetAdapt changed between the networks of the search and those of the tables (section
+    4.2).
+    """
+    if widths is None:
+        return spec
+    if len(widths) != len(spec.blocks):
+        raise ValueError(
+            f"expansions: got {len(widths)}, but {spec.name} has {len(spec.blocks)} blocks here"
+        )
+    for width in widths:
+        whole("expansions", width, 1)
+    pairs = zip(spec.blocks, widths, strict=True)
+    return spec.replace(blocks=tuple(dataclasses.replace(b, expansion=w) for b, w in pairs))
 
 
 def shortcut(spec: NetSpec, allowed: bool) -> NetSpec:

@@ -48,3 +48,75 @@ def published(spec: NetSpec) -> Published | None:
             if plain == spec.replace(**{field: getattr(plain, field) for field in free}):
                 return figures
     return None
+
+
+def _figures(top1=None, pixel1_ms=None, madds_m=None, *, network="V3-Large", source) -> dict:
+    values = {"top1": top1, "pixel1_ms": pixel1_ms, "madds_m": madds_m}
+    return {**values, "network": network, "source": source}
+
+
+def _of_table(name: str, width: float, label: str) -> dict:
+    of = PUBLISHED[name, width]
+    return _figures(of.top1, of.pixel1_ms, of.madds_m, network=label, source=of.source)
+
+
+_LARGE = _of_table("mobilenet_v3_large", 1.0, "V3-Large")
+_TABLE_3 = {
+    "v3_large": _LARGE,
+    "v3_large-0.75": _of_table("mobilenet_v3_large", 0.75, "V3-Large 0.75"),
+    "mnasnet_a1": _of_table("mnasnet_a1", 1.0, "MnasNet-A1"),
+    "v2": _of_table("mobilenet_v2", 1.0, "V2"),
+    "v3_small": _of_table("mobilenet_v3_small", 1.0, "V3-Small"),
+    "v3_small-0.75": _of_table("mobilenet_v3_small", 0.75, "V3-Small 0.75"),
+    "v2-0.35": _of_table("mobilenet_v2", 0.35, "V2 0.35"),
+}
+_TABLE_4 = {
+    "v3_large": (73.8, 44, "V3-Large"),
+    "v2": (70.9, 52, "V2"),
+    "v3_small": (64.9, 15.5, "V3-Small"),
+    "v2-0.35": (57.2, 16.7, "V2 0.35"),
+}
+# The sweeps of configs/ablations by name; in each, groups of trials by name.
+ABLATIONS: dict[str, dict[str, dict]] = {
+    "nonlinearity": {
+        "v3": _figures(75.2, 51.4, source="P table 5"),
+        "relu": _figures(74.5, 50.5, source="P table 5"),
+        "h_swish@16": _figures(75.4, 53.5, source="P table 5"),
+        "h_swish@112": _figures(75.0, 51, source="P table 5"),
+    },
+    "stem": {"16-h_swish": _LARGE},
+    "last_stage": {"efficient": _LARGE},
+    "squeeze_excite": {"expansion": _LARGE},
+    "components": {"mnasnet_a1": _TABLE_3["mnasnet_a1"], "netadapt_widths": _LARGE},
+    "width": {
+        "large-width=0.75": _TABLE_3["v3_large-0.75"],
+        "large-width=1.0": _LARGE,
+        "small-width=0.75": _TABLE_3["v3_small-0.75"],
+        "small-width=1.0": _TABLE_3["v3_small"],
+    },
+    "resolution": {"large-resolution=224": _LARGE},
+    "v2_vs_v3": _TABLE_3,
+    "quantized": {f"{name}-float": _TABLE_3[name] for name in _TABLE_4}
+    | {
+        f"{name}-int8": _figures(top1, ms, network=label, source="P table 4")
+        for name, (top1, ms, label) in _TABLE_4.items()
+    },
+}
+
+
+def ablation(sweep: str, group: str) -> dict | None:
+    """The published figures beside which a group of a sweep's trials belongs.
+
+    They are of ImageNet at 224 pixels and of the network that "network" names, whatever the
+    sweep trained.
+
+    Args:
+      sweep: the name of a file in configs/ablations, without ".py".
+      group: the name of its trials, without the seed.
+
+    Returns:
+      {"top1": percent, "pixel1_ms", "madds_m", "network", "source"}, None where nothing is
+      printed; or None, if nothing is printed at all.
+    """
+    found = ABLATIONS.get(sweep, {}).get(group)
+    return dict(found) if found else None

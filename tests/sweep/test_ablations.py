@@ -1,0 +1,83 @@
+"""The sweeps in configs/ablations."""
+
+import importlib
+
+import pytest
+
+from mbv3_jax.arch import build
+from mbv3_jax.arch.published import ABLATIONS, ablation
+from mbv3_jax.sweep.combinators import group_of
+from mbv3_jax.train import config as configs
+from mbv3_jax.train.config import spec_of
+
+NAMES = sorted(ABLATIONS)
+
+
+def sweep_of(name, *argument):
+    return importlib.import_module(f"configs.ablations.{name}").get_sweep(*argument)
+
+
+def specs_of(sweep):
+    """The network of every trial, by the trial's name."""
+    found = {}
+    for trial in sweep.trials:
+        config = configs.parse(sweep.config).unlock()
+        for field, value in trial.overrides.items():
+            *groups, last = field.split(".")
+            node = config
+            for group in groups:
+                node = node[group]
+            node[last] = value
+        found[trial.name] = spec_of(config)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("argument", ["clutter", "imagenet"])
+def test_every_trial_is_another_network(name, argument):
+    sweep = sweep_of(name, argument)
+    assert sweep.config.endswith(f":{argument}")
+    specs = specs_of(sweep)
+    assert len(set(specs.values())) == len(specs)
+    seeds = {t.overrides.get("seeds") for t in sweep.trials}
+    assert seeds == ({(0, 1, 2)} if argument == "clutter" else {None})
+    if argument == "imagenet" and name != "resolution":
+        assert {s.resolution for s in specs.values()} == {224}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_figures_have_a_trial(name):
+    groups = {group_of(t) for a in ("clutter", "imagenet") for t in sweep_of(name, a).trials}
+    assert {g for g in ABLATIONS[name] if not g.endswith("-int8")} <= groups
+
+
+def test_published_ablations():
+    assert ablation("nonlinearity", "relu")["top1"] == 74.5
+    assert ablation("nonlinearity", "v3")["pixel1_ms"] == 51.4
+    assert ablation("quantized", "v3_small-int8")["top1"] == 64.9
+    assert ablation("v2_vs_v3", "v2-0.35")["madds_m"] == 59.2
+    assert ablation("nonlinearity", "swish") is None and ablation("mine", "v3") is None
+
+
+def test_the_components_lead_from_mnasnet_to_large():
+    specs = list(specs_of(sweep_of("components", "imagenet")).values())
+    assert specs[0] == build("mnasnet_a1", resolution=224)
+    assert specs[-1].replace(name="mobilenet_v3_large") == build("mobilenet_v3_large")
+
+
+def test_networks_keep_their_own_recipe():
+    trials = {t.name: t.overrides for t in sweep_of("v2_vs_v3", "imagenet").trials}
+    assert trials["v2"]["batch_size"] == 96 * 16 and "batch_size" not in trials["v3_small"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"expansions": (16, 24)}, "expansions: got 2, but mobilenet_v3_large has 15 blocks"),
+        ({"expansions": (0,) * 15}, "expansions: got 0, expected a whole number"),
+        ({"se_divisor": 0}, "se_divisor: got 0"),
+    ],
+)
+def test_wrong_edits(edit, message):
+    with pytest.raises(ValueError, match=message):
+        build("mobilenet_v3_large", **edit)
