@@ -145,8 +145,8 @@ def clutter(config: ConfigDict) -> ConfigDict:
     config.batch_size = 64
     config.total_epochs = 20.0
     config.optimizer.update(name="rmsprop_tf", rho=0.9, momentum=0.9, eps=0.002)
-    base_lr = 0.01 if config.net.name.startswith("mobilenet_v3") else 0.003  # as for the digits
-    config.schedule.update(name="cosine", base_lr=base_lr, warmup_epochs=2.0)
+    # At 0.01, the digits' rate, one V3-Small of three ends at 36% top-1 instead of 85%.
+    config.schedule.update(name="cosine", base_lr=0.004, warmup_epochs=2.0)
     config.ema_decay = 0.99
     config.eval_every_epochs = 5.0
     config.checkpoint_every_epochs = 5.0

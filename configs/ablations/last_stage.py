@@ -10,7 +10,7 @@ python launch/sweep.py --sweep=configs/ablations/last_stage.py:imagenet
 from configs.ablations.task import base, variants
 from mbv3_jax.sweep.combinators import Sweep
 
-CHOICES = {choice: {"net.last_stage": choice} for choice in ("original", "efficient")}
+CHOICES = {choice: {"net.last_stage": choice} for choice in ("efficient", "original")}
 
 
 def get_sweep(argument: str = "clutter") -> Sweep:
