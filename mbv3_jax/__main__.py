@@ -10,6 +10,7 @@ from rich.console import Console
 
 from mbv3_jax.data import commands as data
 from mbv3_jax.interop import commands as interop
+from mbv3_jax.search import commands as search
 from mbv3_jax.train import commands as train
 from mbv3_jax.train import config as configs
 from mbv3_jax.train.errors import RunError, UsageError
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_parser(commands)
     commands.choices["data"].set_defaults(run_command=_data)
     interop.add_parser(commands)
+    search.add_parser(commands)
     return parser
 
 

@@ -1,0 +1,1 @@
+"""Architecture search: spaces, rewards, evaluators of accuracy, searchers."""

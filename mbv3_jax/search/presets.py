@@ -1,0 +1,157 @@
+"""Published spaces, and two of our own."""
+
+from collections.abc import Callable
+
+from mbv3_jax.arch.spec import NetSpec, SESpec, choose
+from mbv3_jax.arch.tables import mnasnet_a1, mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small
+from mbv3_jax.search.space import OF_BLOCKS, Space, Stage
+
+_RELUS = ("relu", "h_swish")
+# Whole factors as in TuNAS, and those that NetAdapt left behind in MobileNetV3.
+_FINE = (1, 2, 2.3, 2.5, 3, 3.67, 4, 4.5, 5, 6)
+# TuNAS (arXiv 2008.06120): the widths of a stage, as factors of its usual one.
+_WIDTHS = (0.5, 0.625, 0.75, 1, 1.25, 1.5, 2)
+_PER_BLOCK = ("kernel", "expansion", "se")
+
+
+def _around(width: int, factors=_WIDTHS) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(max(8, int(width * f + 4) // 8 * 8) for f in factors))
+
+
+def mnasnet() -> Space:
+    """MnasNet, section 4.1: the blocks of a stage are alike. Has MnasNet-A1.
+
+    Separable and inverted residual blocks, kernels 3 and 5, squeeze-and-excite or not, widths .75,
+    1 and 1.25 times MobileNetV2's (and A1's 112), one block more or fewer than MobileNetV2. Not
+    here: its plain convolution, and its pooling in place of a shortcut.
+    """
+    rows = ((16, 1, 1), (24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
+    stages = []
+    for width, depth, stride in rows:
+        out = _around(width, (0.75, 1, 1.25))
+        stages.append(
+            Stage(
+                out=(*out, 112) if width == 96 else out,
+                stride=stride,
+                depth=tuple(d for d in (depth - 1, depth, depth + 1) if d),
+                kernel=(3, 5),
+                expansion=(1, 3, 6),
+                se=(False, True),
+            )
+        )
+    se = SESpec(of="input", divisor=1, gate="sigmoid")
+    return Space(name="mnasnet", base=mnasnet_a1(), stages=tuple(stages), squeeze_excite=se)
+
+
+def mobilenetv3_like() -> Space:
+    """TuNAS's largest space, around MobileNetV3-Large, which is in it.
+
+    Every block chooses kernel (3, 5, 7), expansion and squeeze-and-excite, every stage its width,
+    depth (up to 4) and nonlinearity, which TuNAS fixes. Its expansions are 1 to 6; here they are
+    finer, as MobileNetV3's are.
+    """
+    first = Stage(out=_around(16, (1, 1.5, 2)), kernel=(3, 5, 7), expansion=(1,), act=_RELUS)
+    rest = [_free(width, stride) for width, stride in ((24, 2), (40, 2), (80, 2), (112, 1))]
+    return Space(
+        name="mobilenetv3_like",
+        base=mobilenet_v3_large(),
+        stages=(first, *rest, _free(160, 2)),
+        last_factor=6,
+    )
+
+
+def _free(width: int, stride: int) -> Stage:
+    return Stage(
+        out=_around(width),
+        stride=stride,
+        depth=(1, 2, 3, 4),
+        kernel=(3, 5, 7),
+        expansion=_FINE,
+        se=(False, True),
+        act=_RELUS,
+        per_block=_PER_BLOCK,
+    )
+
+
+def small() -> Space:
+    """The same decisions around MobileNetV3-Small, which is in it; up to 3 blocks a stage."""
+    first = Stage(
+        out=(8, 16, 24), stride=2, kernel=(3, 5), expansion=(1,), se=(False, True), act=_RELUS
+    )
+    rest = [
+        Stage(
+            out=_around(width, (0.75, 1, 1.25)),
+            stride=stride,
+            depth=(1, 2, 3),
+            kernel=(3, 5, 7),
+            expansion=_FINE,
+            se=(False, True),
+            act=_RELUS,
+            per_block=_PER_BLOCK,
+        )
+        for width, stride in ((24, 2), (40, 2), (48, 1), (96, 2))
+    ]
+    return Space(name="small", base=mobilenet_v3_small(), stages=(first, *rest), last_factor=6)
+
+
+def proxylessnas() -> Space:
+    """ProxylessNAS (arXiv 1812.00332): kernels 3, 5, 7 and expansions 3, 6 block by block, widths
+    given, up to 4 blocks a stage."""
+    rows = ((24, 4, 2), (40, 4, 2), (80, 4, 2), (96, 4, 1), (192, 4, 2), (320, 1, 1))
+    stages = [Stage(out=(16,), expansion=(1,), act=("relu6",))]
+    stages += [
+        Stage(
+            out=(width,),
+            stride=stride,
+            depth=tuple(range(1, depth + 1)),
+            kernel=(3, 5, 7),
+            expansion=(3, 6),
+            act=("relu6",),
+            per_block=OF_BLOCKS[:2],
+        )
+        for width, depth, stride in rows
+    ]
+    return Space(name="proxylessnas", base=mobilenet_v2(), stages=tuple(stages))
+
+
+def toy() -> Space:
+    """128 networks for 32 pixels, few enough to train every one; for tests of searches.
+
+    Their accuracies on `clutter` are in `toy_truth.csv`, made by `benchmarks/toy_truth.py`.
+    """
+    base: NetSpec = mobilenet_v3_small().replace(
+        resolution=32, num_classes=15, bn_decay=0.9, dropout=0.0
+    )
+    base = base.replace(
+        stem=_with_out(base.stem, 8), last=_with_out(base.last, 64), head=_with_out(base.head, 64)
+    )
+    early = Stage(
+        out=(8, 24), stride=2, depth=(1, 2), kernel=(3, 5), expansion=(3,), act=("h_swish",)
+    )
+    late = Stage(
+        out=(16, 48),
+        stride=2,
+        depth=(1, 2),
+        expansion=(1, 4),
+        se=(False, True),
+        act=("h_swish",),
+    )
+    return Space(name="toy", base=base, stages=(early, late))
+
+
+def _with_out(layer, out: int):
+    return type(layer)(**{**vars(layer), "out": out})
+
+
+PRESETS: dict[str, Callable[[], Space]] = {
+    f.__name__: f for f in (mnasnet, mobilenetv3_like, proxylessnas, small, toy)
+}
+
+
+def preset(name: str) -> Space:
+    """The space of this name.
+
+    Raises:
+      ValueError: there is none; the message lists them.
+    """
+    return PRESETS[choose("space", name, PRESETS)]()
