@@ -1,0 +1,132 @@
+"""Policy gradient (REINFORCE) over a factorised softmax (TuNAS) or an RNN (MnasNet)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mbv3_jax.arch.spec import choose
+from mbv3_jax.search.searchers.base import Searcher
+from mbv3_jax.search.searchers.policies import POLICIES
+
+# TuNAS, appendix: the learning rate for 256 rewards at a time, which rises tenfold to the end.
+TUNAS_RATE, RISE = 3e-4, 10.0
+QUIET = 0.25  # the part of a search in which TuNAS trains the shared weights alone
+
+
+def warm_up(step: int, total: int, part: float = QUIET) -> float:
+    """TuNAS's op and filter warm-up: the probability that a step trains all operations (or all
+    filters) at once instead of those sampled; from 1 down to 0 in the first part of the search."""
+    return max(0.0, 1 - step / (part * total)) if part * total else 0.0
+
+
+class PolicyGradient(Searcher):
+    """Moves the policy towards points whose reward is above the moving average of rewards.
+
+    Each `tell` is one step: the mean of (reward - baseline) * grad log p(point), by Adam with beta1
+    0. `total_steps` is how many there will be; the learning rate rises tenfold on the way, and
+    the first `quiet` of them only move the baseline.
+
+    Args:
+      space, seed: see `Searcher`.
+      total_steps: calls of `tell`.
+      policy: "factorised" or "autoregressive".
+      learning_rate: at the start; None is TuNAS's, 3e-4 times batch / 256, which suits its tens
+        of thousands of steps. Adam moves a logit by about the rate at each step, and a choice is
+        as good as made when its logit is 5 ahead: with few steps take about 1 / steps.
+      baseline_decay: of the moving average of rewards.
+      quiet: part of the steps without learning: 0 if the evaluator is trained already, 0.25 with
+        a supernet that trains meanwhile.
+    """
+
+    def __init__(
+        self,
+        space,
+        seed: int = 0,
+        *,
+        total_steps: int,
+        policy: str = "factorised",
+        learning_rate: float | None = None,
+        baseline_decay: float = 0.95,
+        quiet: float = 0.0,
+    ):
+        super().__init__(space, seed)
+        for name, value in (("baseline_decay", baseline_decay), ("quiet", quiet)):
+            if not 0 <= value < 1:
+                raise ValueError(f"policy_gradient.{name}: got {value!r}, expected 0 to below 1")
+        if not total_steps > 0:
+            raise ValueError(f"policy_gradient.total_steps: got {total_steps!r}, expected above 0")
+        self.policy = POLICIES[choose("policy_gradient.policy", policy, POLICIES)](space)
+        self.total_steps, self.learning_rate = total_steps, learning_rate
+        self.baseline_decay, self.quiet = baseline_decay, quiet
+        self.step, self.baseline = 0, None
+        self.params = self.policy.init(jax.random.key(seed))
+        self._adam = optax.scale_by_adam(b1=0.0, b2=0.999)
+        self._opt_state = self._adam.init(self.params)
+
+    def ask(self, count):
+        key = jax.random.key(int(self.rng.integers(2**63)))
+        raw = np.asarray(self._sample(self.params, key, count))
+        return [self.space.canonical(point) for point in raw]
+
+    def learn(self, points, rewards):
+        if self.baseline is None:
+            self.baseline = float(rewards.mean())
+        if self.step >= self.quiet * self.total_steps:
+            grads = self.gradient(points, rewards)
+            updates, self._opt_state = self._update(grads, self._opt_state)
+            rate = self._rate(len(points))
+            self.params = jax.tree.map(lambda p, u: p + rate * u, self.params, updates)
+        decay = self.baseline_decay
+        self.baseline = decay * self.baseline + (1 - decay) * float(rewards.mean())
+        self.step += 1
+
+    def gradient(self, points, rewards):
+        """The estimated gradient of the mean reward in the parameters, from N points and
+        rewards, less the baseline."""
+        active = np.array([self.space.active(p) for p in points], np.float32)
+        weights = np.asarray(rewards, np.float32) - np.float32(self.baseline or 0.0)
+        return self._gradient(self.params, np.array(points, np.int32), active, weights)
+
+    def mode(self):
+        """The most probable choice of each decision, as a point."""
+        return self.space.canonical(np.asarray(self.policy.mode(self.params)))
+
+    def _rate(self, batch: int) -> float:
+        first = self.learning_rate
+        first = TUNAS_RATE * batch / 256 if first is None else first
+        return first * RISE ** min(1.0, self.step / self.total_steps)
+
+    @functools.cached_property
+    def _sample(self):
+        return jax.jit(self.policy.sample, static_argnums=2)
+
+    @functools.cached_property
+    def _update(self):
+        return jax.jit(self._adam.update)
+
+    @functools.cached_property
+    def _gradient(self):
+        def mean(params, points, active, weights):
+            return jnp.mean(weights * self.policy.log_probs(params, points, active))
+
+        return jax.jit(jax.grad(mean))
+
+    def state(self):
+        arrays = {"params": self.params, "opt_state": self._opt_state}
+        leaves = [np.asarray(x) for x in jax.tree.leaves(arrays)]
+        own = {"step": self.step, "baseline": self.baseline, "leaves": leaves}
+        return super().state() | own
+
+    def load(self, state):
+        super().load(state)
+        self.step, self.baseline = state["step"], state["baseline"]
+        arrays = {"params": self.params, "opt_state": self._opt_state}
+        leaves, structure = jax.tree.flatten(arrays)
+        loaded = [
+            jnp.asarray(x, ours.dtype) for x, ours in zip(state["leaves"], leaves, strict=True)
+        ]
+        arrays = jax.tree.unflatten(structure, loaded)
+        self.params, self._opt_state = arrays["params"], arrays["opt_state"]

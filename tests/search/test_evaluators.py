@@ -1,0 +1,96 @@
+import json
+
+import numpy as np
+import pytest
+
+from mbv3_jax.search.evaluators.agreement import agreement, split_half_reliability
+from mbv3_jax.search.evaluators.surrogate import Rounds, Surrogate
+from mbv3_jax.search.evaluators.table import Table
+from mbv3_jax.search.presets import preset
+from mbv3_jax.search.searchers import PolicyGradient, run
+
+TOY = preset("toy")
+POINTS = list(TOY.points())
+WEIGHTS = np.random.default_rng(3).normal(size=TOY.one_hot(POINTS).shape[1])
+
+
+def truth(points):
+    return 0.5 + 0.05 * np.tanh(TOY.one_hot(points) @ WEIGHTS)
+
+
+def briefly(points, seed):
+    return truth(points) + 0.005 * np.random.default_rng(seed).normal(size=len(points))
+
+
+def search(evaluator, seed, count):
+    searcher = PolicyGradient(TOY, seed, total_steps=40, learning_rate=0.03)
+    seen = {}
+
+    def reward(points):
+        found = evaluator.evaluate(points)[0]
+        seen.update(zip(points, found.tolist(), strict=True))
+        return found
+
+    run(searcher, reward, steps=40, batch=8)
+    return sorted(seen, key=seen.get, reverse=True)[:count]
+
+
+def test_the_surrogate_ranks_networks_that_it_has_not_seen():
+    rng = np.random.default_rng(0)
+    some = [POINTS[i] for i in rng.permutation(len(POINTS))]
+    seen, unseen = some[:40], some[40:]
+    surrogate = Surrogate(TOY).fit(seen, briefly(seen, 0))
+    mean, uncertainty = surrogate.evaluate(unseen)
+    assert agreement(mean, truth(unseen)).spearman > 0.9
+    assert np.abs(mean - truth(unseen)).mean() < 0.5 * truth(unseen).std()
+    assert np.all(uncertainty > 0)
+    again = Surrogate(TOY).fit(seen, briefly(seen, 0)).evaluate(unseen)[0]
+    np.testing.assert_array_equal(again, mean)
+    with pytest.raises(ValueError, match="fit it first"):
+        Surrogate(TOY).evaluate(seen)
+
+
+def test_rounds_find_a_good_network_and_can_be_resumed():
+    saved = []
+    rounds = Rounds(TOY, briefly, search, seed=0)
+    surrogate = rounds.run(16, 8, 3, after_round=lambda r: saved.append(json.dumps(r.state())))
+    assert [len(json.loads(s)["trained"]) for s in saved] == [16, 24, 32, 40]
+    assert len({p for p, _ in rounds.trained}) == 40
+    best = max(POINTS, key=lambda p: surrogate.evaluate([p])[0][0])
+    assert truth([best])[0] > np.quantile(truth(POINTS), 0.95)
+    assert rounds.agreement.count == 12 and rounds.agreement.trusted
+    later = Rounds(TOY, briefly, search, seed=0)
+    later.load(json.loads(saved[1]))
+    later.run(16, 8, 3)
+    assert later.trained == rounds.trained and later.held_out == rounds.held_out
+
+
+def test_a_bad_evaluator_is_called_one():
+    noise = np.random.default_rng(0).normal(size=128)
+    found = agreement(noise, truth(POINTS), reliability=0.9)
+    assert not found.trusted
+    assert "warning: below 0.5, the search rests on a bad evaluator" in found.describe()
+    assert "truth's own reliability 0.90" in found.describe()
+    good = agreement(truth(POINTS) ** 2, truth(POINTS))
+    assert good.spearman == pytest.approx(1) and "warning" not in good.describe()
+    constant = agreement(np.zeros(4), np.arange(4))
+    assert np.isnan(constant.spearman) and not constant.trusted
+
+
+def test_reliability_is_that_of_the_mean_over_seeds():
+    rng = np.random.default_rng(0)
+    networks, seeds, noise = 4000, 4, 1.5
+    accuracies = rng.normal(size=(networks, 1)) + noise * rng.normal(size=(networks, seeds))
+    want = 1 / (1 + noise**2 / seeds)  # variance of the truth over that of the mean
+    assert split_half_reliability(accuracies) == pytest.approx(want, abs=0.02)
+    with pytest.raises(ValueError, match="got 1 seeds"):
+        split_half_reliability(accuracies[:, :1])
+
+
+def test_a_table_knows_its_own_error():
+    table = Table({(0, 0): [0.5, 0.7], (0, 1): [0.4]})
+    accuracy, error = table.evaluate([(0, 1), (0, 0)])
+    np.testing.assert_allclose(accuracy, [0.4, 0.6])
+    assert np.isnan(error[0]) and error[1] == pytest.approx(0.1)
+    with pytest.raises(ValueError, match=r"1 points are not in it, the first \(1, 1\)"):
+        table.evaluate([(1, 1)])
