@@ -111,7 +111,7 @@ def test_the_mean_gradient_is_the_enumerated_exact_one(policy):
     scale = max(np.abs(x).max() for x in jax.tree.leaves(exact))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * scale), mean, exact)
     # And sampled: within five standard errors of the projection on the exact one.
-    sampled = searcher.ask(20_000)
+    sampled = searcher.ask(4000)
     lookup = dict(zip(points, range(len(points)), strict=True))
     flat = np.stack([np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]) for g in single])
     target = np.concatenate([np.ravel(x) for x in jax.tree.leaves(exact)])

@@ -1,22 +1,20 @@
 """Policies: distributions over the points of a space, with parameters to learn.
 
-A policy has `init(key) -> params`, `log_probs(params, points) -> [N]` and
-`sample(params, key, count) -> points [N, D]`. Points are int32 [N, D]; `active` is float32 [N, D],
-and inactive decisions do not count.
+A policy is made of the number of choices of each decision. It has `init(key) -> params`,
+`log_probs(params, points, active) -> [N]` and `sample(params, key, count) -> points [N, D]`. Points
+are int32 [N, D]; `active` is float32 [N, D], and inactive decisions do not count.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mbv3_jax.search.space import Space
-
 
 class Factorised:
     """A softmax of its own for each decision (TuNAS); even at the start."""
 
-    def __init__(self, space: Space):
-        self.sizes = np.array([len(d.choices) for d in space.decisions])
+    def __init__(self, sizes: tuple[int, ...]):
+        self.sizes = np.array(sizes)
         self.there = np.arange(self.sizes.max()) < self.sizes[:, None]
 
     def init(self, key):
@@ -48,8 +46,8 @@ class Autoregressive:
     The softmaxes begin at zero, so that the first points are drawn evenly.
     """
 
-    def __init__(self, space: Space, units: int = 64):
-        self.sizes = np.array([len(d.choices) for d in space.decisions])
+    def __init__(self, sizes: tuple[int, ...], units: int = 64):
+        self.sizes = np.array(sizes)
         self.there = np.arange(self.sizes.max()) < self.sizes[:, None]
         self.units = units
 

@@ -1,6 +1,8 @@
 """Policy gradient (REINFORCE) over a factorised softmax (TuNAS) or an RNN (MnasNet)."""
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import optax
 
 from mbv3_jax.arch.spec import choose
 from mbv3_jax.search.searchers.base import Searcher
-from mbv3_jax.search.searchers.policies import POLICIES
+from mbv3_jax.search.searchers.policies import POLICIES, Autoregressive, Factorised
 
 # TuNAS, appendix: the learning rate for 256 rewards at a time, which rises tenfold to the end.
 TUNAS_RATE, RISE = 3e-4, 10.0
@@ -20,6 +22,28 @@ def warm_up(step: int, total: int, part: float = QUIET) -> float:
     """TuNAS's op and filter warm-up: the probability that a step trains all operations (or all
     filters) at once instead of those sampled; from 1 down to 0 in the first part of the search."""
     return max(0.0, 1 - step / (part * total)) if part * total else 0.0
+
+
+_ADAM = optax.scale_by_adam(b1=0.0, b2=0.999)
+
+
+class _Programs(NamedTuple):
+    policy: Factorised | Autoregressive
+    sample: Callable
+    gradient: Callable
+    update: Callable
+
+
+@functools.cache
+def _compiled(policy: str, sizes: tuple[int, ...]) -> _Programs:
+    """What is compiled once for all searches in a space."""
+    own = POLICIES[policy](sizes)
+
+    def mean(params, points, active, weights):
+        return jnp.mean(weights * own.log_probs(params, points, active))
+
+    sample = jax.jit(own.sample, static_argnums=2)
+    return _Programs(own, sample, jax.jit(jax.grad(mean)), jax.jit(_ADAM.update))
 
 
 class PolicyGradient(Searcher):
@@ -58,17 +82,18 @@ class PolicyGradient(Searcher):
                 raise ValueError(f"policy_gradient.{name}: got {value!r}, expected 0 to below 1")
         if not total_steps > 0:
             raise ValueError(f"policy_gradient.total_steps: got {total_steps!r}, expected above 0")
-        self.policy = POLICIES[choose("policy_gradient.policy", policy, POLICIES)](space)
+        choose("policy_gradient.policy", policy, POLICIES)
+        self._programs = _compiled(policy, tuple(len(d.choices) for d in space.decisions))
+        self.policy = self._programs.policy
         self.total_steps, self.learning_rate = total_steps, learning_rate
         self.baseline_decay, self.quiet = baseline_decay, quiet
         self.step, self.baseline = 0, None
         self.params = self.policy.init(jax.random.key(seed))
-        self._adam = optax.scale_by_adam(b1=0.0, b2=0.999)
-        self._opt_state = self._adam.init(self.params)
+        self._opt_state = _ADAM.init(self.params)
 
     def ask(self, count):
         key = jax.random.key(int(self.rng.integers(2**63)))
-        raw = np.asarray(self._sample(self.params, key, count))
+        raw = np.asarray(self._programs.sample(self.params, key, count))
         return [self.space.canonical(point) for point in raw]
 
     def learn(self, points, rewards):
@@ -76,7 +101,7 @@ class PolicyGradient(Searcher):
             self.baseline = float(rewards.mean())
         if self.step >= self.quiet * self.total_steps:
             grads = self.gradient(points, rewards)
-            updates, self._opt_state = self._update(grads, self._opt_state)
+            updates, self._opt_state = self._programs.update(grads, self._opt_state)
             rate = self._rate(len(points))
             self.params = jax.tree.map(lambda p, u: p + rate * u, self.params, updates)
         decay = self.baseline_decay
@@ -88,7 +113,7 @@ class PolicyGradient(Searcher):
         rewards, less the baseline."""
         active = np.array([self.space.active(p) for p in points], np.float32)
         weights = np.asarray(rewards, np.float32) - np.float32(self.baseline or 0.0)
-        return self._gradient(self.params, np.array(points, np.int32), active, weights)
+        return self._programs.gradient(self.params, np.array(points, np.int32), active, weights)
 
     def mode(self):
         """The most probable choice of each decision, as a point."""
@@ -98,21 +123,6 @@ class PolicyGradient(Searcher):
         first = self.learning_rate
         first = TUNAS_RATE * batch / 256 if first is None else first
         return first * RISE ** min(1.0, self.step / self.total_steps)
-
-    @functools.cached_property
-    def _sample(self):
-        return jax.jit(self.policy.sample, static_argnums=2)
-
-    @functools.cached_property
-    def _update(self):
-        return jax.jit(self._adam.update)
-
-    @functools.cached_property
-    def _gradient(self):
-        def mean(params, points, active, weights):
-            return jnp.mean(weights * self.policy.log_probs(params, points, active))
-
-        return jax.jit(jax.grad(mean))
 
     def state(self):
         arrays = {"params": self.params, "opt_state": self._opt_state}

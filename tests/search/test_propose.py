@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+from ml_collections.config_dict import placeholder
+
+from mbv3_jax.arch import cost, from_json
+from mbv3_jax.search.costs import Costs
+from mbv3_jax.search.evaluators.table import Table
+from mbv3_jax.search.presets import preset
+from mbv3_jax.search.propose import propose
+from mbv3_jax.search.rewards import COUNTS, Reward
+from mbv3_jax.search.space import Space, Stage
+from mbv3_jax.search.trainings import Trainings
+
+TOY = preset("toy")
+POINTS = list(TOY.points())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_proposed_network_is_nearly_the_best_there_is(seed):
+    values = 0.3 + 0.2 * np.random.default_rng(seed).random(len(POINTS))
+    table = Table({p: [v] for p, v in zip(POINTS, values, strict=True)})
+    costs = Costs(TOY, COUNTS)
+    target = float(np.median(costs(POINTS)["madds"]))
+    reward = Reward(targets={"madds": target}, exponent=-0.3)
+    rewards = dict(zip(POINTS, reward(values, costs(POINTS)), strict=True))
+    found = propose(TOY, table, costs, reward, seed=seed, count=5)
+    assert len(set(found)) == 5
+    assert rewards[found[0]] >= 0.99 * max(rewards.values())
+    assert [rewards[p] for p in found] == sorted((rewards[p] for p in found), reverse=True)
+
+
+def test_costs_are_those_of_the_networks_and_counted_once():
+    asked = []
+
+    def counted(spec):
+        asked.append(spec)
+        return cost.madds(spec)
+
+    costs = Costs(TOY, {"madds": counted, "params": cost.params})
+    got = costs([POINTS[3], POINTS[5], POINTS[3]])
+    specs = [TOY.to_spec(POINTS[i]) for i in (3, 5, 3)]
+    assert got["madds"].tolist() == [cost.madds(s) for s in specs]
+    assert got["params"].tolist() == [cost.params(s) for s in specs]
+    assert len(asked) == 2
+    assert costs([])["madds"].shape == (0,)
+
+
+def test_trainings_are_runs_that_are_found_again(tmp_path, tiny_config, tiny_spec):
+    space = Space(name="two", base=tiny_spec, stages=(Stage(out=(8,), stride=2, kernel=(3, 5)),))
+    config = tiny_config("--config.total_steps=2", "--config.schedule.warmup_steps=0")
+    with config.unlocked():  # as configs/found.py does
+        del config.net.name
+        config.net.name = placeholder(str)
+    trainings = Trainings(space, config, tmp_path)
+    first = trainings([(1,)], 3)
+    assert first.shape == (1,) and np.all((first >= 0) & (first <= 1))
+    run = trainings.run_folder((1,), 3)
+    assert from_json((run / "spec.json").read_text()).blocks == space.to_spec((1,)).blocks
+    before = (run / "summary.json").stat().st_mtime_ns
+    np.testing.assert_array_equal(trainings([(1,)], 3), first)
+    assert (run / "summary.json").stat().st_mtime_ns == before
