@@ -75,6 +75,7 @@ def test_a_bad_evaluator_is_called_one():
     assert good.spearman == pytest.approx(1) and "warning" not in good.describe()
     constant = agreement(np.zeros(4), np.arange(4))
     assert np.isnan(constant.spearman) and not constant.trusted
+    assert not Rounds(TOY, briefly, search).agreement.trusted  # nothing was compared
 
 
 def test_reliability_is_that_of_the_mean_over_seeds():

@@ -13,7 +13,7 @@ TRUSTED = 0.5
 class Agreement:
     """Rank correlations of estimates with held-out accuracies.
 
-    spearman, kendall: nan where either side is constant.
+    spearman, kendall: nan where either side is constant, or there are fewer than two networks.
     count: networks compared.
     reliability: the split-half reliability of the held-out accuracies, if known; no estimate can
       correlate with them better than about its root.
@@ -52,8 +52,8 @@ def agreement(
     from scipy import stats
 
     a, b = np.asarray(estimated, float), np.asarray(held_out, float)
-    if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
-        raise ValueError(f"agreement: got {a.shape} and {b.shape}, expected two equal [N], N > 1")
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"agreement: got {a.shape} and {b.shape}, expected two equal [N]")
     if min(len(set(a)), len(set(b))) < 2:
         return Agreement(float("nan"), float("nan"), len(a), reliability)
     spearman, kendall = stats.spearmanr(a, b)[0], stats.kendalltau(a, b)[0]

@@ -125,11 +125,7 @@ class Rounds:
 
     @property
     def agreement(self) -> Agreement:
-        """Of the surrogates with the random networks of all rounds so far.
-
-        Raises:
-          ValueError: there are fewer than two.
-        """
+        """Of the surrogates with the random networks of all rounds so far."""
         return agreement(*zip(*self.held_out, strict=True) if self.held_out else ((), ()))
 
     def state(self) -> dict:
