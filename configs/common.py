@@ -60,6 +60,18 @@ def default(network: str) -> ConfigDict:
         lr_factors=placeholder(tuple),  # (("block1/.*", 0.1), ...), by parameter path
     )
 
+    # Training in simulated int8; see mbv3_jax.nn.quantized. Off: the durations are None.
+    config.quant = dict(
+        enabled=False,
+        range_decay=0.99,  # of the moving averages of minima and maxima
+        delay_steps=placeholder(int),  # in float, before anything is rounded
+        delay_epochs=placeholder(float),
+        delay_examples=placeholder(int),
+        freeze_steps=placeholder(int),  # then ranges and BatchNorm statistics stay
+        freeze_epochs=placeholder(float),
+        freeze_examples=placeholder(int),
+    )
+
     # How it is computed; see mbv3_jax.nn.blocks.Compute.
     config.compute = dict(
         dtype="float32",  # float32, bfloat16 (weights and BatchNorm stay float32)

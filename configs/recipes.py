@@ -73,15 +73,8 @@ def finetune(config: ConfigDict, argument: str) -> ConfigDict:
     data = _data_name(argument)
     if data is None:
         raise ValueError(f"argument {argument!r}: expected one of {', '.join(_IMAGES)}")
-    config = _imagenet(config)
+    config = _as_there(_imagenet(config))
     config.data.name = data
-    # As in the folder of config.init.
-    net = {"name": str, "resolution": int, "bn_decay": float, "dropout": float, "drop_path": float}
-    with config.unlocked():
-        for group, fields in ((config.net, net), (config.augment, {"normalize": str})):
-            for field, kind in fields.items():
-                del group[field]  # a placeholder would otherwise keep its place, not its kind
-                group[field] = placeholder(kind)
     config.data.area = (0.25, 1.0)
     config.batch_size = 32
     config.total_epochs = 20.0
@@ -96,6 +89,42 @@ def finetune(config: ConfigDict, argument: str) -> ConfigDict:
     config.keep_checkpoints = 1
     config.keep_best = True
     config.save_predictions = True
+    return config
+
+
+def _as_there(config: ConfigDict) -> ConfigDict:
+    """Leaves to the folder of `config.init` what is its."""
+    net = {"name": str, "resolution": int, "bn_decay": float, "dropout": float, "drop_path": float}
+    with config.unlocked():
+        for group, fields in ((config.net, net), (config.augment, {"normalize": str})):
+            for field, kind in fields.items():
+                del group[field]  # a placeholder would otherwise keep its place, not its kind
+                group[field] = placeholder(kind)
+    return config
+
+
+def qat(argument: str) -> ConfigDict:
+    """From a trained float network to one that is as good in int8: `config.init` says from which.
+
+    Nobody's published recipe: data and augmentation are the task's, the rest is a short run at a
+    small rate, with BatchNorm and ranges frozen for its second half (Krishnamoorthi 2018,
+    arXiv:1806.08342, section 3.3).
+    """
+    task = choose("mobilenet_v3_small", argument, V3)
+    config = _as_there(common.default("mobilenet_v3_small"))
+    config.net.num_classes = task.net.num_classes
+    normalize = config.augment.normalize
+    for group in ("data", "augment"):
+        config[group].update(task[group].to_dict())
+    config.augment.normalize = normalize
+    config.batch_size, config.eval_batch_size = min(task.batch_size, 256), task.eval_batch_size
+    config.total_epochs = 10.0
+    config.optimizer.update(name="sgd", momentum=0.9, weight_decay=1e-5)
+    config.schedule.update(name="cosine", base_lr=0.01, warmup_epochs=0.5)
+    config.ema_decay = 0.99
+    config.quant.update(enabled=True, delay_steps=0, freeze_epochs=5.0)
+    config.eval_every_epochs = 5.0
+    config.checkpoint_every_epochs = 1.0
     return config
 
 

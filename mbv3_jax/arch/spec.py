@@ -147,13 +147,33 @@ class HeadSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantSpec:
+    """A network that computes in simulated int8 (`nn.quantized`).
+
+    Ranges of activations are moving averages of batch minima and maxima, of which `range_decay`
+    is kept at each step. The first `delay_steps` compute in float and only observe; after
+    `freeze_steps` ranges and BatchNorm statistics stay as they are.
+    """
+
+    delay_steps: int = 0
+    freeze_steps: int = 0
+    range_decay: float = 0.99
+
+    def __post_init__(self):
+        whole("delay_steps", self.delay_steps, 0)
+        whole("freeze_steps", self.freeze_steps, 0)
+        _fraction("range_decay", self.range_decay)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NetSpec:
     """A whole classifier: stem, blocks, last 1x1, global average pool, head, dropout, logits.
 
     `padding` is how strided convolutions pad: "same" as TensorFlow does (asymmetric where the
     size is even), "symmetric" as PyTorch does. `bn_decay` is the share of the old running
     statistic that is kept at each step (PyTorch's "momentum" is one minus it). `drop_path` is
-    the rate at the last block; it rises linearly from zero at the first.
+    the rate at the last block; it rises linearly from zero at the first. `quant` is of networks
+    that are trained to run in int8.
     """
 
     name: str
@@ -169,6 +189,7 @@ class NetSpec:
     bn_decay: float = 0.99
     dropout: float = 0.2
     drop_path: float = 0.0
+    quant: QuantSpec | None = None
 
     def __post_init__(self):
         whole("resolution", self.resolution, MIN_RESOLUTION)

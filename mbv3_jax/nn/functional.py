@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mbv3_jax.arch.spec import NetSpec, choose
+from mbv3_jax.nn import quantized
 from mbv3_jax.nn.blocks import Compute
 from mbv3_jax.nn.mobilenet import MobileNet
 
@@ -75,7 +76,10 @@ def _variables(model: MobileNet) -> Variables:
 def shapes(spec: NetSpec) -> Variables:
     """The variables as `jax.ShapeDtypeStruct`s: what a checkpoint of this network holds."""
     # A copy: the cached dicts must not change with what a caller does to its own.
-    return jax.tree.map(lambda x: x, _template(spec, Compute())[1])
+    found = jax.tree.map(lambda x: x, _template(spec, Compute())[1])
+    if spec.quant:
+        found["batch_stats"]["quant"] = quantized.state_shapes(spec)
+    return found
 
 
 def check(spec: NetSpec, variables: Variables) -> None:
@@ -125,6 +129,9 @@ def apply(
     Raises:
       ValueError: the images do not fit, or the key is missing.
     """
+    if spec.quant:
+        how = {"train": train, "key": key, "compute": compute}
+        return quantized.apply(spec, variables, images, **how)
     model = _merge(spec, variables, compute)
     logits = model(images, train=train, key=key)
     if not train:
@@ -136,6 +143,7 @@ def _merge(spec: NetSpec, variables: Variables, compute: Compute) -> MobileNet:
     graphdef, _ = _template(spec, compute)
     # A module would write new statistics into NumPy arrays, which are the caller's.
     batch_stats = jax.tree.map(jnp.asarray, variables["batch_stats"])
+    batch_stats.pop("quant", None)  # maps and embeddings are those of the float network
     return nnx.merge(graphdef, variables["params"], batch_stats)
 
 

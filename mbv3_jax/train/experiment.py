@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mbv3_jax.arch.spec import NetSpec, choose, flag
+from mbv3_jax.arch.spec import NetSpec, QuantSpec, choose, flag
 from mbv3_jax.data import augment, loader, sources
 from mbv3_jax.data.sources import Source
 from mbv3_jax.nn import functional
@@ -296,6 +296,8 @@ def _make(
     total_steps = duration("total", config)
     if total_steps < 1:
         raise ValueError("total: the run has no step; give total_steps, _epochs or _examples")
+    spec = spec.replace(quant=_quant(config, duration))
+
     schedule_options = config.schedule.to_dict()
     warmup_steps = duration("warmup", config.schedule, "schedule.")
     for unit in ("steps", "epochs", "examples"):
@@ -344,6 +346,28 @@ def _make(
     batch = {"image": images, "label": labels}
     jax.eval_shape(experiment.train_step, experiment.abstract_state(), batch)
     return experiment
+
+
+def _quant(config: ConfigDict, duration: Callable[..., int]) -> QuantSpec | None:
+    """What config.quant says, in batches that the network sees."""
+    group = config.quant
+    if not flag("quant.enabled", group.enabled):
+        given = [k for k, v in group.items() if k.startswith(("delay", "freeze")) and v is not None]
+        if given:
+            raise ValueError(f"quant.{given[0]}: got {group[given[0]]}, but quant.enabled is False")
+        return None
+    choose("compute.dtype", config.compute.dtype, ("float32",))  # int8 is simulated in it
+    delay, freeze = (
+        config.accum_steps * duration(name, group, "quant.") for name in ("delay", "freeze")
+    )
+    if freeze < delay:
+        raise ValueError(f"quant.freeze: got {freeze} batches, less than the delay of {delay}")
+    try:
+        return QuantSpec(
+            delay_steps=delay, freeze_steps=freeze, range_decay=float(group.range_decay)
+        )
+    except ValueError as e:
+        raise ValueError(f"quant.{e}") from e
 
 
 def _check_divides(field: str, size: int, divisor: int, devices: int, config: ConfigDict) -> None:

@@ -119,7 +119,8 @@ def _spec(config: ConfigDict, spec: NetSpec, folder: Path) -> NetSpec:
                 f"config.init={folder}; leave it at {parameters[field].default!r}"
             )
     try:
-        return spec.replace(**{k: v for k, v in changes.items() if v is not None})
+        # Whether it runs in int8 is this run's affair.
+        return spec.replace(quant=None, **{k: v for k, v in changes.items() if v is not None})
     except ValueError as e:
         raise UsageError(f"config.net.{e}") from e
 
@@ -164,13 +165,13 @@ def record(start: Start, spec: NetSpec, class_names: tuple[str, ...]) -> dict:
 
 
 def variables(start: Start, spec: NetSpec) -> functional.Variables:
-    """The weights to start from, without those of new stages.
+    """The weights to start from, without those of new stages and without ranges for int8.
 
     Raises:
       UsageError, RunError: as `Start.load`.
     """
     model = start.load()
-    new = start.new_stages(spec, model)
+    new = [*start.new_stages(spec, model), "quant"]
     return {
         kind: {stage: tree for stage, tree in stages.items() if stage not in new}
         for kind, stages in model.variables.items()

@@ -1,0 +1,121 @@
+"""Ranges of activations from what calibration images make of them.
+
+Two passes over the images: minima and maxima, then a histogram of every tensor between the two,
+on the device; each observer chooses from these.
+"""
+
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mbv3_jax.arch.spec import NetSpec, choose
+from mbv3_jax.nn import quantized
+from mbv3_jax.nn.folded import INT8, apply_folded
+
+BINS = 2048
+OBSERVERS = ("min_max", "percentile", "mse")
+# Candidates of the MSE observer: this share of the range on either side.
+_SHARES = np.linspace(0.3, 1.0, 36)
+
+
+def observe(
+    spec: NetSpec,
+    folded: dict,
+    batches: Iterable[np.ndarray],
+    *,
+    observer: str = "mse",
+    percentile: float = 99.99,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds a range for every tensor.
+
+    Args:
+      spec: the network.
+      folded: see `nn.folded.fold`.
+      batches: normalised images [N, H, W, C]; iterated twice.
+      observer: "min_max" takes all that occurs; "percentile" leaves out the outermost
+        (100 - percentile) / 2 per cent on each side; "mse" takes the range whose rounding and
+        clipping together have the least mean square error.
+      percentile: of that observer, above 50 and at most 100.
+
+    Returns:
+      low [tensors] and high [tensors], float32; those of fixed range have it.
+
+    Raises:
+      ValueError: an unknown observer, a percentile out of range, no images, or values that are not
+        finite.
+    """
+    choose("observer", observer, OBSERVERS)
+    if not 50 < percentile <= 100:
+        raise ValueError(f"percentile: got {percentile}, expected above 50 and at most 100")
+    names = quantized.tensors(spec)
+
+    def all_of(folded, images, reduce):
+        found = []
+
+        def note(name, x):
+            found.append(reduce(len(found), x))
+            return x
+
+        apply_folded(spec, folded, images, forms=INT8, on_activation=note)
+        return jnp.stack(found)
+
+    @jax.jit
+    def extremes(folded, images):
+        return all_of(folded, images, lambda _, t: jnp.stack([jnp.min(t), jnp.max(t)]))
+
+    found = [np.asarray(extremes(folded, images)) for images in batches]
+    if not found:
+        raise ValueError("calibration: no images")
+    low = np.min([f[:, 0] for f in found], axis=0)
+    high = np.max([f[:, 1] for f in found], axis=0)
+    if not np.all(np.isfinite([low, high])):
+        bad = names[int(np.argmin(np.isfinite(low) & np.isfinite(high)))]
+        raise ValueError(f"calibration: the values of {bad} are not finite")
+    if observer != "min_max":
+        width = np.maximum(high - low, 1e-12)
+
+        @jax.jit
+        def histogram(folded, images, low, width):
+            def count(i, t):
+                place = jnp.clip((t - low[i]) / width[i] * BINS, 0, BINS - 1).astype(jnp.int32)
+                return jnp.zeros(BINS, jnp.int32).at[place.ravel()].add(1)
+
+            return all_of(folded, images, count)
+
+        counts = sum(np.asarray(histogram(folded, x, low, width), np.int64) for x in batches)
+        for i in range(len(names)):
+            edges = low[i] + width[i] * np.arange(BINS + 1) / BINS
+            if observer == "percentile":
+                low[i], high[i] = _percentile(counts[i], edges, percentile)
+            else:
+                low[i], high[i] = _least_error(counts[i], edges)
+    for i, name in enumerate(names):
+        low[i], high[i] = quantized.FIXED_RANGES.get(name.rpartition("/")[2], (low[i], high[i]))
+    return low.astype(np.float32), high.astype(np.float32)
+
+
+def _percentile(counts: np.ndarray, edges: np.ndarray, percentile: float) -> tuple[float, float]:
+    share = np.cumsum(counts) / np.sum(counts)
+    outside = (1 - percentile / 100) / 2
+    first = int(np.searchsorted(share, outside, side="right"))
+    last = int(np.searchsorted(share, 1 - outside - 1e-12))
+    return edges[first], edges[min(last, BINS - 1) + 1]
+
+
+def _least_error(counts: np.ndarray, edges: np.ndarray) -> tuple[float, float]:
+    """The range around zero of the least mean square error, the ends cut in the same proportion
+    and each alone."""
+    centres, low, high = (edges[:-1] + edges[1:]) / 2, min(edges[0], 0), max(edges[-1], 0)
+    used = counts > 0
+    centres, weights = centres[used], counts[used]
+
+    def error(low, high):
+        scale = max((high - low) / 255, 1e-12)
+        zero = np.clip(np.round(-128 - low / scale), -128, 127)
+        integers = np.clip(np.round(centres / scale) + zero, -128, 127)
+        return float(np.sum(weights * np.square((integers - zero) * scale - centres)))
+
+    tried = [(low * a, high * b) for s in _SHARES for a, b in ((s, s), (1, s), (s, 1))]
+    return min(tried, key=lambda pair: error(*pair))
