@@ -123,7 +123,7 @@ CONFIGURATIONS = [
     (path, argument)
     for path in CONFIGS
     if "def get_config(" in path.read_text()
-    and path.stem not in ("finetune", "found")  # any network's
+    and path.stem not in ("finetune", "found", "qat")  # any network's
     for argument in (ARGUMENTS + RECIPES if "def get_config(argument" in path.read_text() else [""])
 ]
 
