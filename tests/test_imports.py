@@ -1,7 +1,8 @@
 """Imports point one way, and every configuration builds a network.
 
-The arrows: arch <- nn, data <- train <- sweep, search, quant, interop <- main.py, __main__.py;
-nn and data do not know each other; report reads run folders and knows only arch.
+The arrows: arch <- nn, data <- train <- sweep, interop, quant <- export <- latency <- search <-
+main.py, __main__.py; nn and data do not know each other; report reads run folders and knows only
+arch.
 """
 
 import ast
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "mbv3_jax"
 
 _BELOW_TRAIN = {"arch", "nn", "data"}
-_ABOVE_TRAIN = {"sweep", "search", "quant", "interop"}
+_ABOVE_TRAIN = {"sweep", "quant", "interop"}
 # Room -> the rooms that it may import besides itself.
 MAY_IMPORT = {
     "arch": set(),
@@ -27,8 +28,11 @@ MAY_IMPORT = {
     "data": {"arch"},
     "train": _BELOW_TRAIN,
     **{room: _BELOW_TRAIN | {"train"} for room in _ABOVE_TRAIN},
+    "export": _BELOW_TRAIN | {"train", "quant", "interop"},
+    "latency": _BELOW_TRAIN | {"train", "quant", "interop", "export"},
+    "search": _BELOW_TRAIN | {"train", "interop", "sweep", "export", "latency"},
     "report": {"arch"},
-    "__main__": _BELOW_TRAIN | {"train", "report"} | _ABOVE_TRAIN,
+    "__main__": _BELOW_TRAIN | {"train", "report", "export", "latency", "search"} | _ABOVE_TRAIN,
     "__init__": set(),
 }
 FLAX_ROOMS = {"nn", "quant"}
