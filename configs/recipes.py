@@ -173,9 +173,10 @@ def clutter(config: ConfigDict) -> ConfigDict:
     config.augment.update(rotate_degrees=10.0, zoom=0.1, translate=0.1, pad="edge")
     config.batch_size = 64
     config.total_epochs = 20.0
-    config.optimizer.update(name="rmsprop_tf", rho=0.9, momentum=0.9, eps=0.002)
-    # At 0.01, the digits' rate, a seed of three ended at 36% top-1, the others at 86%.
-    config.schedule.update(name="cosine", base_lr=0.004, warmup_epochs=2.0)
+    # Not for the best accuracy: V3-Small reaches 80.6 +- 0.3 over three seeds. With RMSProp at
+    # 0.004 it was 87.1 +- 2.4, which hides what an ablation is to show.
+    config.optimizer.update(name="adamw", b1=0.9, b2=0.99, eps=1e-7, weight_decay=0.05)
+    config.schedule.update(name="cosine", base_lr=0.003, warmup_epochs=2.0)
     config.ema_decay = 0.99
     config.eval_every_epochs = 5.0
     config.checkpoint_every_epochs = 5.0
