@@ -1,0 +1,26 @@
+"""The packages of requirements-export.txt, which only exports need."""
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+from mbv3_jax.train.errors import UsageError
+
+
+def need(module: str, what: str) -> ModuleType:
+    """Imports a module of an extra package.
+
+    Raises:
+      UsageError: it is not installed; the message says how it is.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        raise UsageError(
+            f"{what} needs {module.partition('.')[0]} ({e}): pip install -r requirements-export.txt"
+        ) from e
+
+
+def installed(*modules: str) -> bool:
+    """Whether all of them can be imported; they are not."""
+    return all(importlib.util.find_spec(module) for module in modules)
