@@ -1,6 +1,7 @@
 """python -m mbv3_jax COMMAND: everything that is not training."""
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,32 @@ def _plot(flags, overrides: Sequence[str]) -> None:
     print(flags.out)
 
 
+def _report(flags, overrides: Sequence[str]) -> None:
+    _no_more(overrides, "report", "RUNS..., --compare, --out, --format, --no-latency")
+    from mbv3_jax.report import commands as report
+
+    try:
+        if flags.compare:
+            text = report.compare(*flags.compare, form=flags.format, console=Console())
+        else:
+            measure, runtime = None, ""
+            if not flags.no_latency:
+                from mbv3_jax.latency.networks import best_runtime, describe, measure_spec
+
+                chosen = best_runtime()
+                measure, runtime = functools.partial(measure_spec, runtime=chosen), describe(chosen)
+            text = report.report(
+                flags.runs, flags.out, form=flags.format, measure=measure, runtime=runtime
+            )
+        if flags.out:
+            report.write(flags.out, text)
+            print(flags.out)
+        elif text:
+            print(text, end="")
+    except (ValueError, OSError) as e:
+        raise UsageError(f"report: {e}") from e
+
+
 def _image_sheet(images, captions):
     from mbv3_jax.report.sheet import image_sheet
 
@@ -88,6 +115,20 @@ def _parser() -> argparse.ArgumentParser:
         help="training curves, confusion matrix, or the worst mistakes; default curves",
     )
     plot.set_defaults(run_command=_plot)
+
+    report = commands.add_parser("report", help="what runs and sweeps came to, as a page or table")
+    report.add_argument("runs", nargs="*", type=Path, help="run folders and sweep folders")
+    report.add_argument(
+        "--compare", nargs=2, type=Path, metavar=("A", "B"), help="two of them side by side"
+    )
+    report.add_argument("--out", type=Path, help="file; default: the terminal")
+    report.add_argument(
+        "--format",
+        choices=("html", "md", "csv", "json", "latex"),
+        help="default: as --out ends (.html, .md, .csv, .json, .tex), else md",
+    )
+    report.add_argument("--no-latency", action="store_true", help="measure no latency")
+    report.set_defaults(run_command=_report)
 
     data.add_parser(commands)
     commands.choices["data"].set_defaults(run_command=_data)

@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import shlex
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -54,7 +56,9 @@ class Record:
     """
 
     def __init__(self, folder: Path, jobs: Iterable[Job], *, sweep: str, executor: str):
-        self.folder, self._header = folder, {"sweep": sweep, "executor": executor}
+        command = shlex.join(sys.orig_argv)
+        self.folder = folder
+        self._header = {"sweep": sweep, "executor": executor, "command": command}
         stored = _read(folder / FILE)
         self.executor_before = stored.get("executor")
         self.entries = {name: Entry(**e) for name, e in stored.get("trials", {}).items()}

@@ -3,6 +3,7 @@
 config.json       what the run was started with; another configuration is refused
 spec.json         the network
 classes.json      the names of the classes, by label
+sessions.jsonl    a line for each start: command, commit, versions, devices
 init.json         the folder whose weights the run started from, if any; see `start.py`
 metrics.jsonl     a line per log and evaluation
 events.out.*      the same for TensorBoard
@@ -25,6 +26,7 @@ from rich.console import Console
 
 from mbv3_jax.arch import spec as arch_spec
 from mbv3_jax.train import config as configs
+from mbv3_jax.train import sessions
 from mbv3_jax.train.errors import RunError, UsageError
 
 LOCK = "lock"
@@ -80,6 +82,8 @@ def claim(
             write_atomically(run / "classes.json", names)
         if init:
             write_atomically(run / "init.json", json.dumps(init, indent=1, ensure_ascii=False))
+        if not (run / "summary.json").exists():
+            sessions.note(run)
     except OSError as e:
         lock.close()
         raise UsageError(f"cannot write to {run}: {e.strerror}; choose another --workdir") from e

@@ -1,0 +1,83 @@
+"""What `python -m mbv3_jax report` does, but for measuring latency."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from mbv3_jax.report import compare as comparison
+from mbv3_jax.report import formats
+from mbv3_jax.report.collect import collect
+from mbv3_jax.report.rows import Latencies, Measure, rows
+
+_BY_ENDING = {".html": "html", ".md": "md", ".csv": "csv", ".json": "json", ".tex": "latex"}
+
+
+def report(
+    folders: Sequence[Path],
+    out: Path | None,
+    *,
+    form: str | None,
+    measure: Measure | None,
+    runtime: str = "",
+) -> str:
+    """The text of a report.
+
+    Args:
+      folders: of runs and sweeps.
+      out: the file it will be written to; measured latencies are kept beside it, in
+        OUT.latency.json.
+      form: one of `formats.FORMATS`; None takes the one that `out` ends with.
+      measure, runtime: see `rows.Latencies`.
+
+    Raises:
+      ValueError: no folders, a folder that holds nothing, an ending that no format has, HTML for
+        a terminal.
+    """
+    if not folders:
+        raise ValueError("name run folders or sweep folders, or --compare A B")
+    form = form or _form_of(out)
+    if form == "html" and out is None:
+        raise ValueError("a page needs --out=FILE.html")
+    sweeps = collect(folders)
+    kept = out.with_name(out.name + ".latency.json") if out else None
+    latencies = Latencies(measure, kept, runtime)
+    if form == "html":
+        from mbv3_jax.report.page import page
+
+        return page(sweeps, latencies)
+    return formats.write([(sweep.title, rows(sweep, latencies)) for sweep in sweeps], form)
+
+
+def _form_of(out: Path | None) -> str:
+    if out is None:
+        return "md"
+    if out.suffix not in _BY_ENDING:
+        raise ValueError(f"--out={out}: expected an ending of {', '.join(_BY_ENDING)}, or --format")
+    return _BY_ENDING[out.suffix]
+
+
+def compare(a: Path, b: Path, *, form: str | None, console: Console) -> str:
+    """Prints A beside B on the console, or returns it as JSON.
+
+    Raises:
+      ValueError: another format than JSON, or nothing to compare.
+    """
+    if form not in (None, "json"):
+        raise ValueError(f"--compare is printed, or --format=json, got {form}")
+    sides = [[trial for sweep in collect([side]) for trial in sweep.trials] for side in (a, b)]
+    matched = comparison.pairs(*sides)
+    if form == "json":
+        return json.dumps([comparison.records(*pair) for pair in matched], indent=1) + "\n"
+    for pair in matched:
+        for table in comparison.tables(*pair):
+            console.print(table)
+    return ""
+
+
+def write(out: Path, text: str) -> None:
+    """Writes a file, whole or not at all."""
+    temporary = out.with_name(out.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(out)

@@ -1,0 +1,136 @@
+"""A report as one HTML file that needs nothing else: no network, no other file."""
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.report import charts
+from mbv3_jax.report.collect import Run, Sweep, Trial
+from mbv3_jax.report.confusion import confusion
+from mbv3_jax.report.formats import COLUMNS, cell
+from mbv3_jax.report.rows import rows, runtimes
+from mbv3_jax.report.sheet import read_predictions, shorten
+
+_MATRIX = 30  # classes; of more, only the most frequent confusions are listed
+_MISTAKES = 12  # images of a trial
+
+
+def page(sweeps: Sequence[Sweep], latencies: Callable[[NetSpec], dict | None]) -> str:
+    """The HTML of a report.
+
+    Args:
+      sweeps: see `collect.collect`.
+      latencies: of a network, {"ms", "runtime"} or None; see `rows.Latencies`.
+    """
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = resources.files(__package__).joinpath("page.html.j2").read_text("utf-8")
+    return environment.from_string(template).render(
+        title=", ".join(sweep.title for sweep in sweeps),
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        sweeps=[_sweep(sweep, latencies) for sweep in sweeps],
+    )
+
+
+def _sweep(sweep: Sweep, latencies) -> dict:
+    table = rows(sweep, latencies)
+    finished = sum(row["runs"] for row in table)
+    complete = [row for row in table if row["runs"] and not row["missing"]]
+    return {
+        "title": sweep.title,
+        "command": sweep.command,
+        "folder": sweep.folder,
+        "finished": finished,
+        "complete": len(complete),
+        "missing": [(row["trial"], row["missing"]) for row in table if row["missing"]],
+        "best": max((r for r in table if r["top1"] is not None), key=_top1, default=None),
+        "columns": [column for column in COLUMNS if any(cell(row, column).text for row in table)],
+        "table": [[cell(row, column) for column in COLUMNS] for row in table],
+        "used": [any(cell(row, column).text for row in table) for column in COLUMNS],
+        "published": any(row["published_top1"] is not None for row in table),
+        "runtimes": runtimes(table),
+        "curves": [
+            svg
+            for kind, metric in (("eval", "top1"), ("train", "loss"))
+            if (svg := charts.curves(sweep.trials, kind=kind, metric=metric))
+        ],
+        "pareto": [
+            svg
+            for against in ("madds", "latency_ms")
+            if (svg := charts.pareto(table, against=against))
+        ],
+        "costs": _costs(sweep.trials),
+        "trials": [_trial(trial) for trial in sweep.trials],
+    }
+
+
+def _top1(row: dict) -> float:
+    return row["top1"]
+
+
+def _costs(trials: Sequence[Trial]) -> list[dict]:
+    """A chart for each different network, with the trials that have it."""
+    networks: dict[NetSpec, list[str]] = {}
+    for trial in trials:
+        if trial.spec:
+            networks.setdefault(trial.spec, []).append(trial.name)
+    return [
+        {"names": ", ".join(names), "svg": charts.layer_costs(spec)}
+        for spec, names in networks.items()
+    ]
+
+
+def _trial(trial: Trial) -> dict:
+    shown = next((r for r in trial.finished if (r.folder / "predictions.npz").is_file()), None)
+    return {
+        "name": trial.name,
+        "sessions": [(run, session) for run in trial.runs for session in run.sessions],
+        "folders": [str(run.folder) for run in trial.runs],
+        "predictions": _predictions(shown) if shown else None,
+    }
+
+
+def _predictions(run: Run) -> dict:
+    said, names = read_predictions(run.folder)
+    counts = confusion(said["label"], said["prediction"], len(names))
+    totals = np.maximum(counts.sum(axis=1), 1)
+    wrong = counts - np.diag(np.diag(counts))
+    frequent = np.argsort(wrong, axis=None, kind="stable")[::-1][:15]
+    pairs = [divmod(int(i), len(names)) for i in frequent]
+    images = zip(said["mistakes"][:_MISTAKES], said["thumbnails"], strict=False)
+    return {
+        "run": run.folder,
+        "names": names,
+        "matrix": [
+            (names[i], [(int(n), f"{n / totals[i]:.2f}") for n in row])
+            for i, row in enumerate(counts)
+        ]
+        if len(names) <= _MATRIX
+        else None,
+        "pairs": [(names[i], names[j], int(wrong[i, j])) for i, j in pairs if wrong[i, j]],
+        "mistakes": [
+            {
+                "image": _embedded(thumbnail),
+                "file": shorten(Path(str(said["path"][i])).name),
+                "label": names[said["label"][i]],
+                "prediction": names[said["prediction"][i]],
+                "probability": f"{said['probability'][i]:.0%}",
+            }
+            for i, thumbnail in images
+        ],
+    }
+
+
+def _embedded(image: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "WEBP", quality=85)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
