@@ -1,7 +1,6 @@
 """python -m mbv3_jax COMMAND: everything that is not training."""
 
 import argparse
-import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -60,10 +59,7 @@ def _report(flags, overrides: Sequence[str]) -> None:
         else:
             measure, runtime = None, ""
             if not flags.no_latency:
-                from mbv3_jax.latency.networks import best_runtime, describe, measure_spec
-
-                chosen = best_runtime()
-                measure, runtime = functools.partial(measure_spec, runtime=chosen), describe(chosen)
+                measure, runtime = _latency()
             text = report.report(
                 flags.runs, flags.out, form=flags.format, measure=measure, runtime=runtime
             )
@@ -74,6 +70,15 @@ def _report(flags, overrides: Sequence[str]) -> None:
             print(text, end="")
     except (ValueError, OSError) as e:
         raise UsageError(f"report: {e}") from e
+
+
+def _latency():
+    """A function that measures a network, and with what it does so."""
+    from mbv3_jax.latency.measure import best_runtime, describe, measure_spec
+
+    chosen = best_runtime()
+    runtime = describe(chosen)
+    return lambda spec: {"ms": measure_spec(spec, chosen).ms, "runtime": runtime}, runtime
 
 
 def _image_sheet(images, captions):

@@ -41,6 +41,16 @@ def tiny_config():
 
 
 @pytest.fixture(scope="session")
+def sweep_folder(tmp_path_factory):
+    """The folder of a sweep with trials in every state, see `ended_sweep.make`."""
+    from ended_sweep import make
+
+    folder = tmp_path_factory.mktemp("sweeps") / "nonlinearity"
+    make(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def command():
     """command(script, *arguments) -> a finished process that ran from the repository's root."""
 

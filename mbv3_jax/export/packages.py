@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 from types import ModuleType
 
 from mbv3_jax.train.errors import UsageError
@@ -13,6 +14,8 @@ def need(module: str, what: str) -> ModuleType:
     Raises:
       UsageError: it is not installed; the message says how it is.
     """
+    # The C++ of litert-converter greets on standard error; warnings stay.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     try:
         return importlib.import_module(module)
     except ImportError as e:

@@ -4,6 +4,7 @@ import itertools
 import statistics
 from collections.abc import Sequence
 
+from adjustText import adjust_text
 from matplotlib.figure import Figure
 
 from mbv3_jax.arch import cost
@@ -11,7 +12,7 @@ from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.report import theme
 from mbv3_jax.report.collect import Trial
 
-_SIZE = (5.2, 3.6)  # inches; small, so that letters stay readable on a phone
+_SIZE = (4.8, 3.6)  # inches; small, so that letters stay readable on a phone
 
 
 def curves(trials: Sequence[Trial], *, kind: str, metric: str) -> str | None:
@@ -89,18 +90,16 @@ def pareto(table: Sequence[dict], *, against: str) -> str | None:
                 color=theme.SERIES[0],
                 mfc=theme.SERIES[0] if on_front else theme.PAGE,
             )
-        for row, (dx, dy) in zip(known, _beside(known, against), strict=True):
-            axes.annotate(
-                row["trial"],
-                (row[against] * scale, row["top1"]),
-                (dx, dy),
-                textcoords="offset points",
-                fontsize=8,
-                parse_math=False,
-                ha="left" if dx > 0 else "right",
-            )
         axes.margins(x=0.25, y=0.15)
+        labels = [
+            axes.text(row[against] * scale, row["top1"], row["trial"], fontsize=9, parse_math=False)
+            for row in known
+        ]
         axes.set(xlabel=label, ylabel="top-1 (%)")
+        # Apart from each other and from the points; without limits it would take its time.
+        adjust_text(
+            labels, ax=axes, time_lim=2, arrowprops={"arrowstyle": "-", "color": theme.GRID}
+        )
         return theme.to_svg(figure, f"top-1 against {label}")
 
 
@@ -113,17 +112,6 @@ def front_of(table: Sequence[dict], against: str) -> list[dict]:
     return front
 
 
-def _beside(known: Sequence[dict], against: str) -> list[tuple[int, int]]:
-    """Where labels go so that those of near neighbours do not meet: up and down in turn."""
-    order = sorted(range(len(known)), key=lambda i: (known[i][against], known[i]["top1"]))
-    middle = (min(r[against] for r in known) + max(r[against] for r in known)) / 2
-    places = [(0, 0)] * len(known)
-    for turn, i in enumerate(order):
-        right = known[i][against] <= middle
-        places[i] = (7 if right else -7, 5 if turn % 2 else -10)
-    return places
-
-
 def layer_costs(spec: NetSpec) -> str:
     """Bars of parameters and multiply-adds by part of a network: SVG."""
     parts: dict[str, list[float]] = {}
@@ -133,7 +121,7 @@ def layer_costs(spec: NetSpec) -> str:
         total[1] += layer.params / 1e3
     names = list(parts)
     with theme.style():
-        figure = Figure(figsize=(5.2, 0.19 * len(names) + 0.8), layout="constrained")
+        figure = Figure(figsize=(4.8, 0.21 * len(names) + 0.8), layout="constrained")
         for axes, column, label, colour in zip(
             figure.subplots(1, 2, sharey=True),
             (0, 1),

@@ -47,7 +47,12 @@ def _time(row: dict) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 36000 else f"{seconds / 3600:.1f} h"
 
 
-COLUMNS = (
+def _source(row: dict) -> str:
+    parts = row["published_network"], row["published_source"]
+    return ", ".join(parts) if parts[1] else ""
+
+
+OURS = (
     Column("trial", "trial", "", lambda row: row["trial"]),
     Column("top1", "top-1 %", "mean ± deviation over the seeds", _top1),
     Column("runs", "runs", "finished", lambda row: str(row["runs"])),
@@ -56,21 +61,20 @@ COLUMNS = (
     Column("latency_ms", "latency ms", "batch of one, measured", _number("latency_ms", "{:.2f}")),
     Column("images_per_second", "images/s", "training", _number("images_per_second", "{:,.0f}")),
     Column("seconds", "time", "of training, all seeds", _time),
-    Column("published_top1", "published", "top-1 %", _number("published_top1", "{:.1f}")),
-    Column("difference", "ours - published", "points", _number("difference", "{:+.1f}")),
-    Column("published_madds_m", "MAdds M published", "", _number("published_madds_m", "{:.0f}")),
-    Column("published_ms", "Pixel 1 ms published", "", _number("published_ms", "{:.1f}")),
-    Column(
-        "published_network",
-        "published network",
-        "",
-        lambda row: (
-            f"{row['published_network']}, {row['published_source']}"
-            if row["published_source"]
-            else ""
-        ),
-    ),
 )
+# A page has a table of its own for them, after the trial and our top-1.
+PUBLISHED = (
+    Column("published_network", "network", "published", _source),
+    Column("published_top1", "top-1 %", "published", _number("published_top1", "{:.1f}")),
+    Column("effect", "change", "against the first trial", _number("effect", "{:+.1f}")),
+    Column("published_effect", "change", "published", _number("published_effect", "{:+.1f}")),
+    Column("difference", "difference", "ours - published", _number("difference", "{:+.1f}")),
+    Column("published_madds_m", "MAdds M", "published", _number("published_madds_m", "{:.0f}")),
+    Column("published_ms", "Pixel 1 ms", "published", _number("published_ms", "{:.1f}")),
+)
+
+
+COLUMNS = (*OURS, *PUBLISHED)
 
 
 def cell(row: dict, column: Column) -> Cell:
@@ -93,11 +97,16 @@ def _used(table: list[dict]) -> list[Column]:
     return [column for column in COLUMNS if any(column.show(row) for row in table)]
 
 
+def _heading(column: Column) -> str:
+    """Published and our own columns have the same labels."""
+    return column.label if column in OURS else f"{column.label} ({column.about})"
+
+
 def _markdown(tables) -> str:
     parts = []
     for title, table in tables:
         columns = _used(table)
-        lines = [f"## {title}", "", _md_row(c.label for c in columns), "|-" * len(columns) + "|"]
+        lines = [f"## {title}", "", _md_row(map(_heading, columns)), "|-" * len(columns) + "|"]
         lines += [_md_row(c.show(row) for c in columns) for row in table]
         notes = [f"- {row['trial']}: {row['missing']}" for row in table if row["missing"]]
         parts.append("\n".join(lines + (["", "Missing:", "", *notes] if notes else [])))
@@ -135,7 +144,7 @@ def _latex(tables) -> str:
     for title, table in tables:
         columns = _used(table)
         lines = [f"% {title}", rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}", r"\toprule"]
-        lines += [_latex_row(c.label for c in columns), r"\midrule"]
+        lines += [_latex_row(map(_heading, columns)), r"\midrule"]
         lines += [_latex_row(c.show(row) for c in columns) for row in table]
         parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
     return "\n\n".join(parts) + "\n"

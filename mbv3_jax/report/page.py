@@ -11,11 +11,12 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from mbv3_jax.arch import cost
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.report import charts
 from mbv3_jax.report.collect import Run, Sweep, Trial
 from mbv3_jax.report.confusion import confusion
-from mbv3_jax.report.formats import COLUMNS, cell
+from mbv3_jax.report.formats import OURS, PUBLISHED, Column, cell
 from mbv3_jax.report.rows import rows, runtimes
 from mbv3_jax.report.sheet import read_predictions, shorten
 
@@ -35,7 +36,7 @@ def page(sweeps: Sequence[Sweep], latencies: Callable[[NetSpec], dict | None]) -
     )
     template = resources.files(__package__).joinpath("page.html.j2").read_text("utf-8")
     return environment.from_string(template).render(
-        title=", ".join(sweep.title for sweep in sweeps),
+        title=", ".join(sweep.name or sweep.title for sweep in sweeps),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         sweeps=[_sweep(sweep, latencies) for sweep in sweeps],
     )
@@ -53,10 +54,10 @@ def _sweep(sweep: Sweep, latencies) -> dict:
         "complete": len(complete),
         "missing": [(row["trial"], row["missing"]) for row in table if row["missing"]],
         "best": max((r for r in table if r["top1"] is not None), key=_top1, default=None),
-        "columns": [column for column in COLUMNS if any(cell(row, column).text for row in table)],
-        "table": [[cell(row, column) for column in COLUMNS] for row in table],
-        "used": [any(cell(row, column).text for row in table) for column in COLUMNS],
-        "published": any(row["published_top1"] is not None for row in table),
+        "ours": _table(table, OURS),
+        "published": _table(
+            [row for row in table if row["published_source"]], (*OURS[:2], *PUBLISHED)
+        ),
         "runtimes": runtimes(table),
         "curves": [
             svg
@@ -73,19 +74,25 @@ def _sweep(sweep: Sweep, latencies) -> dict:
     }
 
 
+def _table(table: list[dict], columns: Sequence[Column]) -> dict:
+    """Headings and cells of the columns in which there is something."""
+    used = [column for column in columns if any(column.show(row) for row in table)]
+    return {"columns": used, "rows": [[cell(row, column) for column in used] for row in table]}
+
+
 def _top1(row: dict) -> float:
     return row["top1"]
 
 
 def _costs(trials: Sequence[Trial]) -> list[dict]:
-    """A chart for each different network, with the trials that have it."""
-    networks: dict[NetSpec, list[str]] = {}
+    """A chart for all trials whose layers cost the same."""
+    networks: dict[tuple, list[Trial]] = {}
     for trial in trials:
         if trial.spec:
-            networks.setdefault(trial.spec, []).append(trial.name)
+            networks.setdefault(tuple(cost.layers(trial.spec)), []).append(trial)
     return [
-        {"names": ", ".join(names), "svg": charts.layer_costs(spec)}
-        for spec, names in networks.items()
+        {"names": ", ".join(t.name for t in same), "svg": charts.layer_costs(same[0].spec)}
+        for same in networks.values()
     ]
 
 

@@ -59,9 +59,16 @@ def rows(sweep: Sweep, latencies: Callable[[NetSpec], dict | None]) -> list[dict
       "latency_ms", "runtime", "images_per_second", "seconds"; and of what is published beside it
       "published_network", "published_top1", "published_madds_m", "published_params_m",
       "published_ms" (Pixel 1), "difference" (ours - published, percentage points) and
-      "published_source".
+      "published_source". Of a sweep also "effect" and "published_effect": top-1 against the first
+      trial's, in points.
     """
-    return [_row(sweep, trial, latencies) for trial in sweep.trials]
+    table = [_row(sweep, trial, latencies) for trial in sweep.trials]
+    for row in table:
+        for effect, value in (("effect", "top1"), ("published_effect", "published_top1")):
+            mine, first = row[value], table[0][value]
+            known = sweep.name and row is not table[0] and None not in (mine, first)
+            row[effect] = mine - first if known else None
+    return table
 
 
 def _row(sweep: Sweep, trial: Trial, latencies) -> dict:

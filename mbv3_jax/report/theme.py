@@ -18,7 +18,7 @@ STYLES = tuple(itertools.product(("-", "--", ":"), SERIES))
 RC = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
-    "font.size": 9,
+    "font.size": 10,
     "text.color": TEXT,
     "axes.edgecolor": GRID,
     "axes.labelcolor": TEXT,
@@ -33,7 +33,7 @@ RC = {
     "axes.grid": True,
     "axes.axisbelow": True,
     "legend.frameon": False,
-    "legend.fontsize": 8,
+    "legend.fontsize": 9,
 }
 _numbers = itertools.count()
 

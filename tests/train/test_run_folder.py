@@ -17,7 +17,7 @@ def files(folder):
 def test_a_new_folder_holds_configuration_and_network(tmp_path, tiny_config, tiny_spec):
     run = tmp_path / "runs" / "new"
     run_folder.claim(run, tiny_config(), tiny_spec)
-    assert sorted(files(run)) == ["config.json", "lock", "spec.json"]
+    assert sorted(files(run)) == ["config.json", "lock", "sessions.jsonl", "spec.json"]
     assert run_folder.read_config(run).to_dict() == tiny_config().to_dict()
     assert arch_spec.from_json((run / "spec.json").read_text()) == tiny_spec
     before = files(run)

@@ -1,0 +1,215 @@
+"""Reports of sweeps and runs: what is in them, and what is said to be missing."""
+
+import csv
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+
+from mbv3_jax.__main__ import main
+from mbv3_jax.arch import cost
+from mbv3_jax.report import charts, compare, formats
+from mbv3_jax.report.collect import collect
+from mbv3_jax.report.rows import Latencies, rows
+
+
+def unmeasured(spec):
+    return None
+
+
+@pytest.fixture(scope="module")
+def sweep(sweep_folder):
+    (sweep,) = collect([sweep_folder])
+    return sweep
+
+
+@pytest.fixture(scope="module")
+def table(sweep):
+    return {row["trial"]: row for row in rows(sweep, unmeasured)}
+
+
+def test_trials_are_grouped_by_seed_and_named(sweep):
+    assert sweep.name == "nonlinearity"
+    assert {t.name: [run.seed for run in t.runs] for t in sweep.trials} == {
+        "both": [0, 1],
+        "each": [0, 1],
+        "cut": [0],
+        "failed": [],
+        "waiting": [],
+    }
+
+
+def test_rows_have_mean_and_deviation_of_what_the_runs_ended_with(sweep, table, sweep_folder):
+    for name, parts in {
+        "both": ("both/seed0", "both/seed1"),
+        "each": ("each-seed0", "each-seed1"),
+    }.items():
+        ends = [json.loads((sweep_folder / p / "summary.json").read_text()) for p in parts]
+        top1 = [100 * end["eval"]["top1"] for end in ends]
+        assert table[name]["top1"] == pytest.approx(np.mean(top1))
+        assert table[name]["top1_std"] == pytest.approx(np.std(top1, ddof=1))
+        assert table[name]["loss"] == pytest.approx(np.mean([e["eval"]["loss"] for e in ends]))
+    spec = sweep.trials[0].spec
+    assert table["both"]["params"] == cost.params(spec)
+    assert table["both"]["madds"] == cost.madds(spec)
+    # Two runs one after the other take as long as both; two seeds at once are one training.
+    one_by_one = [
+        json.loads((sweep_folder / f"each-seed{s}" / "summary.json").read_text())["seconds"]
+        for s in (0, 1)
+    ]
+    assert table["each"]["seconds"] == pytest.approx(sum(one_by_one))
+    at_once = json.loads((sweep_folder / "both" / "summary.json").read_text())["seconds"]
+    assert table["both"]["seconds"] == pytest.approx(at_once)
+
+
+def test_what_is_missing_is_said(table):
+    assert table["both"]["missing"] is None and table["each"]["missing"] is None
+    assert table["cut"]["missing"] == "interrupted, at step 12"
+    assert table["failed"]["missing"] == "failed: failed (error: <no room> on the disk)"
+    assert table["waiting"]["missing"] == "waiting: waiting"
+    assert table["cut"]["top1"] is None and table["cut"]["runs"] == 0
+
+
+def test_published_figures_stand_beside_trials_of_the_same_name(sweep):
+    named = dataclasses.replace(sweep.trials[0], name="v3")
+    other = dataclasses.replace(sweep.trials[1], name="relu")
+    first, second = rows(dataclasses.replace(sweep, trials=(named, other)), unmeasured)
+    assert (first["published_top1"], second["published_top1"]) == (75.2, 74.5)
+    assert first["difference"] == pytest.approx(first["top1"] - 75.2)
+    assert second["published_effect"] == pytest.approx(-0.7)
+    assert second["effect"] == pytest.approx(second["top1"] - first["top1"])
+    assert first["effect"] is None
+
+
+def test_latencies_are_measured_once_and_kept(sweep, tmp_path):
+    measured = []
+
+    def measure(spec):
+        measured.append(spec)
+        return {"ms": 2.5, "runtime": "a watch"}
+
+    file = tmp_path / "report.latency.json"
+    before = rows(sweep, Latencies(measure, file, "a watch"))
+    assert [row["latency_ms"] for row in before] == [2.5, 2.5, 2.5, None, None]
+    assert len(measured) == 2  # of three trials with a folder, one copied from another
+    again = rows(sweep, Latencies(measure, file, "a watch"))
+    assert again == before and len(measured) == 2
+    rows(sweep, Latencies(measure, file, "another watch"))
+    assert len(measured) == 4
+    file.write_text("{")
+    with pytest.raises(ValueError, match=r"damaged .* remove it"):
+        Latencies(measure, file, "a watch")
+
+
+def test_the_front_has_those_that_no_other_beats():
+    points = [
+        {"trial": n, "top1": t, "madds": m}
+        for n, t, m in (("a", 70, 5), ("b", 72, 5), ("c", 71, 6), ("d", 75, 9), ("e", 60, 1))
+    ]
+    assert [row["trial"] for row in charts.front_of(points, "madds")] == ["e", "b", "d"]
+
+
+def test_formats_for_papers_and_programs(sweep):
+    table = rows(sweep, unmeasured)
+    (stored,) = json.loads(formats.write([(sweep.title, table)], "json"))
+    assert stored["trials"] == table
+    lines = list(csv.DictReader(io.StringIO(formats.write([(sweep.title, table)], "csv"))))
+    assert [float(line["top1"]) if line["top1"] else None for line in lines] == [
+        row["top1"] for row in table
+    ]
+    markdown = formats.write([(sweep.title, table)], "md")
+    assert f"| both | {table[0]['top1']:.2f} ± {table[0]['top1_std']:.2f} |" in markdown
+    assert "- cut: interrupted, at step 12" in markdown
+    odd = [{**table[0], "trial": "50%_of & {all}\\x^~"}]
+    latex = formats.write([("t", odd)], "latex")
+    assert r"50\%\_of \& \{all\}\textbackslash{}x\textasciicircum{}\textasciitilde{}" in latex
+    body = latex.splitlines()
+    assert body[5].count("&") - body[5].count(r"\&") == body[3].count("&") - body[3].count(r"\&")
+
+
+class TestCompare:
+    def test_fields_and_metrics(self, sweep):
+        both, each, *_ = sweep.trials
+        assert compare.fields(both, each) == {"net.nonlinearity": ("paper", "relu")}
+        found = {d.metric: d for d in compare.metrics(both, each)}
+        assert found["top1"].b == pytest.approx(np.mean(each.values("top1")))
+        assert found["loss"].real is (not found["loss"].low <= 0 <= found["loss"].high)
+
+    def test_the_interval_is_welch_s(self):
+        """Against the formula, with the degrees of freedom of Welch and Satterthwaite."""
+        a, b = [1.0, 2.0, 4.0], [5.0, 5.5, 7.0, 8.0]
+        d = compare._difference("loss", a, b)
+        va, vb = np.var(a, ddof=1) / 3, np.var(b, ddof=1) / 4
+        freedom = (va + vb) ** 2 / (va**2 / 2 + vb**2 / 3)
+        from scipy.stats import t
+
+        half = t.ppf(0.975, freedom) * np.sqrt(va + vb)
+        middle = np.mean(b) - np.mean(a)
+        assert (d.low, d.high) == pytest.approx((middle - half, middle + half))
+        assert d.real
+
+    def test_one_seed_cannot_say(self):
+        assert compare._difference("top1", [70.0], [75.0, 76.0]).real is None
+        same = compare._difference("top1", [70.0, 70.0], [70.0, 70.0])
+        assert same.real is False and (same.low, same.high) == (0, 0)
+
+    def test_unfinished_sides_are_refused(self, sweep):
+        with pytest.raises(ValueError, match="cut: no run has ended"):
+            compare.metrics(sweep.trials[0], sweep.trials[2])
+
+    def test_pairs(self, sweep):
+        a, b, c, *_ = sweep.trials
+        assert compare.pairs([a], [b, c]) == [(a, b), (a, c)]
+        assert compare.pairs([a, b], [c, b]) == [(b, b)]
+        with pytest.raises(ValueError, match="no trial of the same name"):
+            compare.pairs([a, b], [c, dataclasses.replace(c, name="d")])
+
+    def test_as_a_command(self, sweep_folder, capsys):
+        a, b = str(sweep_folder / "both"), str(sweep_folder / "each-seed0")
+        assert main(["report", "--compare", a, b]) == 0
+        out = capsys.readouterr().out
+        assert "net.nonlinearity" in out and "needs two seeds" in out
+        assert main(["report", "--compare", a, b, "--format=json"]) == 0
+        (pair,) = json.loads(capsys.readouterr().out)
+        assert pair["fields"] == {"net.nonlinearity": ["paper", "relu"]}
+        assert pair["metrics"][0]["metric"] == "top1" and pair["metrics"][0]["real"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name run folders or sweep folders"),
+        (["{tmp}/none", "--no-latency"], "no sweep's folder and no run folder: no folder"),
+        (["{tmp}", "--no-latency"], "neither sweep.json nor config.json"),
+        (["{sweep}", "--out={tmp}/r.pdf"], "expected an ending of .html, .md"),
+        (["{sweep}", "--format=html"], "--out=FILE.html"),
+        (["{sweep}", "--out={tmp}/no/such/r.md", "--no-latency"], "No such file or directory"),
+        (["--compare", "{sweep}", "{tmp}"], "neither sweep.json nor config.json"),
+        (["--compare", "{sweep}", "{sweep}", "--format=latex"], "--format=json"),
+        (["{sweep}", "--sort=top1"], "unknown option --sort=top1"),
+    ],
+)
+def test_what_cannot_be_reported(arguments, message, tmp_path, sweep_folder, capsys):
+    filled = [a.format(tmp=tmp_path, sweep=sweep_folder) for a in arguments]
+    assert main(["report", *filled]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_damaged_file_is_named(sweep_folder, tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{")
+    assert main(["report", str(tmp_path), "--no-latency"]) == 2
+    assert f"{tmp_path / 'config.json'} is damaged" in capsys.readouterr().err
+
+
+def test_a_run_alone_as_markdown(sweep_folder, capsys):
+    assert main(["report", str(sweep_folder / "each-seed1"), "--no-latency"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"## {sweep_folder / 'each-seed1'}") and "| 1 |" in out
+
+
+def test_runs_say_how_they_were_started(sweep):
+    (session,) = sweep.trials[1].runs[0].sessions
+    assert session["versions"].keys() >= {"python", "jax", "flax", "optax"}
+    assert "pytest" in session["command"] and "cpu" in session["devices"].lower()
