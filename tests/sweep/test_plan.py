@@ -113,7 +113,7 @@ def test_ablations_are_valid(tmp_path, monkeypatch, path, argument):
     assert len({json.dumps([str(s), j.config.seed]) for s, j in zip(names, jobs, strict=True)}) == (
         len(jobs)
     ), "two trials are the same run"
-    assert path.stem == "smoke" or len({job.group for job in jobs}) >= 4
+    assert len({job.group for job in jobs}) >= 2
 
 
 def test_the_paper_s_table_5(monkeypatch, tmp_path):
