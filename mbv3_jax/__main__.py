@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mbv3_jax.data import commands as data
+from mbv3_jax.export import commands as export
 from mbv3_jax.interop import commands as interop
 from mbv3_jax.search import commands as search
 from mbv3_jax.train import commands as train
@@ -138,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_parser(commands)
     commands.choices["data"].set_defaults(run_command=_data)
     interop.add_parser(commands)
+    export.add_parser(commands)
     search.add_parser(commands)
     return parser
 

@@ -12,6 +12,18 @@ _WITH_WEIGHTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _ALIGNMENT = 16  # of constants, in TFLite's schema
 
 
+def to_half(values: np.ndarray, name: str = "a weight") -> np.ndarray:
+    """As float16.
+
+    Raises:
+      ValueError: a value is too large for it.
+    """
+    largest = float(np.max(np.abs(values), initial=0))
+    if largest > float(np.finfo(np.float16).max):
+        raise ValueError(f"{name}: {largest:.3g} is too large for float16")
+    return values.astype(np.float16)
+
+
 def with_half_weights(model: bytes) -> bytes:
     """Stores the kernels and biases of a float32 file as float16.
 
@@ -24,7 +36,7 @@ def with_half_weights(model: bytes) -> bytes:
 
     class Aligned(schema.BufferT):
         # What the generated class packs may begin anywhere.
-        def Pack(self, builder):  # noqa: N802 (flatbuffers')
+        def Pack(self, builder):
             if self.data is None or not len(self.data):
                 return super().Pack(builder)
             builder.StartVector(1, len(self.data), _ALIGNMENT)
@@ -57,10 +69,8 @@ def with_half_weights(model: bytes) -> bytes:
         if full.type != types.FLOAT32 or data is None or not len(data):
             continue
         values = np.frombuffer(bytes(data), np.float32)
-        if np.max(np.abs(values)) > np.finfo(np.float16).max:
-            raise ValueError(f"{full.name}: {np.max(np.abs(values))} is too large for float16")
         buffer = schema.BufferT()
-        buffer.data = np.frombuffer(values.astype(np.float16).tobytes(), np.uint8)
+        buffer.data = np.frombuffer(to_half(values, full.name.decode()).tobytes(), np.uint8)
         file.buffers.append(buffer)
         half = schema.TensorT()
         half.shape, half.name = full.shape, full.name + b"/float16"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mbv3_jax.arch.spec import BlockSpec, NetSpec, SESpec
+from mbv3_jax.export.half import to_half
 from mbv3_jax.export.packages import need
 from mbv3_jax.nn.ops.geometry import pad_amounts
 
@@ -41,6 +42,7 @@ def to_onnx(
 
     Raises:
       UsageError: onnx is not installed.
+      ValueError: a weight is too large for float16.
     """
     need("onnx", "ONNX")
     from onnx import TensorProto, checker, helper, shape_inference
@@ -129,7 +131,9 @@ class _Writer:
         """Adds a constant; returns its name."""
         from onnx import numpy_helper
 
-        array = np.ascontiguousarray(np.asarray(value, dtype or self.dtype))
+        kind, array = dtype or self.dtype, np.asarray(value)
+        array = to_half(array, name) if kind == np.float16 else array.astype(kind)
+        array = np.ascontiguousarray(array)
         self.constants.append(numpy_helper.from_array(array, name))
         return name
 

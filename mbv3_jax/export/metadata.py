@@ -1,0 +1,111 @@
+"""What a file says of itself: network, classes, preprocessing, input, where it comes from.
+
+ONNX files have it as metadata_props, each value JSON. To the others a zip archive is appended, as
+TFLite files carry their associated files: runtimes do not see it, and every unzip reads it
+(`unzip -p FILE labels.txt`, `unzip -p FILE metadata.json`).
+"""
+
+import dataclasses
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from mbv3_jax.export import onnx
+from mbv3_jax.train.errors import RunError, UsageError
+from mbv3_jax.train.model import Model
+
+_LABELS, _JSON = "labels.txt", "metadata.json"
+_NORMALISED = "RGB, (value / 255 - mean) / std of each channel"
+_VALUES = {
+    "uint8": "RGB 0 to 255",
+    "float32": _NORMALISED,
+    "int8": f"{_NORMALISED}, then round(value / scale) + zero_point of the file's input",
+}
+_DATE = (1980, 1, 1, 0, 0, 0)  # the same file for the same network
+
+
+def describe(
+    model: Model,
+    *,
+    file_format: str,
+    precision: str,
+    batch: int | None,
+    input_dtype: str,
+    origin: Mapping,
+) -> dict:
+    """The entries of a file, of what JSON can hold.
+
+    Args:
+      model: what was exported.
+      file_format, precision: as the command has them.
+      batch: images at a time; None for any number.
+      input_dtype: of `_VALUES`.
+      origin: where the weights come from.
+    """
+    spec, how = model.spec, model.preprocessing
+    n, side = "N" if batch is None else batch, spec.resolution
+    channels_first = file_format == "onnx" and input_dtype == "float32"
+    shape = [n, spec.in_channels, side, side] if channels_first else [n, side, side, 3]
+    return {
+        "network": spec.name,
+        "precision": precision,
+        "input": {
+            "name": "images",
+            "shape": shape,
+            "layout": "NCHW" if channels_first else "NHWC",
+            "dtype": input_dtype,
+            "values": _VALUES[input_dtype],
+        },
+        "output": {
+            "name": "logits",
+            "shape": [n, spec.num_classes],
+            "dtype": "int8" if input_dtype == "int8" else "float32",
+        },
+        "preprocessing": dataclasses.asdict(how) | {"resolution": side},
+        "classes": list(model.class_names),
+        "spec": dataclasses.asdict(spec),
+        "origin": dict(origin),
+        "made_by": f"mbv3_jax, jax {jax.__version__}",
+    }
+
+
+def attach(file: bytes, file_format: str, entries: Mapping) -> bytes:
+    """The file with its entries."""
+    if file_format == "onnx":
+        return onnx.with_metadata(file, {key: _to_json(value) for key, value in entries.items()})
+    stream = io.BytesIO(file)
+    with zipfile.ZipFile(stream, "a") as archive:
+        texts = {
+            _LABELS: "".join(f"{name}\n" for name in entries["classes"]),
+            _JSON: _to_json(entries, indent=1),
+        }
+        for name, text in texts.items():
+            archive.writestr(zipfile.ZipInfo(name, _DATE), text)
+    return stream.getvalue()
+
+
+def read(path: Path) -> dict:
+    """The entries of a file that `export` wrote.
+
+    Raises:
+      UsageError: no such file.
+      RunError: it has none.
+    """
+    try:
+        if path.suffix == ".onnx":
+            found = onnx.metadata(path.read_bytes())
+            return {key: json.loads(value) for key, value in found.items()}
+        with zipfile.ZipFile(path) as archive:
+            return json.loads(archive.read(_JSON))
+    except OSError as e:
+        raise UsageError(f"{path}: {e.strerror}") from e
+    except (zipfile.BadZipFile, KeyError, ValueError) as e:
+        raise RunError(f"{path} has no metadata of this package: {e}") from e
+
+
+def _to_json(value, indent=None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)

@@ -1,0 +1,329 @@
+"""export as a command: the file is the network, says what it is, and appears only when checked."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import sys
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mbv3_jax import __main__ as command_line
+from mbv3_jax.export import check, metadata, writing
+from mbv3_jax.nn import functional
+from mbv3_jax.train import loop
+from mbv3_jax.train import model as models
+
+if not os.environ.get("MBV3_REQUIRE_PEERS"):
+    for extra in ("litert_converter", "ai_edge_litert", "onnx", "onnxruntime"):
+        if importlib.util.find_spec(extra) is None:
+            pytest.skip(f"{extra} is not installed", allow_module_level=True)
+
+CLASSES = tuple(f"class {i} é" for i in range(10))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_config):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    fields = {
+        "total_steps": 8,
+        "eval_every_steps": 8,
+        "checkpoint_every_steps": 4,
+        "schedule.warmup_steps": 1,
+        "augment.rotate_degrees": 0.0,
+        "augment.normalize": "torch",
+    }
+    loop.train(tiny_config(*(f"--config.{k}={v}" for k, v in fields.items())), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tiny_spec):
+    """Weights with statistics, and logits, of the size that training gives them."""
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda x: rng.uniform(0.2, 1.0, x.shape).astype(np.float32), functional.shapes(tiny_spec)
+    )
+    variables["params"] = jax.tree_util.tree_map_with_path(
+        lambda path, x: x - 0.6 if path[-1].key == "kernel" else x, variables["params"]
+    )
+    return models.Model(
+        spec=tiny_spec,
+        variables=variables,
+        preprocessing=models.Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)),
+        class_names=CLASSES,
+    )
+
+
+@pytest.fixture(scope="module")
+def imported(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("imports") / "tiny"
+    models.save(folder, model, origin={})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(1)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def do(capsys):
+    """do(*arguments) -> (exit code, standard output, standard error) of an export."""
+
+    def run(*arguments):
+        code = command_line.main(["export", *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("input_dtype", ["float32", "uint8"])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("file_format", ["tflite", "onnx", "stablehlo"])
+def test_the_file_is_the_network(
+    do, imported, photographs, tmp_path, model, file_format, precision, input_dtype
+):
+    out = tmp_path / f"tiny.{file_format}"
+    batch = 2 if file_format == "tflite" else "any"
+    code, said, _ = do(
+        f"--import={imported}",
+        f"--format={file_format}",
+        f"--precision={precision}",
+        f"--input={input_dtype}",
+        f"--batch={batch}",
+        f"--out={out}",
+        "--images",
+        photographs,
+    )
+    assert code == 0
+    assert "on 3 images given\n" in said
+    assert "against the network: 100.00% of the top-1 classes agree" in said
+    assert [p.name for p in tmp_path.iterdir()] == [out.name]
+
+    # Once more by hand, on images that the command has not seen.
+    images = np.random.default_rng(2).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    how = model.preprocessing
+    x = ((images / 255 - np.array(how.mean)) / np.array(how.std)).astype(np.float32)
+    wanted = np.asarray(functional.apply(model.spec, model.variables, x)[0])
+    target = writing.Target(
+        file_format=file_format,
+        precision=precision,
+        batch=None if batch == "any" else batch,
+        input_dtype=input_dtype,
+    )
+    got = check.run_file(out.read_bytes(), target, images if input_dtype == "uint8" else x)
+    largest = np.max(np.abs(wanted))
+    assert largest > 0.5
+    limit = {"float32": 1e-5, "float16": 1e-2}[precision]
+    assert np.max(np.abs(got - wanted)) < limit * largest
+    if precision == "float16":
+        assert np.max(np.abs(got - wanted)) > 0
+
+    entries = metadata.read(out)
+    assert entries["classes"] == list(CLASSES)
+    assert entries["preprocessing"]["mean"] == [0.4, 0.5, 0.6]
+    assert entries["preprocessing"]["resolution"] == 32
+    assert entries["origin"] == {"import": "tiny"}
+    first = file_format == "onnx" and input_dtype == "float32"
+    n = 2 if batch == 2 else "N"
+    assert entries["input"]["shape"] == ([n, 3, 32, 32] if first else [n, 32, 32, 3])
+    assert entries["input"]["dtype"] == input_dtype
+
+
+@pytest.mark.parametrize(
+    ("file_format", "wanted"),
+    [
+        (
+            "tflite",
+            {
+                "CONV_2D": 10,
+                "DEPTHWISE_CONV_2D": 2,
+                "HARD_SWISH": 5,
+                "MEAN": 2,
+                "MUL": 1,
+                "ADD": 1,
+                "RESHAPE": 1,
+            },
+        ),
+        (
+            "onnx",
+            {
+                "Conv": 8,
+                "Conv (depthwise)": 2,
+                "Gemm": 2,
+                "HardSwish": 5,
+                "Relu": 3,
+                "HardSigmoid": 1,
+                "GlobalAveragePool": 2,
+                "Flatten": 1,
+                "Mul": 1,
+                "Add": 1,
+            },
+        ),
+    ],
+)
+def test_the_graph_has_nothing_but_the_layers(model, file_format, wanted):
+    target = writing.Target(file_format=file_format)
+    file = writing.write(model, target)
+    assert writing.counts(file, file_format) == wanted
+    assert check.defects(file, target, model) == []
+
+
+def test_a_run_is_checked_on_its_evaluation_split(do, run, tmp_path):
+    out = tmp_path / "a.onnx"
+    code, said, _ = do(f"--run={run}", "--format=onnx", f"--out={out}", "--check=20")
+    assert code == 0
+    assert "checked in ONNX Runtime on 20 images of synthetic, " in said
+    assert "top-1: network " in said
+    entries = metadata.read(out)
+    assert entries["origin"] == {"run": "run", "step": 8, "weights": "ema"}
+    raw = tmp_path / "raw.onnx"
+    code, *_ = do(
+        f"--run={run}", "--format=onnx", f"--out={raw}", "--step=4", "--weights=raw", "--check=1"
+    )
+    assert code == 0
+    assert metadata.read(raw)["origin"] == {"run": "run", "step": 4, "weights": "raw"}
+
+
+def test_without_images_noise_is_said_to_be_noise(do, imported, tmp_path):
+    out = tmp_path / "a.stablehlo"
+    code, said, _ = do(f"--import={imported}", "--format=stablehlo", "--check=4", f"--out={out}")
+    assert code == 0
+    assert "on 4 images of noise" in said
+    with zipfile.ZipFile(out) as archive:
+        assert archive.read("labels.txt").decode().splitlines() == list(CLASSES)
+
+
+def test_one_stablehlo_for_all_devices(model):
+    from mbv3_jax.export import stablehlo
+    from mbv3_jax.nn.folded import apply_folded, fold
+
+    folded = jax.tree.map(np.asarray, fold(model.spec, model.variables))
+    texts = {
+        jax.export.deserialize(
+            bytearray(
+                stablehlo.to_stablehlo(
+                    lambda x: apply_folded(model.spec, folded, x), ("N", 32, 32, 3), platform=name
+                )
+            )
+        ).mlir_module()
+        for name in stablehlo.PLATFORMS
+    }
+    assert len(texts) == 1
+
+
+@pytest.fixture(scope="module")
+def vanishing(model, tmp_path_factory):
+    """A network whose last convolution is zero in float16, and not in float32."""
+    variables = jax.tree.map(np.copy, model.variables)
+    params = variables["params"]
+    params["last"]["bn"]["scale"] *= 1e-10
+    params["last"]["bn"]["bias"][:] = params["head"]["bias"][:] = 0
+    variables["batch_stats"]["last"]["bn"]["mean"][:] = 0
+    params["logits"]["bias"][:] = 0
+    params["head"]["kernel"] *= 3e4
+    params["logits"]["kernel"] *= 3e4
+    folder = tmp_path_factory.mktemp("imports") / "small"
+    models.save(folder, dataclasses.replace(model, variables=variables), origin={})
+    return folder
+
+
+def test_a_wrong_file_is_not_kept_and_the_earlier_one_is(do, vanishing, tmp_path):
+    out = tmp_path / "a.onnx"
+    out.write_text("of an earlier day")
+    arguments = (f"--import={vanishing}", "--format=onnx", f"--out={out}", "--check=4")
+    code, _, said = do(*arguments, "--precision=float16")
+    assert code == 1
+    assert "the exported file is wrong, and was not kept: its logits differ by up to" in said
+    assert out.read_text() == "of an earlier day"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
+    code, *_ = do(*arguments)
+    assert code == 0
+    assert metadata.read(out)["precision"] == "float32"
+
+
+def test_weights_too_large_for_float16_are_named(model):
+    variables = jax.tree.map(np.copy, model.variables)
+    variables["params"]["logits"]["bias"][3] = 7e4
+    changed = dataclasses.replace(model, variables=variables)
+    for file_format in writing.SUFFIXES:
+        with pytest.raises(ValueError, match=r"7e\+04 is too large for float16"):
+            writing.write(changed, writing.Target(file_format=file_format, precision="float16"))
+
+
+def test_a_full_disk_leaves_the_earlier_file(do, imported, tmp_path, small_files):
+    out = tmp_path / "a.onnx"
+    out.write_text("of an earlier day")
+    with small_files(1000):
+        code, _, said = do(f"--import={imported}", "--format=onnx", f"--out={out}", "--check=2")
+    assert (code, "cannot write" in said) == (1, True)
+    assert out.read_text() == "of an earlier day"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--format=stablehlo", "--precision=int8"], 2, "--format=tflite does"),
+        (["--format=onnx", "--precision=int8"], 2, "--format=tflite does"),
+        (["--format=tflite", "--batch=any"], 2, "fixed batch"),
+        (["--format=tflite", "--observer=mse"], 2, "--observer: of --precision=int8"),
+        (["--format=onnx", "--step=7"], 1, "no checkpoint of step 7"),
+        (["--format=onnx", "--out=FOLDER/none/a.onnx"], 2, "no such folder"),
+        (["--format=onnx", "--out=FOLDER/a.tflite"], 2, r"expected a name that ends in .onnx"),
+        (["--format=onnx", "--out=FOLDER"], 2, "expected a name"),
+        (["--format=onnx", "--images", "FOLDER"], 2, "--images: .*no image in this folder"),
+        (["--format=onnx", "--run=FOLDER"], 2, "neither a run folder"),
+        (["--format=onnx", "--config.seed=1"], 2, "unknown option --config.seed=1"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    do, run, tmp_path, options, code, message
+):
+    options = [o.replace("FOLDER", str(tmp_path)) for o in options]
+    for default in (f"--run={run}", f"--out={tmp_path}/a.{options[0].partition('=')[2]}"):
+        if not any(o.startswith(default.partition("=")[0]) for o in options):
+            options.append(default)
+    got, _, said = do(*options)
+    assert got == code
+    assert re.search(message, said), said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_named(do, imported, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)  # as Python marks what cannot be imported
+    code, _, said = do(f"--import={imported}", "--format=onnx", f"--out={tmp_path}/a.onnx")
+    assert code == 2
+    assert "ONNX needs onnx" in said
+    assert "pip install -r requirements-export.txt" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_foreign_files_have_no_metadata(tmp_path):
+    from mbv3_jax.train.errors import RunError, UsageError
+
+    (tmp_path / "a.tflite").write_text("none")
+    with pytest.raises(RunError, match="no metadata"):
+        metadata.read(tmp_path / "a.tflite")
+    with pytest.raises(UsageError, match="No such file"):
+        metadata.read(tmp_path / "b.tflite")
+
+
+def test_metadata_is_json_that_others_read(do, imported, tmp_path):
+    import onnx
+
+    out = tmp_path / "a.onnx"
+    assert do(f"--import={imported}", "--format=onnx", f"--out={out}", "--check=1")[0] == 0
+    props = {p.key: p.value for p in onnx.load(out).metadata_props}
+    assert json.loads(props["classes"]) == list(CLASSES)
+    assert json.loads(props["input"])["layout"] == "NCHW"
