@@ -1,7 +1,7 @@
 """TFLite files from JAX functions by litert-converter, without TensorFlow.
 
-jax.export gives StableHLO in its portable form; the converter's own passes make TFLite of it. The
-names of the passes are internals of litert-converter, whose version is therefore pinned.
+JAX gives StableHLO; the converter's own passes make TFLite of it. Their names are internals of
+litert-converter, whose version is therefore pinned.
 """
 
 import collections
@@ -51,17 +51,13 @@ def to_tflite(
     ir = need("litert_converter.mlir.ir", "TFLite")
     passmanager = need("litert_converter.mlir.passmanager", "TFLite")
     converter = need("litert_converter.mlir._mlir_libs.converter_api_ext", "TFLite")
-    # jax.export would refuse custom calls that no JAX runtime knows.
-    allowed = [jax.export.DisabledSafetyCheck.custom_call(n) for n in (QUANTIZE, DEQUANTIZE)]
-    exported = jax.export.export(
-        jax.jit(function), platforms=("cpu",), disabled_checks=allowed if quantized else ()
-    )(*examples)
+    # As text: the converter's own reader of the portable form refuses every custom call.
+    lowered = jax.jit(function).trace(*examples).lower(lowering_platforms=("cpu",)).as_text()
     context = ir.Context()
     converter.prepare_mlir_context(context)
     with context:
-        module = ir.Module.parse(exported.mlir_module_serialized)
-        passes = "vhlo-legalize-to-stablehlo,reconcile-unrealized-casts,inline,symbol-dce"
-        passmanager.PassManager.parse(f"builtin.module({passes})").run(module.operation)
+        module = ir.Module.parse(lowered)
+        passmanager.PassManager.parse("builtin.module(inline,symbol-dce)").run(module.operation)
         converter.set_signature(
             module.operation,
             signature_name="serving_default",
@@ -69,7 +65,8 @@ def to_tflite(
             output_names=list(outputs),
         )
         config = converter.ConvertToTFLConfig()
-        config.model_origin_framework = "JAX"
+        # It reads the custom calls only in what it thinks came from PyTorch.
+        config.model_origin_framework = "PYTORCH" if quantized else "JAX"
         config.canonicalizing_inf_as_min_max_float = False
         if quantized:
             config.qdq_conversion_mode = "STATIC"

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mbv3_jax.arch.spec import NetSpec, SESpec, choose
 from mbv3_jax.nn import ops
@@ -164,7 +165,7 @@ class Walk:
             return self.stored(name, ACTIVATIONS[act](y))
         y = self.stored(f"{name}/pre", self.conv(layer, x, stride=stride)).value
         if act == "h_swish" and self.forms.h_swish == "rescaled":
-            three = self.on_weight(f"{name}/three", jnp.full((1, 1, 1, 1), 3.0), None)
+            three = self.on_weight(f"{name}/three", np.full((1, 1, 1, 1), 3.0, np.float32), None)
             gate = self.stored(f"{name}/relu6", jax.nn.relu6(y + three)).value
             return self.stored(name, y * gate, 6.0)
         if act == "swish":

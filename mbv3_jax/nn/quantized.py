@@ -27,17 +27,20 @@ FIXED_RANGES = {"relu6": (0.0, 6.0), "sigmoid": (0.0, 255 / 256)}
 _SMALLEST = 1e-8  # scale of a tensor that is always zero
 
 
-def weight_scale(kernel: jax.Array, axis: int | None = 3) -> jax.Array:
-    """The scale of each channel along `axis` [channels], or one []: largest magnitude / 127."""
+def weight_scale(kernel: jax.Array, axis: int | None = 3, xp=jnp) -> jax.Array:
+    """The scale of each channel along `axis` [channels], or one []: largest magnitude / 127.
+
+    `xp` is `numpy` for NumPy arrays that are known, here and below; the bits are the same.
+    """
     axes = None if axis is None else tuple(i for i in range(kernel.ndim) if i != axis)
     # Times the inverse: XLA makes this of a division by a constant anyway, where it compiles it.
-    return jnp.maximum(jnp.max(jnp.abs(kernel), axis=axes) * (1 / HIGHEST), _SMALLEST)
+    return xp.maximum(xp.max(xp.abs(kernel), axis=axes) * (1 / HIGHEST), _SMALLEST)
 
 
-def quantize_weight(kernel: jax.Array, axis: int | None = 3) -> tuple[jax.Array, jax.Array]:
+def quantize_weight(kernel: jax.Array, axis: int | None = 3, xp=jnp) -> tuple:
     """Integers -127 to 127 in the shape of `kernel` (last axis: channels), and their scale."""
-    scale = weight_scale(kernel, axis)
-    return jnp.clip(jnp.round(kernel / scale), -HIGHEST, HIGHEST), scale
+    scale = weight_scale(kernel, axis, xp)
+    return xp.clip(xp.round(kernel / scale), -HIGHEST, HIGHEST), scale
 
 
 def fake_weight(kernel: jax.Array, axis: int | None = 3) -> jax.Array:
@@ -46,11 +49,11 @@ def fake_weight(kernel: jax.Array, axis: int | None = 3) -> jax.Array:
     return kernel + jax.lax.stop_gradient(integers * scale - kernel)
 
 
-def activation_scale(low: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Array]:
+def activation_scale(low: jax.Array, high: jax.Array, xp=jnp) -> tuple:
     """Scale and zero point (a whole float32) for values from `low` to `high`, and for 0."""
-    low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
-    scale = jnp.maximum((high - low) * (1 / (HIGHEST - LOWEST)), _SMALLEST)
-    return scale, jnp.clip(jnp.round(LOWEST - low / scale), LOWEST, HIGHEST)
+    low, high = xp.minimum(low, 0), xp.maximum(high, 0)
+    scale = xp.maximum((high - low) * (1 / (HIGHEST - LOWEST)), _SMALLEST)
+    return scale, xp.clip(xp.round(LOWEST - low / scale), LOWEST, HIGHEST)
 
 
 def fake_activation(x: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
