@@ -33,16 +33,23 @@ def to_int8_tflite(network: Int8Network, *, batch: int = 1) -> bytes:
     Raises:
       UsageError: litert-converter is not installed.
     """
-    spec, ranges = network.spec, network.ranges()
+    spec, ranges, kernel_scales = network.spec, network.ranges(), {}
+
+    def scale_of(name):
+        return quantized.activation_scale(*map(np.float32, ranges[name]), xp=np)
 
     def on_activation(name, x):
-        scale, zero = quantized.activation_scale(*map(np.float32, ranges[name]), xp=np)
+        scale, zero = scale_of(name)
         return _as_int8(x, (float(scale),), (int(zero),), None)
 
     def on_weight(name, kernel, axis):
         integers, scale = quantized.quantize_weight(kernel, axis, np)
+        kernel_scales[name] = scale
         scales = tuple(np.atleast_1d(scale).tolist())
         return _as_int8(integers * scale, scales, (0,) * len(scales), axis)
+
+    def on_bias(name, bias, inputs, kernel):
+        return _unequal(bias, scale_of(inputs)[0] * kernel_scales[name])
 
     def run(images):
         return apply_folded(
@@ -52,23 +59,23 @@ def to_int8_tflite(network: Int8Network, *, batch: int = 1) -> bytes:
             forms=INT8,
             on_activation=on_activation,
             on_weight=on_weight,
-            on_bias=lambda name, bias, inputs, kernel: _unequal(bias),
+            on_bias=on_bias,
         )
 
     shape = (batch, spec.resolution, spec.resolution, spec.in_channels)
     return tflite.to_tflite(run, jax.ShapeDtypeStruct(shape, "float32"), quantized=True)
 
 
-def _unequal(bias: np.ndarray) -> np.ndarray:
-    """A bias whose values are not all the same.
+def _unequal(bias: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """A bias [channels] whose values are not all the same, by a quarter of its unit at most.
 
     The converter keeps one number of a bias of equal values, and gives it the scale of the first
-    channel. The change is a hundredth of a step or less wherever the bias matters.
+    channel.
     """
     if len(bias) < 2 or np.any(bias != bias[0]):
         return bias
     unequal = np.array(bias)
-    unequal[-1] += max(abs(float(bias[0])), 1.0) * 1e-5
+    unequal[-1] += max(unit[-1] / 4, 2 * np.spacing(np.abs(bias[-1])))
     return unequal
 
 

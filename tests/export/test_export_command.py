@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from mbv3_jax import __main__ as command_line
-from mbv3_jax.export import check, metadata, writing
+from mbv3_jax.export import check, metadata, tflite, writing
 from mbv3_jax.nn import functional
 from mbv3_jax.train import loop
 from mbv3_jax.train import model as models
@@ -193,6 +193,59 @@ def test_a_run_is_checked_on_its_evaluation_split(do, run, tmp_path):
     )
     assert code == 0
     assert metadata.read(raw)["origin"] == {"run": "run", "step": 4, "weights": "raw"}
+
+
+@pytest.fixture(scope="module")
+def quantized_run(tmp_path_factory, tiny_config):
+    """Trained for int8 from the sixth step on."""
+    folder = tmp_path_factory.mktemp("runs") / "qat"
+    fields = {
+        "total_steps": 8,
+        "eval_every_steps": 8,
+        "checkpoint_every_steps": 4,
+        "schedule.warmup_steps": 1,
+        "augment.rotate_degrees": 0.0,
+        "quant.enabled": True,
+        "quant.delay_steps": 6,
+        "quant.freeze_steps": 6,
+    }
+    loop.train(tiny_config(*(f"--config.{k}={v}" for k, v in fields.items())), folder)
+    return folder
+
+
+def test_int8_of_a_run_after_training_and_of_one_trained_for_it(do, run, quantized_run, tmp_path):
+    int8 = ("--format=tflite", "--precision=int8", "--batch=4", "--check=20")
+    for folder, how in (
+        (run, "40 calibration images, percentile 99.99, biases corrected"),
+        (quantized_run, "training"),
+    ):
+        out = tmp_path / f"{folder.name}.tflite"
+        options = ("--observer=percentile", "--calibration=40", "--correct-bias")
+        code, said, _ = do(
+            f"--run={folder}", *int8, f"--out={out}", *(options if folder == run else ())
+        )
+        assert code == 0
+        assert f"ranges: {how}\n" in said
+        assert "against the simulated int8: " in said
+        entries = metadata.read(out)
+        assert entries["quantization"] == how
+        assert entries["input"]["dtype"] == "int8"
+        assert tflite.counts(out.read_bytes())["DEPTHWISE_CONV_2D"] == 2
+    code, _, said = do(f"--run={quantized_run}", *int8, f"--out={out}", "--observer=mse")
+    assert (code, "trained for int8: there is nothing to calibrate" in said) == (2, True)
+    code, _, said = do(f"--run={quantized_run}", *int8, f"--out={out}", "--step=4", "--weights=raw")
+    assert (code, "quant.delay of 6 steps was not over" in said) == (2, True)
+
+
+def test_int8_of_an_import_is_calibrated_on_images_that_are_named(
+    do, imported, photographs, tmp_path
+):
+    int8 = (f"--import={imported}", "--format=tflite", "--precision=int8")
+    code, _, said = do(*int8, f"--out={tmp_path}/a.tflite")
+    assert (code, "needs images to calibrate on: --images=FOLDER" in said) == (2, True)
+    code, said, _ = do(*int8, f"--out={tmp_path}/a.tflite", "--images", photographs)
+    assert code == 0
+    assert "ranges: 3 calibration images, mse\n" in said
 
 
 def test_without_images_noise_is_said_to_be_noise(do, imported, tmp_path):
