@@ -11,6 +11,7 @@ from rich.console import Console
 from mbv3_jax.data import commands as data
 from mbv3_jax.export import commands as export
 from mbv3_jax.interop import commands as interop
+from mbv3_jax.latency import commands as latency
 from mbv3_jax.search import commands as search
 from mbv3_jax.train import commands as train
 from mbv3_jax.train import config as configs
@@ -140,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.choices["data"].set_defaults(run_command=_data)
     interop.add_parser(commands)
     export.add_parser(commands)
+    latency.add_parser(commands)
     search.add_parser(commands)
     return parser
 

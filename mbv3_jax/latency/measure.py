@@ -1,10 +1,11 @@
-"""Measures models in processes of their own, and networks with random weights.
+"""Measures models in a process of their own, and networks with random weights.
 
-A process for each model: threads and cores are set before a runtime counts them, and no model
-finds the caches and the memory of another.
+In a fresh process threads and cores are set before a runtime counts them, and no earlier work
+leaves its caches and memory behind.
 """
 
 import dataclasses
+import datetime
 import json
 import statistics
 import subprocess
@@ -13,13 +14,18 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mbv3_jax.arch.spec import NetSpec, choose, to_json
+from mbv3_jax.arch.spec import NetSpec, choose
 from mbv3_jax.export.packages import installed
 from mbv3_jax.latency.machine import machine
 from mbv3_jax.train.errors import RunError
 
 RUNTIMES = ("litert", "onnxruntime", "xla")
-_LABELS = {"litert": "LiteRT", "onnxruntime": "ONNX Runtime", "xla": "XLA"}
+LABELS = {"litert": "LiteRT", "onnxruntime": "ONNX Runtime", "xla": "XLA"}
+PROFILERS = {
+    "litert": "LiteRT's Python package has no profiler; on a phone, benchmark_model has one",
+    "onnxruntime": "ONNX Runtime's own profiler, time by kind of operation",
+    "xla": "XLA fuses operations on the CPU, and times none of them",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,61 +33,71 @@ class Effort:
     """How long to measure.
 
     warmup_seconds: of runs that are not counted, at least one.
-    seconds, runs: counted runs go on until both are reached.
+    seconds, runs: counted runs go on until both are reached, for each model.
+    turn_seconds: several models take turns of this length.
     """
 
     warmup_seconds: float = 0.3
     seconds: float = 1.0
     runs: int = 50
+    turn_seconds: float = 0.05
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Timing:
     """Latencies of one model, in milliseconds.
 
-    ms: the median; low, high: the quartiles; least: the shortest run.
+    ms: the median; low, high: the quartiles; mad: the median distance from the median; least:
+      the shortest run.
     runs: how many were counted.
+    turns: the median of each turn.
     versions: of the runtime's packages.
+    profile: [{"op", "count", "ms"}], the longest first; None where there is none.
+    when: UTC, ISO 8601.
     """
 
     ms: float
     low: float
     high: float
+    mad: float
     least: float
     runs: int
+    turns: tuple[float, ...]
     runtime: str
     threads: int
     versions: dict[str, str]
+    profile: list[dict] | None
+    when: str
 
 
-def measure_file(
-    model: Path,
-    runtime: str,
+def measure_files(
+    models: Sequence[tuple[str, Path]],
     *,
-    shape: Sequence[int],
     threads: int = 1,
     effort: Effort = Effort(),
-) -> Timing:
-    """Measures a model.
+    profile: bool = False,
+) -> list[Timing]:
+    """Measures models in turns, in one process.
 
     Args:
-      model: a TFLite file for "litert", ONNX for "onnxruntime", a spec (JSON) for "xla".
-      runtime: one of `RUNTIMES`.
-      shape: of the images, [N, H, W, C].
+      models: (one of `RUNTIMES`, file): TFLite for "litert", ONNX for "onnxruntime", a spec
+        (JSON) for "xla".
       threads: and as many cores, on Linux.
       effort: how long.
+      profile: of the first one, where its runtime has a profiler.
 
     Raises:
-      RunError: the runtime cannot run the file; with what it says.
+      RunError: a runtime cannot run a file; with what it says.
     """
-    choose("runtime", runtime, RUNTIMES)
+    for runtime, _ in models:
+        choose("runtime", runtime, RUNTIMES)
     job = {
-        "runtime": runtime,
+        "models": [{"runtime": runtime, "path": str(path)} for runtime, path in models],
         "threads": threads,
-        "model": str(model),
-        "shape": list(shape),
+        "profile": profile,
         **dataclasses.asdict(effort),
     }
+    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     done = subprocess.run(
         [sys.executable, "-m", "mbv3_jax.latency.worker"],
         input=json.dumps(job),
@@ -91,24 +107,35 @@ def measure_file(
     )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise RunError(f"{_LABELS[runtime]} cannot run {model}: {reason}")
+        names = ", ".join(dict.fromkeys(LABELS[runtime] for runtime, _ in models))
+        raise RunError(f"{names}: cannot run {reason}")
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    low, middle, high = statistics.quantiles(found["ms"], n=4)
+    return [
+        _timing(
+            turns,
+            runtime=runtime,
+            threads=threads,
+            versions=found["versions"],
+            profile=None if i else found["profile"],
+            when=began,
+        )
+        for i, ((runtime, _), turns) in enumerate(zip(models, found["turns"], strict=True))
+    ]
+
+
+def _timing(turns: list[list[float]], **rest) -> Timing:
+    runs = [ms for turn in turns for ms in turn]
+    low, middle, high = statistics.quantiles(runs, n=4) if len(runs) > 1 else runs * 3
     return Timing(
         ms=middle,
         low=low,
         high=high,
-        least=min(found["ms"]),
-        runs=len(found["ms"]),
-        runtime=runtime,
-        threads=threads,
-        versions=found["versions"],
+        mad=statistics.median(abs(ms - middle) for ms in runs),
+        least=min(runs),
+        runs=len(runs),
+        turns=tuple(map(statistics.median, turns)),
+        **rest,
     )
-
-
-def best_runtime() -> str:
-    """ "litert" where it and its converter are installed, else "xla"."""
-    return "litert" if installed("litert_converter", "ai_edge_litert") else "xla"
 
 
 def measure_spec(
@@ -127,19 +154,19 @@ def measure_spec(
       precision: "float32", or "int8" for "litert".
 
     Raises:
-      UsageError: the runtime is not installed.
+      UsageError: the runtime is not installed, or has no such precision.
       RunError: it cannot run the network.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"model.{runtime}"
-        if runtime == "xla":
-            file.write_text(to_json(spec))
-        else:
-            from mbv3_jax.latency.models import random_model
+    from mbv3_jax.latency.models import random_model, write_file
 
-            file.write_bytes(random_model(spec, runtime, precision))
-        shape = (1, spec.resolution, spec.resolution, spec.in_channels)
-        return measure_file(file, runtime, shape=shape, threads=threads, effort=effort)
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_file(Path(folder), random_model(spec), runtime, precision)
+        return measure_files([(runtime, path)], threads=threads, effort=effort)[0]
+
+
+def best_runtime() -> str:
+    """ "litert" where it and its converter are installed, else "xla"."""
+    return "litert" if installed("litert_converter", "ai_edge_litert") else "xla"
 
 
 def describe(runtime: str, threads: int = 1) -> str:
@@ -148,4 +175,4 @@ def describe(runtime: str, threads: int = 1) -> str:
 
     package = {"litert": "ai-edge-litert", "onnxruntime": "onnxruntime", "xla": "jaxlib"}[runtime]
     count = "one thread" if threads == 1 else f"{threads} threads"
-    return f"{_LABELS[runtime]} {metadata.version(package)}, {count}, {machine()['cpu']}"
+    return f"{LABELS[runtime]} {metadata.version(package)}, {count}, {machine()['cpu']}"

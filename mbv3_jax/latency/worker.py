@@ -1,37 +1,64 @@
-"""Times one model in a process of its own: python -m mbv3_jax.latency.worker < job.json
+"""Times models in a process of their own: python -m mbv3_jax.latency.worker < job.json
 
-A job is {"runtime", "threads", "model", "shape", "warmup_seconds", "seconds", "runs"}; "model" is
-the path of a TFLite or ONNX file, or for XLA of a spec (JSON), whose weights are random. Prints
-{"ms": [every run], "versions": {package: version}} as the last line.
+A job is {"models": [{"runtime", "path"}], "threads", "warmup_seconds", "seconds", "runs",
+"turn_seconds", "profile"}; a path is that of a TFLite or ONNX file, or for XLA of a spec (JSON),
+whose weights are random. Several models take turns, so that what else happens on the machine
+happens to all. Prints {"turns": [[ms of every run] a turn] a model, "versions": {package:
+version}, "profile": [{"op", "count", "ms"}] or null} as the last line.
 """
 
 import json
 import os
+import statistics
 import sys
+import tempfile
 import time
 from importlib import metadata
+from pathlib import Path
+
+_PROFILED_RUNS = 20
 
 
 def main() -> None:
     job = json.load(sys.stdin)
     # Before a runtime counts the cores.
-    os.environ["OMP_NUM_THREADS"] = str(job["threads"])
+    threads = job["threads"]
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job["threads"]])
-    run, packages = {"litert": _litert, "onnxruntime": _onnxruntime, "xla": _xla}[job["runtime"]](
-        job
-    )
-    end = time.perf_counter() + job["warmup_seconds"]
-    run()
-    while time.perf_counter() < end:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    loaders = {"litert": _litert, "onnxruntime": _onnxruntime, "xla": _xla}
+    runners, packages = [], set()
+    for model in job["models"]:
+        try:
+            run, used = loaders[model["runtime"]](model["path"], threads)
+        except Exception as e:  # whatever a runtime raises
+            sys.exit(f"{model['path']}: {str(e).strip().splitlines()[0]}")
+        runners.append(run)
+        packages |= set(used)
+    for run in runners:
         run()
-    times, end = [], time.perf_counter() + job["seconds"]
-    while len(times) < job["runs"] or time.perf_counter() < end:
+        _turn(run, job["warmup_seconds"], 0)
+    turns = [[] for _ in runners]
+    end = time.perf_counter() + job["seconds"] * len(runners)
+    while min(sum(map(len, t)) for t in turns) < job["runs"] or time.perf_counter() < end:
+        for run, of_model in zip(runners, turns, strict=True):
+            run()  # the caches hold another model
+            of_model.append(_turn(run, job["turn_seconds"], 1))
+    found = {
+        "turns": turns,
+        "versions": {package: metadata.version(package) for package in sorted(packages)},
+        "profile": _profile(job["models"][0], threads) if job["profile"] else None,
+    }
+    print(json.dumps(found))
+
+
+def _turn(run, seconds: float, least: int) -> list[float]:
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < least or time.perf_counter() < end:
         began = time.perf_counter_ns()
         run()
         times.append((time.perf_counter_ns() - began) / 1e6)
-    versions = {package: metadata.version(package) for package in packages}
-    print(json.dumps({"ms": times, "versions": versions}))
+    return times
 
 
 def _input(shape, dtype="float32"):
@@ -41,43 +68,70 @@ def _input(shape, dtype="float32"):
     return (values * 127).astype(dtype) if np.dtype(dtype).kind in "iu" else values.astype(dtype)
 
 
-def _litert(job):
+def _litert(path, threads):
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model_path=job["model"], num_threads=job["threads"])
+    interpreter = Interpreter(model_path=path, num_threads=threads)
     interpreter.allocate_tensors()
     (inputs,) = interpreter.get_input_details()
     interpreter.set_tensor(inputs["index"], _input(inputs["shape"], inputs["dtype"]))
     return interpreter.invoke, ("ai-edge-litert",)
 
 
-def _onnxruntime(job):
+def _session(path, threads, profile=None):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = job["threads"]
-    options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        job["model"], options, providers=["CPUExecutionProvider"]
-    )
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (inputs,) = session.get_inputs()
-    feed = {inputs.name: _input(job["shape"])}
+    shape = [size if isinstance(size, int) else 1 for size in inputs.shape]
+    dtype = "uint8" if "uint8" in inputs.type else "float32"
+    return session, {inputs.name: _input(shape, dtype)}
+
+
+def _onnxruntime(path, threads):
+    session, feed = _session(path, threads)
     return lambda: session.run(None, feed), ("onnxruntime",)
 
 
-def _xla(job):
-    from pathlib import Path
-
+def _xla(path, threads):
     import jax
 
     from mbv3_jax.arch import from_json
     from mbv3_jax.nn import functional
 
-    spec = from_json(Path(job["model"]).read_text())
+    spec = from_json(Path(path).read_text())
     variables = functional.init(spec, jax.random.key(0))
-    images = jax.numpy.asarray(_input(job["shape"]))
+    images = _input((1, spec.resolution, spec.resolution, spec.in_channels))
+    images = jax.numpy.asarray(images)
     apply = jax.jit(lambda v, x: functional.apply(spec, v, x)[0])
     return lambda: apply(variables, images).block_until_ready(), ("jax", "jaxlib")
+
+
+def _profile(model, threads):
+    """Time by kind of operation; only ONNX Runtime's package has a profiler."""
+    if model["runtime"] != "onnxruntime":
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        session, feed = _session(model["path"], threads, str(Path(folder) / "profile"))
+        for _ in range(_PROFILED_RUNS):
+            session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    found = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            nodes = found.setdefault(event["args"]["op_name"], {})
+            nodes.setdefault(event["name"], []).append(event["dur"])
+    # Medians: the first runs allocate.
+    rows = [
+        {"op": op, "count": len(nodes), "ms": sum(map(statistics.median, nodes.values())) / 1e3}
+        for op, nodes in found.items()
+    ]
+    return sorted(rows, key=lambda row: -row["ms"])
 
 
 if __name__ == "__main__":

@@ -46,8 +46,12 @@ def add_parsers(commands, draw_sheet: Callable) -> None:
     embed.set_defaults(run_command=_embed)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Adds --run or --import, --step and --weights: what `model.load` takes."""
+def add_model(parser: argparse.ArgumentParser):
+    """Adds --run or --import, --step and --weights: what `model.load` takes.
+
+    Returns:
+      The group of --run and --import, one of which is needed, for further choices.
+    """
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", type=Path, help="run folder")
     which.add_argument("--import", type=Path, dest="imported", help="import folder")
@@ -55,6 +59,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--step", type=_step, help="which checkpoint: a number, or best; default the newest"
     )
     parser.add_argument("--weights", choices=("auto", "ema", "raw"), default="auto")
+    return which
 
 
 def _step(text: str) -> int | str:
