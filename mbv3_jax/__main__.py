@@ -57,7 +57,9 @@ def _report(flags, overrides: Sequence[str]) -> None:
 
     try:
         if flags.compare:
-            text = report.compare(*flags.compare, form=flags.format, console=Console())
+            # Without a terminal rich would wrap the tables at 80 columns.
+            console = Console(width=None if sys.stdout.isatty() else 140)
+            text = report.compare(*flags.compare, form=flags.format, console=console)
         else:
             measure, runtime = None, ""
             if not flags.no_latency:

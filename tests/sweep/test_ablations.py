@@ -3,6 +3,7 @@
 import importlib
 
 import pytest
+from conftest import ROOT
 
 from mbv3_jax.arch import build
 from mbv3_jax.arch.published import ABLATIONS, ablation
@@ -81,3 +82,23 @@ def test_networks_keep_their_own_recipe():
 def test_wrong_edits(edit, message):
     with pytest.raises(ValueError, match=message):
         build("mobilenet_v3_large", **edit)
+
+
+def test_training_for_int8_has_a_trial_for_each_seed_and_its_twin_in_float(sweep_folder):
+    """Of a run with two seeds and of one with one; all of them valid."""
+    from mbv3_jax.sweep import plan
+    from mbv3_jax.train.errors import UsageError
+
+    runs = f"{sweep_folder / 'both'},{sweep_folder / 'each-seed0'}"
+    loaded = plan.load(f"{ROOT / 'configs/ablations/qat.py'}:{runs}")
+    assert [(t.name, group_of(t)) for t in loaded.trials] == [
+        ("both-int8-seed0", "both-int8"),
+        ("both-float-seed0", "both-float"),
+        ("both-int8-seed1", "both-int8"),
+        ("both-float-seed1", "both-float"),
+        ("each-seed0-int8-seed0", "each-int8"),
+        ("each-seed0-float-seed0", "each-float"),
+    ]
+    assert loaded.trials[2].overrides["init"] == str(sweep_folder / "both" / "seed1")
+    with pytest.raises(UsageError, match="cut is no run folder of a run that has ended"):
+        plan.load(f"{ROOT / 'configs/ablations/qat.py'}:{sweep_folder / 'cut'}")
