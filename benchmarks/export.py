@@ -51,6 +51,17 @@ def ours_tflite(network: str) -> bytes:
     return write(_model("keras", network), Target(file_format="tflite"))
 
 
+def ours_int8_tflite(network: str) -> bytes:
+    """Ours in int8, ranges from noise."""
+    from mbv3_jax.export.writing import Target, write
+    from mbv3_jax.quant.post_training import quantize
+
+    model = _model("keras", network)
+    noise = np.random.default_rng(0).normal(size=(4, *_SHAPE[1:])).astype(np.float32)
+    quantized = quantize(model.spec, model.variables, [noise])
+    return write(model, Target(file_format="tflite", precision="int8"), quantized)
+
+
 def keras_tflite(network: str) -> bytes:
     """keras.applications by TensorFlow's converter."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -104,7 +115,7 @@ def timm_onnx_dynamo(network: str) -> bytes:
 
 
 GROUPS = {
-    "tflite": (ours_tflite, keras_tflite),
+    "tflite": (ours_tflite, keras_tflite, ours_int8_tflite),
     "onnx": (ours_onnx, timm_onnx, timm_onnx_dynamo),
 }
 
@@ -124,7 +135,8 @@ def runner(file: bytes, kind: str) -> Callable[[int], None]:
 
     interpreter = Interpreter(model_content=file, num_threads=1)
     interpreter.allocate_tensors()
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], images)
+    (inputs,) = interpreter.get_input_details()
+    interpreter.set_tensor(inputs["index"], images.astype(inputs["dtype"]))
     return lambda n: [interpreter.invoke() for _ in range(n)]
 
 

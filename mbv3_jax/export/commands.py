@@ -37,10 +37,13 @@ def add_parser(commands) -> None:
     export.add_argument(
         "--images", nargs="+", help="files, folders or @LISTs to check on, and to calibrate int8"
     )
-    export.add_argument("--check", type=_positive, default=128, help="images to check on; 128")
+    export.add_argument(
+        "--check", type=_count, default=128, help="images to check on, or all; default 128"
+    )
     group = export.add_argument_group("int8 after training")
     group.add_argument("--calibration", type=_positive, help="training images; default 512")
     group.add_argument("--observer", choices=_OBSERVERS, help="of ranges; default mse")
+    group.add_argument("--percentile", type=float, help="of that observer; default 99.99")
     group.add_argument("--equalize", action="store_true", help="cross-layer equalisation")
     group.add_argument("--correct-bias", action="store_true", help="bias correction")
     export.set_defaults(run_command=_export)
@@ -56,6 +59,10 @@ def _batch(text: str) -> int | None:
     return None if text == "any" else _positive(text)
 
 
+def _count(text: str) -> int | None:
+    return None if text == "all" else _positive(text)
+
+
 def _export(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     if overrides:
         raise UsageError(f"unknown option {overrides[0]}; see export --help")
@@ -65,19 +72,18 @@ def _export(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     given = [
         name
-        for name in ("calibration", "observer", "equalize", "correct_bias")
-        if getattr(flags, name)
+        for name in ("calibration", "observer", "percentile", "equalize", "correct_bias")
+        if getattr(flags, name) not in (None, False)
     ]
     if given and flags.precision != "int8":
         option = given[0].replace("_", "-")
         raise UsageError(f"--{option}: of --precision=int8")
     post = None
     if given:
-        post = Options(
-            observer=flags.observer or "mse",
-            equalize=flags.equalize,
-            correct_bias=flags.correct_bias,
-        )
+        options = {k: getattr(flags, k) for k in given if k != "calibration"}
+        post = Options(**options)
+    if flags.percentile is not None and flags.observer != "percentile":
+        raise UsageError("--percentile: of --observer=percentile")
     target = Target(
         file_format=flags.format,
         precision=flags.precision,

@@ -51,7 +51,7 @@ def export(
     step: int | str | None = None,
     weights: str = "auto",
     images: Sequence[str] | None = None,
-    check_images: int = 128,
+    check_images: int | None = 128,
     calibration_images: int | None = None,
     post: post_training.Options | None = None,
 ) -> Report:
@@ -63,7 +63,7 @@ def export(
       out: where; a file that is there stays as it is until the new one replaces it.
       step, weights: see `train.model.load`.
       images: files and folders to check on, and to calibrate on; None for the data of the run.
-      check_images: how many to check on.
+      check_images: how many to check on; None for all.
       calibration_images, post: of quantization after training; None for 512, and the defaults.
 
     Raises:
@@ -122,7 +122,7 @@ def _quantize(
             model.spec, model.variables, batches, post or post_training.Options()
         )
     except ValueError as e:
-        raise RunError(f"--precision=int8: {e}") from e
+        raise UsageError(f"--precision=int8: {e}") from e
 
 
 def _check(

@@ -15,6 +15,8 @@ from mbv3_jax.train.errors import RunError, UsageError
 from mbv3_jax.train.experiment import make_experiment
 from mbv3_jax.train.model import Model
 
+_NOISE = 128  # images, where "all" means nothing
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pictures:
@@ -33,7 +35,7 @@ class Pictures:
 
 
 def find_pictures(
-    model: Model, run: Path | None, named: Sequence[str] | None, count: int
+    model: Model, run: Path | None, named: Sequence[str] | None, count: int | None
 ) -> Pictures:
     """Takes `count` images, spread over what there is.
 
@@ -42,7 +44,7 @@ def find_pictures(
       run: the run folder, None for an import folder.
       named: files and folders of images; None for the evaluation split of the run, or, without a
         run, computed ones.
-      count: how many; fewer if there are fewer.
+      count: how many; fewer if there are fewer. None for all.
 
     Raises:
       UsageError: no such images, or the data of the run is not there.
@@ -58,7 +60,7 @@ def find_pictures(
         images, _ = _load(source, count)
         return Pictures(images=images, labels=None, what="images given", training=source)
     if run is None:
-        shape = (count, side, side, 3)
+        shape = (count or _NOISE, side, side, 3)
         images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         what = "images of noise (name real ones by --images=FOLDER)"
         return Pictures(images=images, labels=None, what=what, training=None)
@@ -82,7 +84,7 @@ def preprocess(model: Model):
     return augment.make_preprocess(normalize=model.preprocessing.normalize)[1]
 
 
-def _load(source: Source, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _load(source: Source, count: int | None) -> tuple[np.ndarray, np.ndarray]:
     order = np.sort(np.random.default_rng(0).permutation(len(source))[:count])
     loaded, problems = source.load(order)
     good = [i for i in range(len(order)) if i not in problems]

@@ -331,6 +331,16 @@ def test_a_full_disk_leaves_the_earlier_file(do, imported, tmp_path, small_files
         (["--format=onnx", "--precision=int8"], 2, "--format=tflite does"),
         (["--format=tflite", "--batch=any"], 2, "fixed batch"),
         (["--format=tflite", "--observer=mse"], 2, "--observer: of --precision=int8"),
+        (
+            ["--format=tflite", "--precision=int8", "--percentile=99"],
+            2,
+            "--percentile: of --observer=percentile",
+        ),
+        (
+            ["--format=tflite", "--precision=int8", "--observer=percentile", "--percentile=20"],
+            2,
+            "percentile: got 20.0, expected above 50",
+        ),
         (["--format=onnx", "--step=7"], 1, "no checkpoint of step 7"),
         (["--format=onnx", "--out=FOLDER/none/a.onnx"], 2, "no such folder"),
         (["--format=onnx", "--out=FOLDER/a.tflite"], 2, r"expected a name that ends in .onnx"),
