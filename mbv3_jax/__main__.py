@@ -85,6 +85,18 @@ def _latency():
     return lambda spec: {"ms": measure_spec(spec, chosen).ms, "runtime": runtime}, runtime
 
 
+def _sample(space: str, resolution: int | None, seed: int, count: int):
+    """Random networks of a search space; ValueError where there is none of the name."""
+    import numpy as np
+
+    from mbv3_jax.search.presets import preset
+
+    found = preset(space)
+    if resolution:
+        found = found.replace(resolution=resolution)
+    return [found.to_spec(p) for p in found.sample(np.random.default_rng(seed), count)]
+
+
 def _image_sheet(images, captions):
     from mbv3_jax.report.sheet import image_sheet
 
@@ -143,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.choices["data"].set_defaults(run_command=_data)
     interop.add_parser(commands)
     export.add_parser(commands)
-    latency.add_parser(commands)
+    latency.add_parser(commands, sample=_sample)
     search.add_parser(commands)
     return parser
 

@@ -1,18 +1,22 @@
-"""python -m mbv3_jax latency run, compare: the command line of this room."""
+"""python -m mbv3_jax latency: the command line of this room."""
 
 import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from mbv3_jax.latency import phone_commands, table_commands
+from mbv3_jax.latency.options import no_more, positive
 from mbv3_jax.train.commands import add_model
-from mbv3_jax.train.errors import UsageError
 
 _RUNTIMES = ("litert", "onnxruntime", "xla")
 
 
-def add_parser(commands) -> None:
-    """Adds `latency` to the subparsers; `run_command(flags, overrides)` runs it."""
+def add_parser(commands, *, sample: table_commands.Sample) -> None:
+    """Adds `latency` to the subparsers; `run_command(flags, overrides)` runs it.
+
+    sample: of `table_commands`.
+    """
     latency = commands.add_parser("latency", help="how long networks take", allow_abbrev=False)
     actions = latency.add_subparsers(dest="what", required=True)
 
@@ -32,6 +36,9 @@ def add_parser(commands) -> None:
     _add_runtime(compare)
     compare.set_defaults(run_command=_compare)
 
+    table_commands.add_parsers(actions, sample)
+    phone_commands.add_parsers(actions)
+
 
 def _add_runtime(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runtime", choices=_RUNTIMES, help="default litert, or as the file is")
@@ -40,19 +47,6 @@ def _add_runtime(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="at least, for each network")
     parser.add_argument("--runs", type=positive, default=50, help="at least, for each network")
     parser.add_argument("--out", type=Path, help="FILE.json")
-
-
-def positive(text: str) -> int:
-    """A flag's positive number."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a positive number")
-    return int(text)
-
-
-def no_more(overrides: Sequence[str], command: str) -> None:
-    """Raises UsageError where options are left over."""
-    if overrides:
-        raise UsageError(f"unknown option {overrides[0]}; see latency {command} --help")
 
 
 def _run(flags: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -12,12 +12,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 from mbv3_jax.arch.spec import NetSpec, choose
 from mbv3_jax.export.packages import installed
 from mbv3_jax.latency.machine import machine
-from mbv3_jax.train.errors import RunError
+from mbv3_jax.train.errors import RunError, UsageError
 
 RUNTIMES = ("litert", "onnxruntime", "xla")
 LABELS = {"litert": "LiteRT", "onnxruntime": "ONNX Runtime", "xla": "XLA"}
@@ -81,7 +82,7 @@ def measure_files(
 
     Args:
       models: (one of `RUNTIMES`, file): TFLite for "litert", ONNX for "onnxruntime", a spec
-        (JSON) for "xla".
+        (JSON) or StableHLO of jax.export for "xla".
       threads: and as many cores, on Linux.
       effort: how long.
       profile: of the first one, where its runtime has a profiler.
@@ -157,10 +158,10 @@ def measure_spec(
       UsageError: the runtime is not installed, or has no such precision.
       RunError: it cannot run the network.
     """
-    from mbv3_jax.latency.models import random_model, write_file
+    from mbv3_jax.latency.models import write_random
 
     with tempfile.TemporaryDirectory() as folder:
-        path = write_file(Path(folder), random_model(spec), runtime, precision)
+        path = write_random(Path(folder), spec, runtime, precision)
         return measure_files([(runtime, path)], threads=threads, effort=effort)[0]
 
 
@@ -169,10 +170,21 @@ def best_runtime() -> str:
     return "litert" if installed("litert_converter", "ai_edge_litert") else "xla"
 
 
+def versions_of(runtime: str) -> dict[str, str]:
+    """Of the runtime's packages, as `Timing.versions` has them.
+
+    Raises:
+      UsageError: one is not installed.
+    """
+    packages = {"litert": ("ai-edge-litert",), "xla": ("jax", "jaxlib")}
+    try:
+        return {name: metadata.version(name) for name in packages.get(runtime, ("onnxruntime",))}
+    except metadata.PackageNotFoundError as e:
+        raise UsageError(f"{LABELS[runtime]} is not installed ({e})") from e
+
+
 def describe(runtime: str, threads: int = 1) -> str:
     """For people: runtime, version, threads, CPU."""
-    from importlib import metadata
-
-    package = {"litert": "ai-edge-litert", "onnxruntime": "onnxruntime", "xla": "jaxlib"}[runtime]
+    *_, version = versions_of(runtime).values()
     count = "one thread" if threads == 1 else f"{threads} threads"
-    return f"{LABELS[runtime]} {metadata.version(package)}, {count}, {machine()['cpu']}"
+    return f"{LABELS[runtime]} {version}, {count}, {machine()['cpu']}"

@@ -6,8 +6,10 @@ import jax
 import numpy as np
 
 from mbv3_jax.arch.spec import NetSpec, to_json
+from mbv3_jax.export import tflite
 from mbv3_jax.export.writing import Target, write
 from mbv3_jax.nn import functional
+from mbv3_jax.nn.folded import Forms, apply_folded, fold
 from mbv3_jax.quant import post_training
 from mbv3_jax.train.errors import UsageError
 from mbv3_jax.train.model import Model, Preprocessing
@@ -18,6 +20,37 @@ _CALIBRATION_IMAGES = 8
 
 def random_model(spec: NetSpec) -> Model:
     """The network with random weights, by NumPy: `functional.init` compiles for seconds."""
+    shapes = jax.eval_shape(lambda key: functional.init(spec, key), jax.random.key(0))
+    return Model(
+        spec=spec,
+        variables=_draw(shapes),
+        preprocessing=Preprocessing(),
+        class_names=tuple(map(str, range(spec.num_classes))),
+    )
+
+
+def write_random(folder: Path, spec: NetSpec, runtime: str, precision: str, name="model") -> Path:
+    """`write_file` of random weights; without a compilation where it can."""
+    if (runtime, precision) != ("litert", "float32"):
+        return write_file(folder, random_model(spec), runtime, precision, name)
+    folded, forms = random_folded(spec), Forms(hard_sigmoid="rescaled")  # as export.writing has
+    shape = (1, spec.resolution, spec.resolution, spec.in_channels)
+    file = tflite.to_tflite(
+        lambda x: apply_folded(spec, folded, x, forms=forms), jax.ShapeDtypeStruct(shape, "float32")
+    )
+    path = folder / f"{name}.tflite"
+    path.write_bytes(file)
+    return path
+
+
+def random_folded(spec: NetSpec) -> dict:
+    """Its weights as `nn.folded.fold` has them."""
+    return _draw(
+        jax.eval_shape(lambda key: fold(spec, functional.init(spec, key)), jax.random.key(0))
+    )
+
+
+def _draw(shapes):
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -27,13 +60,7 @@ def random_model(spec: NetSpec) -> Model:
         center = path[-1].key in ("scale", "var")
         return (center + rng.uniform(0, 0.1, leaf.shape)).astype(np.float32)
 
-    shapes = jax.eval_shape(lambda key: functional.init(spec, key), jax.random.key(0))
-    return Model(
-        spec=spec,
-        variables=jax.tree_util.tree_map_with_path(draw, shapes),
-        preprocessing=Preprocessing(),
-        class_names=tuple(map(str, range(spec.num_classes))),
-    )
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def write_file(folder: Path, model: Model, runtime: str, precision: str, name="model") -> Path:

@@ -12,6 +12,7 @@ from rich.table import Table
 from mbv3_jax.latency.compare import Ratio
 from mbv3_jax.latency.machine import machine
 from mbv3_jax.latency.measure import LABELS, PROFILERS, Timing
+from mbv3_jax.latency.model import Errors
 from mbv3_jax.train.errors import RunError
 from mbv3_jax.train.run_folder import write_atomically
 
@@ -88,3 +89,16 @@ def footer(timing: Timing) -> str:
         f"{LABELS[timing.runtime]} ({versions}), {threads}, {here['cpu']} "
         f"({', '.join(here['features'])})\n{PROFILERS[timing.runtime]}"
     )
+
+
+def errors_table(by_name: dict[str, Errors]) -> Table:
+    """Errors of a model, by what it was tried on."""
+    table = Table(title="predicted latency against measured", header_style="bold")
+    table.add_column("")
+    for column in ("networks", "MAPE", "errors", "Spearman", "Kendall"):
+        table.add_column(column, justify="right")
+    for name, e in by_name.items():
+        spread = f"{e.low:+.1f} to {e.high:+.1f}%"
+        ranks = (f"{e.spearman:.3f}", f"{e.kendall:.3f}")
+        table.add_row(name, str(e.networks), f"{e.mape:.1f}%", spread, *ranks)
+    return table

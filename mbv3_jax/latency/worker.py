@@ -1,10 +1,10 @@
 """Times models in a process of their own: python -m mbv3_jax.latency.worker < job.json
 
 A job is {"models": [{"runtime", "path"}], "threads", "warmup_seconds", "seconds", "runs",
-"turn_seconds", "profile"}; a path is that of a TFLite or ONNX file, or for XLA of a spec (JSON),
-whose weights are random. Several models take turns, so that what else happens on the machine
-happens to all. Prints {"turns": [[ms of every run] a turn] a model, "versions": {package:
-version}, "profile": [{"op", "count", "ms"}] or null} as the last line.
+"turn_seconds", "profile"}; a path is that of a TFLite or ONNX file, or for XLA of StableHLO or
+a spec (JSON), whose weights are random. Several models take turns, so that what else happens
+on the machine happens to all. Prints {"turns": [[ms of every run] a turn] a model, "versions":
+{package: version}, "profile": [{"op", "count", "ms"}] or null} as the last line.
 """
 
 import json
@@ -104,6 +104,11 @@ def _xla(path, threads):
     from mbv3_jax.arch import from_json
     from mbv3_jax.nn import functional
 
+    if path.endswith(".stablehlo"):
+        exported = jax.export.deserialize(bytearray(Path(path).read_bytes()))
+        (shape,) = exported.in_avals
+        images, call = jax.numpy.asarray(_input(shape.shape)), jax.jit(exported.call)
+        return lambda: call(images).block_until_ready(), ("jax", "jaxlib")
     spec = from_json(Path(path).read_text())
     variables = functional.init(spec, jax.random.key(0))
     images = _input((1, spec.resolution, spec.resolution, spec.in_channels))
