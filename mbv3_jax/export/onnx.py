@@ -178,12 +178,12 @@ class _Writer:
         )
         return _Image(name, (x.side + before + after - size) // stride + 1)
 
-    def dense(self, name: str, x: str, output: str | None = None) -> str:
+    def dense(self, name: str, x: str, output: str) -> str:
         """The 1x1 convolution `name` of [N, C]."""
         kernel, bias = self.layer(name)
         weights = self.constant(f"{name}/kernel", kernel[0, 0].T)
         bias = self.constant(f"{name}/bias", bias)
-        return self.node("Gemm", [x, weights, bias], output or name, transB=1)
+        return self.node("Gemm", [x, weights, bias], output, transB=1)
 
     def activation(self, act: str, x: str) -> str:
         """A nonlinearity or a gate."""
@@ -237,8 +237,7 @@ class _Writer:
         x = self.activated("last/conv", spec.last.act, x, spec.last.stride)
         if spec.last.se:
             x = self.squeeze_excite("last/se", spec.last.se, x)
-        pooled = self.node("GlobalAveragePool", [x.name], "pool")
-        flat = self.node("Flatten", [pooled], "pool/flat")
+        x = _Image(self.node("GlobalAveragePool", [x.name], "pool"), 1)
         if spec.head:
-            flat = self.activation(spec.head.act, self.dense("head", flat))
-        return self.dense("logits", flat, output)
+            x = self.activated("head", spec.head.act, x)
+        return self.dense("logits", self.node("Flatten", [x.name], "flat"), output)

@@ -158,9 +158,9 @@ def test_the_file_is_the_network(
         (
             "onnx",
             {
-                "Conv": 8,
+                "Conv": 9,
                 "Conv (depthwise)": 2,
-                "Gemm": 2,
+                "Gemm": 1,
                 "HardSwish": 5,
                 "Relu": 3,
                 "HardSigmoid": 1,
