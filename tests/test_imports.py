@@ -128,6 +128,7 @@ CONFIGURATIONS = [
     for path in CONFIGS
     if "def get_config(" in path.read_text()
     and path.stem not in ("finetune", "found", "qat")  # any network's
+    and path.parent.name != "search"
     for argument in (ARGUMENTS + RECIPES if "def get_config(argument" in path.read_text() else [""])
 ]
 

@@ -117,13 +117,14 @@ def proxylessnas() -> Space:
 def toy() -> Space:
     """128 networks for 32 pixels, few enough to train every one; for tests of searches.
 
-    Their accuracies on `clutter` are in `toy_truth.csv`, made by `benchmarks/toy_truth.py`.
+    Their accuracies on `clutter` are in `toy_truth.csv`, made by `benchmarks/toy_truth.py`, which
+    needs choices in rising order, and every block to have its expansion.
     """
     base: NetSpec = mobilenet_v3_small().replace(
         resolution=32, num_classes=15, bn_decay=0.9, dropout=0.0
     )
     base = base.replace(
-        stem=_with_out(base.stem, 8), last=_with_out(base.last, 64), head=_with_out(base.head, 64)
+        stem=_with_out(base.stem, 8), last=_with_out(base.last, 48), head=_with_out(base.head, 48)
     )
     early = Stage(
         out=(8, 24), stride=2, depth=(1, 2), kernel=(3, 5), expansion=(3,), act=("h_swish",)
@@ -132,7 +133,7 @@ def toy() -> Space:
         out=(16, 48),
         stride=2,
         depth=(1, 2),
-        expansion=(1, 4),
+        expansion=(2, 6),
         se=(False, True),
         act=("h_swish",),
     )

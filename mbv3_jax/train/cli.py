@@ -5,7 +5,7 @@ import logging
 import re
 import shlex
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,14 +19,21 @@ EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
 
 
 def default_workdir(config: str) -> Path:
-    """runs/small for configs/small.py, runs/small-imagenet for configs/small.py:imagenet."""
+    """runs/small for configs/small.py, runs/small-imagenet for configs/small.py:imagenet,
+    runs/search-small for configs/search/small.py."""
     path, _, argument = config.partition(":")
+    *folders, name = Path(path).with_suffix("").parts
+    if "configs" in folders:
+        name = "-".join([*folders[folders.index("configs") + 1 :], name])
     argument = re.sub(r"[^A-Za-z0-9._=-]+", "-", argument).strip("-")
-    return Path("runs") / "-".join(filter(None, (Path(path).stem, argument)))
+    return Path("runs") / "-".join(filter(None, (name, argument)))
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], programs: Mapping[str, Callable[..., str]] | None = None) -> int:
     """Runs the command and returns its exit code.
+
+    A configuration with a field `program` is run by the one of `programs` of that name, as
+    program(config, workdir, console) -> what to print at the end; any other is trained.
 
     0: trained to the end. 1: the run failed, its checkpoints are intact. 2: the command or the
     configuration is wrong, nothing was started. 75: asked to leave, or another process of the run
@@ -39,11 +46,13 @@ def main(arguments: Sequence[str]) -> int:
         with interrupt.stops_at_once():
             config = configs.parse(flags.config, overrides)
             distributed.start(vars(flags), patience=flags.patience)
-            from mbv3_jax.train.loop import train  # here: a wrong flag does not wait for jax
-
             console.quiet = not distributed.is_first()
-            summary = train(config, workdir, console)
-            console.print(_report(summary, workdir))
+            program = _train
+            if (name := config.get("program")) is not None:
+                if name not in (programs or {}):
+                    raise UsageError(f"config.program: got {name!r}, this command has no such")
+                program = programs[name]
+            console.print(program(config, workdir, console))
             code = 0
     except (UsageError, RunError) as e:
         # A failed write leaves coroutines of Orbax behind, which Python would name at the end.
@@ -66,6 +75,12 @@ def main(arguments: Sequence[str]) -> int:
     if peers := distributed.peers():
         peers.close(code)
     return code
+
+
+def _train(config, workdir: Path, console: Console) -> str:
+    from mbv3_jax.train.loop import train  # here: a wrong flag does not wait for jax
+
+    return _report(train(config, workdir, console), workdir)
 
 
 def _ended(error: BaseException, code: int, text: str, console: Console, **how) -> int:

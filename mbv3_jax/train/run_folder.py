@@ -62,9 +62,9 @@ def claim(
         run.mkdir(parents=True, exist_ok=True)
         if path.exists():
             stored = read_config(run)
-            _compare(run, config, stored)
+            check_same(run, config, stored)
             _compare_network(run, spec)
-            lock = _lock(run)
+            lock = hold(run)
             if configs.to_json(config) != configs.to_json(stored):  # where the data lies now
                 write_atomically(path, configs.to_json(config))
         elif foreign := [p.name for p in run.iterdir() if p.name not in ours]:
@@ -73,7 +73,7 @@ def claim(
                 "choose another with --workdir"
             )
         else:
-            lock = _lock(run)
+            lock = hold(run)
             write_atomically(path, configs.to_json(config))
         if not (run / "spec.json").exists():  # new, or killed since it wrote the other
             write_atomically(run / "spec.json", arch_spec.to_json(spec))
@@ -90,7 +90,7 @@ def claim(
     return lock
 
 
-def _lock(run: Path) -> contextlib.ExitStack:
+def hold(run: Path) -> contextlib.ExitStack:
     """Holds the lock of the folder until closed; the kernel drops it when the process dies."""
     held = contextlib.ExitStack()
     if (run / "summary.json").exists():  # nothing more will be written
@@ -133,7 +133,8 @@ def wait_for(run: Path, *, seconds: float = 30.0) -> None:
         time.sleep(0.1)
 
 
-def _compare(run: Path, config: ConfigDict, stored: ConfigDict) -> None:
+def check_same(run: Path, config: ConfigDict, stored: ConfigDict) -> None:
+    """Raises UsageError, naming the fields, where the folder's configuration is another."""
     different = configs.differences(config, stored)
     if different:
         listed = "\n".join(

@@ -1,0 +1,191 @@
+"""Trains every network of the space `toy`: what searches are held against.
+
+python -m benchmarks.toy_truth --seeds=3
+  on `clutter`, at 32 pixels; writes mbv3_jax/search/data/toy_truth.csv, a line a training. The same
+  command goes on where it was cut off. python -m benchmarks.toy_truth --describe: what is there.
+
+A network is trained as a part of the largest of its widths, whose other weights are zero and stay
+so: a smaller kernel is the middle of a larger one, fewer channels are its first, a block without a
+residual branch is its shortcut, a gate of one no squeeze-and-excite. What is computed is exactly
+the smaller network (tests/benchmarks/test_toy_truth.py), and XLA compiles 4 programs instead of
+128. Adam at a constant rate after a short warm-up, no augmentation; averaged weights are evaluated
+twice on the way, so that the first steps of a training are its brief version.
+"""
+
+import argparse
+import csv
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.data.clutter import Clutter
+from mbv3_jax.nn import functional
+from mbv3_jax.search.evaluators.table import TOY_TRUTH, ToyTable
+from mbv3_jax.search.presets import preset
+from mbv3_jax.search.space import Point, Space
+from mbv3_jax.train import losses
+
+BATCH, RATE, WARM_UP, EMA = 32, 0.004, 20, 0.96
+BRIEF, LONG = 150, 300  # steps
+FIELDS = ("point", "seed", "steps", "validation", "test")
+OPEN_GATE = 3.0  # a hard sigmoid's bias from which it is one
+
+
+def largest(space: Space, point: Point) -> Point:
+    """The point with the largest of everything but widths."""
+    return tuple(
+        index if decision.what == "out" else len(decision.choices) - 1
+        for index, decision in zip(point, space.decisions, strict=True)
+    )
+
+
+def fresh(spec: NetSpec, seed: Sequence[int]) -> dict:
+    """Variables by the rule of `functional.init`, but drawn by NumPy, which compiles nothing."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        *layer, kind = (p.key for p in path)
+        if kind != "kernel":
+            return np.full(leaf.shape, float(kind in ("scale", "var")), np.float32)
+        out = 1 if "depthwise" in layer else leaf.shape[3]
+        deviation = np.sqrt(2 / (leaf.shape[0] * leaf.shape[1] * out))
+        deviation = 0.01 if layer[-1] in ("head", "logits") else deviation
+        return (deviation * rng.standard_normal(leaf.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, functional.shapes(spec))
+
+
+def place(space: Space, point: Point, variables: dict, *, gate: float = OPEN_GATE) -> dict:
+    """Variables of a point's network where they are in the largest network of its widths.
+
+    Args:
+      space, point: whose network.
+      variables: its variables; of ones, and with a `gate` of 0, they give its mask.
+      gate: bias of squeeze-and-excite where the network has none.
+    """
+    names = {f"block{s + 1}": f"block{i + 1}" for i, s in enumerate(space.slots(point))}
+
+    def put(path, leaf):
+        part, stage, *rest = (p.key for p in path)
+        node = variables[part].get(names.get(stage, stage if "block" not in stage else ""), {})
+        for name in rest:
+            node = node.get(name, {})
+        whole = np.zeros(leaf.shape, np.float32)
+        if isinstance(node, dict):
+            if rest == ["se", "expand", "bias"]:
+                whole[...] = gate
+            return whole
+        where = [slice(0, n) for n in node.shape]
+        if len(where) == 4:
+            margins = [(n - k) // 2 for n, k in zip(leaf.shape[:2], node.shape[:2], strict=True)]
+            where[:2] = [slice(m, m + k) for m, k in zip(margins, node.shape[:2], strict=True)]
+        whole[tuple(where)] = node
+        return whole
+
+    spec = space.to_spec(largest(space, point))
+    return jax.tree_util.tree_map_with_path(put, functional.shapes(spec))
+
+
+_TX = optax.adam(optax.join_schedules(
+    [optax.linear_schedule(0, RATE, WARM_UP), optax.constant_schedule(RATE)], [WARM_UP]
+))  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _step(spec: NetSpec, state, mask, images, labels):
+    variables, opt_state, average = state
+
+    def loss_of(params):
+        logits, batch_stats = functional.apply(
+            spec, variables | {"params": params}, images, train=True
+        )
+        return jnp.mean(losses.cross_entropy(logits, labels)), batch_stats
+
+    grads, batch_stats = jax.grad(loss_of, has_aux=True)(variables["params"])
+    grads = jax.tree.map(jnp.multiply, grads, mask)
+    updates, opt_state = _TX.update(grads, opt_state)
+    params = optax.apply_updates(variables["params"], updates)
+    variables = {"params": params, "batch_stats": batch_stats}
+    average = jax.tree.map(lambda a, v: EMA * a + (1 - EMA) * v, average, variables)
+    return variables, opt_state, average
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _correct(spec: NetSpec, variables, images, labels):
+    return losses.correct(functional.apply(spec, variables, images)[0], labels, 1).mean()
+
+
+@functools.cache
+def _data(split: str, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    source = Clutter(split, resolution)
+    batch = source.batch(np.arange(len(source)))
+    return batch["image"].astype(np.float32) / 127.5 - 1, batch["label"]
+
+
+def train(space: Space, point: Point, seed: int, *, brief: int = BRIEF, steps: int = LONG):
+    """Trains a network; yields (steps, validation top-1, test top-1) after `brief` and `steps`."""
+    own, spec = space.to_spec(point), space.to_spec(largest(space, point)).replace(name="largest")
+    ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), functional.shapes(own))
+    mask = place(space, point, ones, gate=0.0)["params"]
+    variables = jax.tree.map(jnp.asarray, place(space, point, fresh(own, (seed, *point))))
+    average = jax.tree.map(jnp.copy, variables)
+    state = variables, _TX.init(variables["params"]), average
+    images, labels = _data("train", spec.resolution)
+    rng = np.random.default_rng((seed, *point, 1))
+    order = np.concatenate(
+        [rng.permutation(len(labels)) for _ in range(-(-steps * BATCH // len(labels)))]
+    )
+    for step in range(1, steps + 1):
+        rows = order[(step - 1) * BATCH : step * BATCH]
+        state = _step(spec, state, mask, images[rows], labels[rows])
+        if step in (brief, steps):
+            yield step, *(_top1(spec, state[2], split) for split in ("validation", "test"))
+
+
+def _top1(spec: NetSpec, variables, split: str) -> float:
+    images, labels = _data(split, spec.resolution)
+    parts = range(0, len(labels), 500)
+    found = [
+        _correct(spec, variables, images[i : i + 500], labels[i : i + 500]).item() for i in parts
+    ]
+    return float(np.mean(found))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=TOY_TRUTH)
+    parser.add_argument("--describe", action="store_true")
+    flags = parser.parse_args()
+    if flags.describe:
+        print(ToyTable(flags.out).describe())
+        return
+    space = preset("toy")
+    flags.out.parent.mkdir(parents=True, exist_ok=True)
+    if not flags.out.exists():
+        flags.out.write_text(",".join(FIELDS) + "\n")
+    with flags.out.open(newline="") as f:
+        done = {(r["point"], r["seed"]) for r in csv.DictReader(f) if int(r["steps"]) == LONG}
+    with flags.out.open("a", newline="") as f:
+        for seed in range(flags.seeds):
+            for point in space.points():
+                name = "-".join(map(str, point))
+                if (name, str(seed)) in done:
+                    continue
+                lines = [
+                    f"{name},{seed},{steps},{validation:.4f},{test:.4f}\n"
+                    for steps, validation, test in train(space, point, seed)
+                ]
+                f.write("".join(lines))  # both or neither
+                f.flush()
+                print(lines[-1], end="", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+import json
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+from rich.console import Console
+
+from mbv3_jax.arch import cost, from_json
+from mbv3_jax.search import presets, program
+from mbv3_jax.search.space import Space, Stage
+from mbv3_jax.train import cli
+from mbv3_jax.train import config as configs
+from mbv3_jax.train.errors import UsageError
+
+SEARCH = str(ROOT / "configs" / "search" / "small.py")
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def search(tiny_config, tiny_spec):
+    """The configuration of a search among four networks; it ends in seconds."""
+    stage = Stage(out=(8, 16), stride=2, kernel=(3, 5), expansion=(2,))
+    space = Space(name="four", base=tiny_spec, stages=(stage,))
+    patch = pytest.MonkeyPatch()
+    patch.setitem(presets.PRESETS, "four", lambda: space)
+    run = tiny_config("--config.total_steps=2", "--config.schedule.warmup_steps=0")
+    with run.unlocked():  # as configs/found.py does
+        del run.net.name
+        run.net.name = placeholder(str)
+    madds = [cost.madds(space.to_spec(p)) for p in space.points()]
+    yield ConfigDict(
+        {
+            "program": "search",
+            "seed": 0,
+            "space": {"name": "four", "dropout": 0.1},
+            "targets": {"small": float(min(madds)), "large": float(max(madds))},
+            "reward": {"form": "absolute", "exponent": -5.0},
+            "rounds": {"first": 2, "per_round": 2, "rounds": 1},
+            "controller": {"policy": "factorised", "steps": 40, "batch": 8},
+            "brief": run.to_dict(),
+            "final": run.to_dict(),
+        }
+    ).lock()
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def whole(search, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("searches") / "whole"
+    return folder, program.run(search, folder, QUIET)
+
+
+@pytest.mark.slow
+def test_finds_and_trains_a_network_at_each_target(search, whole):
+    folder, text = whole
+    result = json.loads((folder / "search.json").read_text())
+    for name in ("small", "large"):
+        found, spec = result["found"][name], from_json((folder / f"{name}.json").read_text())
+        assert found["madds"] == cost.madds(spec) == search.targets[name]
+        trained = from_json((folder / "runs" / name / "spec.json").read_text())
+        assert trained.blocks == spec.blocks
+        summary = json.loads((folder / "runs" / name / "summary.json").read_text())
+        assert found["top1"] == summary["eval"]["top1"]
+        assert len(found["rewards"]) == 40
+        assert np.mean(found["rewards"][-5:]) > np.mean(found["rewards"][:5])
+        assert f"{folder / name}.json" in text
+    assert len({tuple(c["point"]) for c in result["candidates"]}) == len(result["candidates"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["rounds", "find", "train"])
+def test_cut_off_before_a_stage_it_ends_as_if_it_had_not_been(
+    search, whole, tmp_path, monkeypatch, stage
+):
+    folder = tmp_path / "cut"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(program.Search, stage, stop)
+        with pytest.raises(KeyboardInterrupt):
+            program.run(search, folder, QUIET)
+    program.run(search, folder, QUIET)
+    texts = [(f / "search.json").read_text() for f in (whole[0], folder)]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.slow
+def test_another_configuration_is_refused(search, whole):
+    other = search.copy_and_resolve_references()
+    with other.unlocked():
+        other.targets.small = 1e6
+    with pytest.raises(UsageError, match=r"targets\.small: this command 1000000"):
+        program.run(other.lock(), whole[0], QUIET)
+
+
+@pytest.mark.parametrize("argument", ["clutter", "imagenet"])
+def test_the_configuration_opens_a_search(argument, tmp_path):
+    config = configs.parse(f"{SEARCH}:{argument}")
+    search = program.Search(config, tmp_path, QUIET)
+    cheapest, dearest = (
+        search.costs([p])["madds"].item()
+        for p in (
+            (0,) * len(search.space.decisions),
+            tuple(len(d.choices) - 1 for d in search.space.decisions),
+        )
+    )
+    assert cheapest < config.targets.small < config.targets.large < dearest
+    assert configs.from_json(configs.to_json(config)).to_dict() == config.to_dict()
+
+
+def test_wrong_values_name_the_field(tmp_path):
+    config = configs.parse(SEARCH, ["--config.space.name=tiny"])
+    with pytest.raises(UsageError, match="config: space: got 'tiny'"):
+        program.Search(config, tmp_path, QUIET)
+
+
+def test_only_the_entry_that_has_a_program_runs_it(tmp_path, capsys):
+    arguments = [f"--config={SEARCH}", f"--workdir={tmp_path / 'run'}"]
+    assert cli.main(arguments) == 2
+    assert "config.program: got 'search'" in capsys.readouterr().err
+    ran = []
+    programs = {"search": lambda config, workdir, console: ran.append(workdir) or "done"}
+    assert cli.main(arguments, programs) == 0
+    assert ran == [tmp_path / "run"]
+    assert cli.default_workdir("configs/search/small.py").name == "search-small"
