@@ -53,4 +53,4 @@ def test_fresh_weights_are_drawn_as_by_the_package():
         for p in path:
             node = node[p.key]
         if node.size > 500:
-            assert np.std(node) == pytest.approx(np.std(theirs_leaf), rel=0.15), path
+            assert np.std(node) == pytest.approx(float(np.std(theirs_leaf)), rel=0.15), path
