@@ -18,6 +18,7 @@ from mbv3_jax.arch import cost
 from mbv3_jax.latency import measuring, pixel1, results
 from mbv3_jax.latency import model as models
 from mbv3_jax.latency import table as tables
+from mbv3_jax.latency.calibration import calibrate
 from mbv3_jax.latency.measure import Effort
 from mbv3_jax.latency.model import CostModel, errors
 
@@ -31,14 +32,15 @@ def of_table(path: Path) -> dict[str, models.Errors]:
     held = [w for w in table.wholes if w.held_out]
     kept = [w for w in table.wholes if not w.held_out]
     ms = [w.ms for w in held]
-    madds = pixel1.calibrate([cost.madds(w.spec) for w in kept], [w.ms for w in kept])
+    madds = calibrate([cost.madds(w.spec) for w in kept], [w.ms for w in kept])
     plain = CostModel(model.known, model.weights, None)
     bare = CostModel({}, model.weights, model.trees)
     print(f"{table.machine}, {table.versions}, {table.threads} thread(s)")
     print(
         f"{len(table.pieces)} pieces of {len(kept)} networks; of the pieces of a held-out network "
-        f"the table has {np.mean([model.covered(w.spec) for w in held]):.0%}; sum of pieces x "
-        f"{model.factor:.3f} + {model.overhead:.3f} ms; held out: {min(ms):.2f} to {max(ms):.2f} ms"
+        f"the table has {np.mean([model.covered(w.spec) for w in held]):.0%}; "
+        f"{model.whole.factor:.3f} * sum ** {model.whole.power:.3f}; "
+        f"held out: {min(ms):.2f} to {max(ms):.2f} ms"
     )
     return {
         "table, work and trees, scaled": models.judge(model, table),
@@ -60,12 +62,17 @@ def of_pixel1(path: Path, folder: Path) -> dict[str, models.Errors]:
         "measured here": lambda p: table.whole(p.spec).ms,
     }
     found = {}
+    paper = pixel1.v2(pixel1.V2_OF_THE_PAPER)
     for name, value in values.items():
-        for linear in (True, False):
-            x = [value(p) for p in old]
-            fitted = pixel1.calibrate(x, [p.ms for p in old], linear=linear)
-            label = f"{name}, {'factor' if linear else f'power {fitted.power:.2f}'}"
-            for which, some in (("V2, fitted", old), ("V3, held out", new)):
+        for whose, of, linear in (
+            ("slim", old, True),
+            ("slim", old, False),
+            ("paper", paper, True),
+        ):
+            x = [value(p) for p in of]
+            fitted = calibrate(x, [p.ms for p in of], linear=linear)
+            label = f"{name}, {'factor' if linear else f'power {fitted.power:.2f}'}, {whose}'s V2"
+            for which, some in (("fitted", of), ("V3, held out", new)):
                 predicted = fitted([value(p) for p in some])
                 found[f"{label}: {which}"] = errors(predicted, [p.ms for p in some])
             for p in new:

@@ -3,8 +3,8 @@
 A piece that the table has takes what the table says. Others are predicted: a sum of what work
 takes (multiply-adds by kind, values read and written, nonlinearities; weights not negative, so
 that more work never takes less), corrected by boosted trees for what does not add up. A network
-takes the sum of its pieces, times a factor and plus an overhead that are fitted on networks
-measured whole.
+takes factor * sum ** power of its pieces, fitted on networks measured whole: in a large network a
+piece finds less of its data in the caches than alone.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.latency.calibration import Calibration, calibrate
 from mbv3_jax.latency.pieces import KINDS, Piece, pieces
 from mbv3_jax.latency.table import Table
 
@@ -67,9 +68,9 @@ def _row(piece: Piece) -> list[float]:
 class CostModel:
     """model(spec) -> milliseconds; see `fit`."""
 
-    def __init__(self, known: dict[Piece, float], weights, trees, factor=1.0, overhead=0.0):
+    def __init__(self, known: dict[Piece, float], weights, trees):
         self.known, self.weights, self.trees = dict(known), weights, trees
-        self.factor, self.overhead = factor, overhead
+        self.whole = Calibration(1.0, 1.0)
         self._predicted: dict[Piece, float] = {}
 
     def piece(self, piece: Piece) -> float:
@@ -92,7 +93,7 @@ class CostModel:
         return sum(self.piece(piece) for piece in pieces(spec))
 
     def __call__(self, spec: NetSpec) -> float:
-        return self.factor * self.pieces_ms(spec) + self.overhead
+        return float(self.whole(self.pieces_ms(spec)))
 
     def covered(self, spec: NetSpec) -> float:
         """Which share of the network's pieces the table has."""
@@ -123,10 +124,7 @@ def fit(table: Table) -> CostModel:
     model = CostModel(table.pieces, weights, trees)
     wholes = [w for w in table.wholes if not w.held_out]
     if len(wholes) >= 2:
-        sums = np.array([model.pieces_ms(w.spec) for w in wholes])
-        measured = np.array([w.ms for w in wholes])
-        rows = np.stack([sums, np.ones(len(sums))], 1) / measured[:, None]
-        (model.factor, model.overhead), _ = optimize.nnls(rows, np.ones(len(sums)))
+        model.whole = calibrate([model.pieces_ms(w.spec) for w in wholes], [w.ms for w in wholes])
     return model
 
 

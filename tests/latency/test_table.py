@@ -12,6 +12,7 @@ from mbv3_jax.arch import build, cost
 from mbv3_jax.export.packages import installed
 from mbv3_jax.latency import measuring, model, pixel1
 from mbv3_jax.latency import table as tables
+from mbv3_jax.latency.calibration import calibrate
 from mbv3_jax.latency.measure import Effort
 from mbv3_jax.latency.pieces import Piece, network, pieces
 from mbv3_jax.latency.table import Table, Whole
@@ -74,14 +75,15 @@ def test_predictions_are_sums_of_entries():
         assert fitted(spec) == pytest.approx(wanted, rel=1e-12)
 
 
-def test_an_overhead_and_a_factor_are_found():
+def test_a_factor_and_a_power_are_found():
     space = preset("small").replace(resolution=64)
     specs = [space.to_spec(p) for p in space.sample(np.random.default_rng(0), 8)]
     table = made(specs)
     sums = model.fit(table).pieces_ms
-    table.wholes = [Whole(s, 1.2 * sums(s) + 0.05, False) for s in specs]
+    table.wholes = [Whole(s, 1.2 * sums(s) ** 1.1, False) for s in specs]
     fitted = model.fit(table)
-    assert (fitted.factor, fitted.overhead) == pytest.approx((1.2, 0.05), rel=1e-6)
+    assert (fitted.whole.factor, fitted.whole.power) == pytest.approx((1.2, 1.1), rel=1e-6)
+    assert fitted(specs[0]) == pytest.approx(table.wholes[0].ms)
 
 
 def test_pieces_that_the_table_lacks_are_predicted():
@@ -148,7 +150,7 @@ def test_measuring_goes_on_and_refuses_to_mix(target, tmp_path, capsys):
     table = measuring.open_table(path, target, 1)
     measuring.fill(path, table, tmp_path, wanted[:2], effort=QUICK)
     first = tables.read(path).pieces
-    assert list(first) == wanted[:2] and all(ms > 0 for ms in first.values())
+    assert set(first) == set(wanted[:2]) and all(ms > 0 for ms in first.values())
     seen = []
     table = measuring.open_table(path, target, 1)
     measuring.fill(
@@ -162,7 +164,7 @@ def test_measuring_goes_on_and_refuses_to_mix(target, tmp_path, capsys):
     )
     assert seen == [(2, 2)]  # a piece and a network: the first two pieces are not measured again
     again = tables.read(path)
-    assert list(again.pieces) == wanted and first.items() <= again.pieces.items()
+    assert set(again.pieces) == set(wanted) and first.items() <= again.pieces.items()
     assert [w.spec for w in again.wholes] == specs[:1]
     tree = json.loads(path.read_text())
     assert tree["unit"] == "ms" and tree["machine"] and tree["versions"]
@@ -178,16 +180,20 @@ def test_published_latencies_of_a_pixel_1():
     old, new = pixel1.v2(), pixel1.v3()
     assert (len(old), len(new)) == (22, 6)
     madds = [cost.madds(p.spec) for p in old], [cost.madds(p.spec) for p in new]
-    fitted = pixel1.calibrate(madds[0], [p.ms for p in old])
+    fitted = calibrate(madds[0], [p.ms for p in old])
     assert fitted.power == pytest.approx(0.877, abs=0.001)
     on_old = model.errors(fitted(madds[0]), [p.ms for p in old])
     on_new = model.errors(fitted(madds[1]), [p.ms for p in new])
     assert on_old.mape == pytest.approx(3.6, abs=0.1)
     # MAdds alone think that V3 is slower than it is, by up to a third.
     assert (on_new.mape, on_new.low, on_new.high) == pytest.approx((15.7, 6.1, 33.7), abs=0.1)
-    assert pixel1.calibrate([1, 2, 3], [2, 4, 6]).factor == pytest.approx(2)
+    # The paper's own two V2, measured with V3's TFLite, are 13 to 16% below slim's.
+    paper = {p.name: p.ms for p in pixel1.v2(pixel1.V2_OF_THE_PAPER)}
+    slim = {p.name: p.ms for p in old}
+    assert [paper[n] / slim[n] for n in paper] == pytest.approx([0.867, 0.843], abs=1e-3)
+    assert calibrate([1, 2, 3], [2, 4, 6]).factor == pytest.approx(2)
     with pytest.raises(ValueError, match="two or more"):
-        pixel1.calibrate([1], [1])
+        calibrate([1], [1])
 
 
 def test_the_command_needs_a_space(tmp_path):
