@@ -84,7 +84,7 @@ def write_file(folder: Path, model: Model, runtime: str, precision: str, name="m
         if precision != "float32":
             raise UsageError(f"--precision={precision}: XLA has float32 only; --runtime=litert")
         path = folder / f"{name}.json"
-        path.write_text(to_json(model.spec))
+        path.write_text(to_json(model.spec.replace(quant=None)))
         return path
     target = Target(file_format=_FORMATS[runtime], precision=precision)
     network = None

@@ -8,6 +8,7 @@ import pytest
 
 from mbv3_jax import __main__ as main
 from mbv3_jax.arch import build, to_json
+from mbv3_jax.export import tflite
 from mbv3_jax.export.packages import installed
 from mbv3_jax.latency import measure, sources
 from mbv3_jax.latency.compare import ratios
@@ -55,6 +56,14 @@ def test_each_runtime_is_measured(runtime, model, tmp_path):
         )
     else:
         assert found.profile is None and "profiler" in measure.PROFILERS["litert"]
+
+
+def test_int8_is_measured(model, tmp_path):
+    require("litert")
+    path = write_file(tmp_path, model, "litert", "int8")
+    assert {op.dtype for op in tflite.operations(path.read_bytes())} == {"INT8"}
+    (found,) = measure_files([("litert", path)], effort=QUICK)
+    assert found.ms > 0
 
 
 def test_models_take_turns(model, tmp_path):
