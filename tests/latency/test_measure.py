@@ -50,7 +50,8 @@ def test_each_runtime_is_measured(runtime, model, tmp_path):
         spec, blocks = model.spec, len(model.spec.blocks)
         squeezed = sum(block.se is not None for block in spec.blocks)
         expanded = sum(spec.has_expand(i) for i in range(blocks))
-        assert profile["Conv"]["count"] == 2 + expanded + 2 * blocks + 2 * squeezed
+        convolutions = 3 + (spec.head is not None) + expanded + 2 * blocks + 2 * squeezed
+        assert profile["Conv"]["count"] + profile["Gemm"]["count"] == convolutions
         assert [row["ms"] for row in found.profile] == sorted(
             (row["ms"] for row in found.profile), reverse=True
         )
