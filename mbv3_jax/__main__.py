@@ -59,7 +59,7 @@ def _report(flags, overrides: Sequence[str]) -> None:
         if flags.compare:
             # Without a terminal rich would wrap the tables at 80 columns.
             console = Console(width=None if sys.stdout.isatty() else 140)
-            text = report.compare(*flags.compare, form=flags.format, console=console)
+            text = report.compare(*flags.compare, flags.out, form=flags.format, console=console)
         else:
             measure, runtime = None, ""
             if not flags.no_latency:
@@ -82,7 +82,14 @@ def _latency():
 
     chosen = best_runtime()
     runtime = describe(chosen)
-    return lambda spec: {"ms": measure_spec(spec, chosen).ms, "runtime": runtime}, runtime
+
+    def measure(spec):
+        try:
+            return {"ms": measure_spec(spec, chosen).ms, "runtime": runtime}
+        except RunError as e:  # the rest of a report does not depend on it
+            return {"error": str(e)}
+
+    return measure, runtime
 
 
 def _sample(space: str, resolution: int | None, seed: int, count: int):

@@ -58,18 +58,27 @@ def _form_of(out: Path | None) -> str:
     return _BY_ENDING[out.suffix]
 
 
-def compare(a: Path, b: Path, *, form: str | None, console: Console) -> str:
-    """Prints A beside B on the console, or returns it as JSON.
+def compare(a: Path, b: Path, out: Path | None, *, form: str | None, console: Console) -> str:
+    """Prints A beside B on the console, or returns it in a format.
+
+    Args:
+      a, b: folders of runs or sweeps.
+      out: the file it will be written to, whose ending gives the format where `form` does not.
+      form: "md", "csv", "json" or "latex"; None without `out` prints.
+      console: printed on.
 
     Raises:
-      ValueError: another format than JSON, or nothing to compare.
+      ValueError: a page, or nothing to compare.
     """
-    if form not in (None, "json"):
-        raise ValueError(f"--compare is printed, or --format=json, got {form}")
+    form = form or (_form_of(out) if out else None)
+    if form == "html":
+        raise ValueError("--compare is printed, or --format=md, csv, json or latex")
     sides = [[trial for sweep in collect([side]) for trial in sweep.trials] for side in (a, b)]
     matched = comparison.pairs(*sides)
     if form == "json":
         return json.dumps([comparison.records(*pair) for pair in matched], indent=1) + "\n"
+    if form:
+        return formats.plain([line for pair in matched for line in comparison.lines(*pair)], form)
     for pair in matched:
         for table in comparison.tables(*pair):
             console.print(table)

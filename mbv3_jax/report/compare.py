@@ -60,12 +60,8 @@ def _flat(tree: Mapping, prefix: str = "") -> dict[str, object]:
 def metrics(a: Trial, b: Trial) -> list[Difference]:
     """What differs in the final evaluations, and whether by more than the seeds' spread.
 
-    Raises:
-      ValueError: a side has no finished run.
+    Empty where a side has no finished run.
     """
-    for side in (a, b):
-        if not side.finished:
-            raise ValueError(f"{side.name}: no run has ended, there is nothing to compare")
     found = []
     for metric in _METRICS:
         ours, theirs = a.values(metric), b.values(metric)
@@ -103,6 +99,40 @@ def pairs(a: Sequence[Trial], b: Sequence[Trial]) -> list[tuple[Trial, Trial]]:
     return same
 
 
+def missing(a: Trial, b: Trial) -> str:
+    """What of a pair is not there to be compared; "" if all is."""
+    sides = [
+        f"{side.name}: {'; '.join(side.missing)}" + ("" if side.finished else ", no run has ended")
+        for side in (a, b)
+        if side.missing
+    ]
+    return "\n".join(sides)
+
+
+def _results(a: Trial, b: Trial) -> list[tuple[str, ...]]:
+    """As text: metric or cost, A's, B's, B - A, interval, verdict."""
+    found = []
+    for count, name in ((cost.params, "params"), (cost.madds, "MAdds")):
+        if a.spec and b.spec:
+            ours, theirs = count(a.spec), count(b.spec)
+            change = f"{theirs - ours:+,} ({theirs / ours - 1:+.1%})" if ours != theirs else "same"
+            found.append((name, f"{ours:,}", f"{theirs:,}", change, "", ""))
+    for d in metrics(a, b):
+        values = (f"{d.a:.3f}", f"{d.b:.3f}", f"{d.b - d.a:+.3f}")
+        found.append((d.metric, *values, *_verdict(d)))
+    return found
+
+
+def lines(a: Trial, b: Trial) -> list[dict[str, str]]:
+    """A pair as rows of one table: fields first, then costs and metrics, then what is missing."""
+    parts = [(name, *map(str, values), "", "", "") for name, values in fields(a, b).items()]
+    parts += _results(a, b)
+    if what := missing(a, b):
+        parts.append(("missing", "", "", "", what.replace("\n", "; "), ""))
+    names = ("what", "of A", "of B", "B - A", "95% interval", "real")
+    return [{"A": a.name, "B": b.name, **dict(zip(names, part, strict=True))} for part in parts]
+
+
 def tables(a: Trial, b: Trial) -> list[Table]:
     """What a terminal shows of a pair: fields, costs, metrics."""
     title = f"A {a.name}   B {b.name}"
@@ -111,16 +141,12 @@ def tables(a: Trial, b: Trial) -> list[Table]:
         of_fields.add_row(name, *(str(value) for value in values))
     if not of_fields.rows:
         of_fields.caption = "no field differs but the seed"
-    found = Table(title=title, header_style="bold", caption=RULE)
+    caption = "\n".join(filter(None, (missing(a, b), RULE)))
+    found = Table(title=title, header_style="bold", caption=caption)
     for name in ("metric", "A", "B", "B - A", "95% interval", "real"):
         found.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)
-    for count, name in ((cost.params, "params"), (cost.madds, "MAdds")):
-        if a.spec and b.spec:
-            ours, theirs = count(a.spec), count(b.spec)
-            change = f"{theirs - ours:+,} ({theirs / ours - 1:+.1%})" if ours != theirs else "same"
-            found.add_row(name, f"{ours:,}", f"{theirs:,}", change, "", "")
-    for d in metrics(a, b):
-        found.add_row(d.metric, f"{d.a:.3f}", f"{d.b:.3f}", f"{d.b - d.a:+.3f}", *_verdict(d))
+    for result in _results(a, b):
+        found.add_row(*result)
     return [of_fields, found]
 
 
@@ -131,10 +157,11 @@ def _verdict(d: Difference) -> tuple[str, str]:
 
 
 def records(a: Trial, b: Trial) -> dict:
-    """The same for a program: {"a", "b", "fields", "metrics"}."""
+    """The same for a program: {"a", "b", "missing", "fields", "metrics"}."""
     return {
         "a": a.name,
         "b": b.name,
+        "missing": missing(a, b) or None,
         "fields": {name: list(values) for name, values in fields(a, b).items()},
         "metrics": [dataclasses.asdict(d) for d in metrics(a, b)],
     }

@@ -102,6 +102,18 @@ def _heading(column: Column) -> str:
     return column.label if column in OURS else f"{column.label} ({column.about})"
 
 
+def plain(table: Sequence[dict[str, str]], form: str) -> str:
+    """Writes rows of text with the same keys, at least one, as "md", "csv" or "latex"."""
+    names, values = list(table[0]), [list(row.values()) for row in table]
+    if form == "md":
+        return "\n".join([_md_row(names), "|-" * len(names) + "|", *map(_md_row, values)]) + "\n"
+    if form == "latex":
+        return "\n".join([*_latex_table(names, values), ""])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([names, *values])
+    return text.getvalue()
+
+
 def _markdown(tables) -> str:
     parts = []
     for title, table in tables:
@@ -143,11 +155,16 @@ def _latex(tables) -> str:
     parts = []
     for title, table in tables:
         columns = _used(table)
-        lines = [f"% {title}", rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}", r"\toprule"]
-        lines += [_latex_row(map(_heading, columns)), r"\midrule"]
-        lines += [_latex_row(c.show(row) for c in columns) for row in table]
-        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
+        cells = [[c.show(row) for c in columns] for row in table]
+        parts.append("\n".join([f"% {title}", *_latex_table(map(_heading, columns), cells)]))
     return "\n\n".join(parts) + "\n"
+
+
+def _latex_table(headings, cells) -> list[str]:
+    headings = list(headings)
+    lines = [rf"\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}", r"\toprule"]
+    lines += [_latex_row(headings), r"\midrule", *map(_latex_row, cells)]
+    return [*lines, r"\bottomrule", r"\end{tabular}"]
 
 
 def _latex_row(cells) -> str:

@@ -12,7 +12,8 @@ from mbv3_jax.arch.published import ablation, published
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.report.collect import Sweep, Trial
 
-# Measures a network: {"ms": median of a batch of one, "runtime": with which and on what}.
+# Measures a network: {"ms": median of a batch of one, "runtime": with which and on what}, or
+# {"error": why it cannot be measured}.
 Measure = Callable[[NetSpec], dict]
 
 
@@ -36,13 +37,16 @@ class Latencies:
                 raise ValueError(f"{file} is damaged ({e}); remove it to measure anew") from e
 
     def __call__(self, spec: NetSpec) -> dict | None:
-        """{"ms", "runtime"}, or None where nothing is measured."""
+        """{"ms", "runtime"} or {"error"}, or None where nothing is measured."""
         if self._measure is None:
             return None
         text = arch_spec.to_json(spec)
         key = sha256(f"{self._runtime}\n{text}".encode()).hexdigest()
         if key not in self._known:
-            self._known[key] = {"network": spec.name, **self._measure(spec)}
+            measured = self._measure(spec)
+            if "error" in measured:  # not kept: another time it may go well
+                return measured
+            self._known[key] = {"network": spec.name, **measured}
             if self._file:
                 temporary = self._file.with_suffix(".tmp")
                 temporary.write_text(json.dumps(self._known, indent=1))
@@ -74,9 +78,12 @@ def rows(sweep: Sweep, latencies: Callable[[NetSpec], dict | None]) -> list[dict
 def _row(sweep: Sweep, trial: Trial, latencies) -> dict:
     spec, top1, loss = trial.spec, trial.values("top1"), trial.values("loss")
     measured = (spec and latencies(spec)) or {}
+    lacking = [*trial.missing]
+    if "error" in measured:
+        lacking.append(f"latency: {measured['error']}")
     row = {
         "trial": trial.name,
-        "missing": "; ".join(trial.missing) or None,
+        "missing": "; ".join(lacking) or None,
         "runs": len(trial.finished),
         "top1": statistics.fmean(top1) if top1 else None,
         "top1_std": statistics.stdev(top1) if len(top1) > 1 else None,

@@ -103,6 +103,14 @@ def test_latencies_are_measured_once_and_kept(sweep, tmp_path):
         Latencies(measure, file, "a watch")
 
 
+def test_a_network_that_cannot_be_measured_is_said_to_be(sweep, tmp_path):
+    file = tmp_path / "report.latency.json"
+    found = rows(sweep, Latencies(lambda spec: {"error": "no such op"}, file, "a watch"))
+    assert found[0]["missing"] == "latency: no such op" and found[0]["latency_ms"] is None
+    assert found[0]["top1"] is not None and found[3]["missing"].startswith("failed")
+    assert not file.exists()
+
+
 def test_the_front_has_those_that_no_other_beats():
     points = [
         {"trial": n, "top1": t, "madds": m}
@@ -155,9 +163,23 @@ class TestCompare:
         same = compare._difference("top1", [70.0, 70.0], [70.0, 70.0])
         assert same.real is False and (same.low, same.high) == (0, 0)
 
-    def test_unfinished_sides_are_refused(self, sweep):
-        with pytest.raises(ValueError, match="cut: no run has ended"):
-            compare.metrics(sweep.trials[0], sweep.trials[2])
+    def test_an_unfinished_trial_does_not_hide_the_others(self, sweep, sweep_folder, capsys):
+        both, _, cut, *_ = sweep.trials
+        assert compare.metrics(both, cut) == []
+        assert compare.missing(both, cut) == "cut: interrupted, at step 12, no run has ended"
+        assert main(["report", "--compare", str(sweep_folder), str(sweep_folder)]) == 0
+        out = capsys.readouterr().out
+        assert out.count("real: Welch") == 5 and "waiting: waiting" in out
+
+    @pytest.mark.parametrize("ending", ["md", "csv", "tex"])
+    def test_as_a_file(self, sweep, sweep_folder, tmp_path, ending):
+        out = tmp_path / f"c.{ending}"
+        sides = str(sweep_folder / "both"), str(sweep_folder / "each-seed0")
+        assert main(["report", "--compare", *sides, f"--out={out}"]) == 0
+        (line,) = [x for x in out.read_text().splitlines() if "nonlinearity" in x and "paper" in x]
+        assert "relu" in line
+        top1 = np.mean(sweep.trials[0].values("top1"))
+        assert f"{top1:.3f}" in out.read_text()
 
     def test_pairs(self, sweep):
         a, b, c, *_ = sweep.trials
@@ -187,7 +209,7 @@ class TestCompare:
         (["{sweep}", "--format=html"], "--out=FILE.html"),
         (["{sweep}", "--out={tmp}/no/such/r.md", "--no-latency"], "No such file or directory"),
         (["--compare", "{sweep}", "{tmp}"], "neither sweep.json nor config.json"),
-        (["--compare", "{sweep}", "{sweep}", "--format=latex"], "--format=json"),
+        (["--compare", "{sweep}", "{sweep}", "--format=html"], "--format=md"),
         (["{sweep}", "--sort=top1"], "unknown option --sort=top1"),
     ],
 )
