@@ -117,6 +117,9 @@ def plain(table: Sequence[dict[str, str]], form: str) -> str:
 def _markdown(tables) -> str:
     parts = []
     for title, table in tables:
+        if not table:
+            parts.append(f"## {title}\n\nNo trials.")
+            continue
         columns = _used(table)
         lines = [f"## {title}", "", _md_row(map(_heading, columns)), "|-" * len(columns) + "|"]
         lines += [_md_row(c.show(row) for c in columns) for row in table]

@@ -137,6 +137,10 @@ def test_formats_for_papers_and_programs(sweep):
     assert body[5].count("&") - body[5].count(r"\&") == body[3].count("&") - body[3].count(r"\&")
 
 
+def test_a_sweep_without_trials():
+    assert formats.write([("t", [])], "md") == "## t\n\nNo trials.\n"
+
+
 class TestCompare:
     def test_fields_and_metrics(self, sweep):
         both, each, *_ = sweep.trials
