@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+from benchmarks import search
+from mbv3_jax.search.evaluators.table import ToyTable
+from mbv3_jax.search.presets import preset
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    """A table in which accuracy rises with every choice, a little more for each later one."""
+    rng, rows = np.random.default_rng(0), []
+    for point in preset("toy").points():
+        value = 0.2 + 0.01 * np.dot(point, range(1, len(point) + 1))
+        for seed in range(3):
+            for steps in (150, 300):
+                noisy = value + 0.005 * rng.standard_normal(2)
+                name = "-".join(map(str, point))
+                rows.append(f"{name},{seed},{steps},{noisy[0]:.4f},{noisy[1]:.4f}")
+    path = tmp_path_factory.mktemp("truth") / "truth.csv"
+    path.write_text("\n".join(["point,seed,steps,validation,test", *rows]))
+    return search.Task(ToyTable(path))
+
+
+def test_the_best_has_no_regret_and_all_have_the_whole_area(task):
+    regrets = [task.regret(p) for p in task.table.points]
+    assert min(regrets) == 0 < max(regrets)
+    assert task.hypervolume(task.table.points, task.test) == 1
+    assert 0 <= task.hypervolume(task.table.points[:9], task.test[:9]) < 1
+
+
+@pytest.mark.parametrize("name", search.METHODS)
+def test_methods_train_as_many_networks_as_they_may(task, name, monkeypatch):
+    asked = []
+    train = task.table.train_briefly
+    monkeypatch.setattr(
+        task.table, "train_briefly", lambda p, seed: asked.extend(p) or train(p, seed)
+    )
+    found = search.METHODS[name](task, 32, 0)
+    assert len(asked) == 32
+    assert task.regret(found["point"]) < np.median([task.regret(p) for p in task.table.points])
+
+
+def test_the_mean_gradient_is_the_enumerated_one(task):
+    cosine, length = search.gradients(task, batches=200)
+    assert cosine > 0.98
+    assert length == pytest.approx(1, abs=0.1)
+
+
+def test_interval_is_students(task):
+    assert search.interval([1.0, 2.0, 3.0]) == "2.00 +- 2.48"
