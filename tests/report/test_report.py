@@ -238,4 +238,4 @@ def test_a_run_alone_as_markdown(sweep_folder, capsys):
 def test_runs_say_how_they_were_started(sweep):
     (session,) = sweep.trials[1].runs[0].sessions
     assert session["versions"].keys() >= {"python", "jax", "flax", "optax"}
-    assert "pytest" in session["command"] and "cpu" in session["devices"].lower()
+    assert "python" in session["command"] and "cpu" in session["devices"].lower()

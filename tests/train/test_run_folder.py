@@ -24,7 +24,7 @@ def test_a_new_folder_holds_configuration_and_network(tmp_path, tiny_config, tin
     run_folder.claim(run, tiny_config(), tiny_spec)
     after = files(run)
     started = [json.loads(line) for line in after.pop("sessions.jsonl").splitlines()]
-    assert len(started) == 2 and all("pytest" in session["command"] for session in started)
+    assert len(started) == 2 and all("python" in session["command"] for session in started)
     del before["sessions.jsonl"]
     assert after == before
     assert run_folder.read_summary(run) is None
