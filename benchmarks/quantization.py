@@ -105,16 +105,17 @@ def the_table(floats: list[Path], sweep: Path, out: Path, console: Console) -> N
     for run in floats:
         for folder in seeds(run):
             key = f"{run.name}/{folder.name}"
-            if key in found:
-                continue
             seed = json.loads((folder / "config.json").read_text())["seed"]
+            row = found.setdefault(key, {})
+            if "after" not in row:
+                row |= {"float": top1(folder), "after": after_training(folder)}
             longer = sweep / f"{run.name}-float-seed{seed}"
-            row = {"float": top1(folder), "after": after_training(folder)}
-            if (longer / "summary.json").is_file():
+            if "longer" not in row and (longer / "summary.json").is_file():
                 row |= {"longer": top1(longer), "longer_after": after_training(longer)}
-                row["trained"] = trained(sweep / f"{run.name}-int8-seed{seed}")
-            found[key] = row
-            out.write_text(json.dumps(found, indent=1))
+            for_int8 = sweep / f"{run.name}-int8-seed{seed}"
+            if "trained" not in row and (for_int8 / "summary.json").is_file():
+                row["trained"] = trained(for_int8)
+            run_folder.write_atomically(out, json.dumps(found, indent=1))
             console.print(key, row)
     table = Table(title="top-1 %, int8 from the files", header_style="bold")
     for name in ("network", "float", "int8 after", "float, longer", "int8 after", "int8 trained"):

@@ -6,7 +6,7 @@ python launch/sweep.py --sweep=configs/ablations/qat.py
   V3-Small with h-swish, ReLU, swish, and with a sigmoid as gate, 3 seeds each on letters among
   clutter; every network is trained for five epochs more twice, in simulated int8 and in float, so
   that the two differ in nothing else
-python -m benchmarks.quantization
+python -m benchmarks.quantization --floats RUN RUN ... --trained runs/sweeps/qat
   the table: float and int8 top-1, after training and trained for it, from exported files
 python launch/sweep.py --sweep=configs/ablations/qat.py:RUN,RUN,...
   the same of any run folders; those of several seeds give a trial for each
