@@ -4,7 +4,6 @@ import base64
 import io
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 
 import jinja2
@@ -31,15 +30,24 @@ def page(sweeps: Sequence[Sweep], latencies: Callable[[NetSpec], dict | None]) -
       sweeps: see `collect.collect`.
       latencies: of a network, {"ms", "runtime"} or None; see `rows.Latencies`.
     """
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = resources.files(__package__).joinpath("page.html.j2").read_text("utf-8")
-    return environment.from_string(template).render(
+    return render(
+        "page.html.j2",
         title=", ".join(sweep.name or sweep.title for sweep in sweeps),
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         sweeps=[_sweep(sweep, latencies) for sweep in sweeps],
     )
+
+
+def render(template: str, *, title: str, **values) -> str:
+    """The HTML of a template of this folder, one that extends shell.html.j2."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return environment.get_template(template).render(title=title, made=made, **values)
 
 
 def _sweep(sweep: Sweep, latencies) -> dict:
@@ -54,8 +62,8 @@ def _sweep(sweep: Sweep, latencies) -> dict:
         "complete": len(complete),
         "missing": [(row["trial"], row["missing"]) for row in table if row["missing"]],
         "best": max((r for r in table if r["top1"] is not None), key=_top1, default=None),
-        "ours": _table(table, OURS),
-        "published": _table(
+        "ours": sortable(table, OURS),
+        "published": sortable(
             [row for row in table if row["published_source"]], (*OURS[:2], *PUBLISHED)
         ),
         "runtimes": runtimes(table),
@@ -74,10 +82,10 @@ def _sweep(sweep: Sweep, latencies) -> dict:
     }
 
 
-def _table(table: list[dict], columns: Sequence[Column]) -> dict:
-    """Headings and cells of the columns in which there is something."""
-    used = [column for column in columns if any(column.show(row) for row in table)]
-    return {"columns": used, "rows": [[cell(row, column) for column in used] for row in table]}
+def sortable(lines: Sequence[dict], columns: Sequence[Column]) -> dict:
+    """Headings and cells, for table.html.j2, of the columns in which there is something."""
+    used = [column for column in columns if any(column.show(row) for row in lines)]
+    return {"columns": used, "rows": [[cell(row, column) for column in used] for row in lines]}
 
 
 def _top1(row: dict) -> float:

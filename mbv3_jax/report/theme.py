@@ -7,7 +7,7 @@ import re
 import matplotlib
 from matplotlib.figure import Figure
 
-# Drawn in colours that nothing else has, each then replaced by a variable of page.html.j2.
+# Drawn in colours that nothing else has, each then replaced by a variable of shell.html.j2.
 _MARKS = {"#010203": "var(--text)", "#010204": "var(--grid)", "#010205": "var(--page)"}
 TEXT, GRID, PAGE = _MARKS
 SERIES = tuple(f"#0103{i:02d}" for i in range(8))
