@@ -144,8 +144,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     plot.set_defaults(run_command=_plot)
 
-    report = commands.add_parser("report", help="what runs and sweeps came to, as a page or table")
-    report.add_argument("runs", nargs="*", type=Path, help="run folders and sweep folders")
+    report = commands.add_parser(
+        "report", help="what runs, sweeps, searches came to: a page or table"
+    )
+    report.add_argument("runs", nargs="*", type=Path, help="run and sweep folders; or searches")
     report.add_argument(
         "--compare", nargs=2, type=Path, metavar=("A", "B"), help="two of them side by side"
     )

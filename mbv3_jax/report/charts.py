@@ -12,7 +12,7 @@ from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.report import theme
 from mbv3_jax.report.collect import Trial
 
-_SIZE = (4.8, 3.6)  # inches; small, so that letters stay readable on a phone
+SIZE = (4.8, 3.6)  # inches; small, so that letters stay readable on a phone
 
 
 def curves(trials: Sequence[Trial], *, kind: str, metric: str) -> str | None:
@@ -29,7 +29,7 @@ def curves(trials: Sequence[Trial], *, kind: str, metric: str) -> str | None:
     scale, label = {"loss": (1, "loss"), "top1": (100, "top-1 (%)")}[metric]
     data = {"train": "training batches", "eval": "held-out images"}[kind]
     with theme.style():
-        figure = Figure(figsize=_SIZE, layout="constrained")
+        figure = Figure(figsize=SIZE, layout="constrained")
         axes, drawn = figure.subplots(), False
         for trial, (line, colour) in zip(trials, itertools.cycle(theme.STYLES), strict=False):
             by_step: dict[int, list[float]] = {}
@@ -72,7 +72,7 @@ def pareto(table: Sequence[dict], *, against: str) -> str | None:
         return None
     scale, label = {"madds": (1e-6, "MAdds (millions)"), "latency_ms": (1, "latency (ms)")}[against]
     with theme.style():
-        figure = Figure(figsize=_SIZE, layout="constrained")
+        figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
         front = front_of(known, against)
         points = [(row[against] * scale, row["top1"]) for row in front]

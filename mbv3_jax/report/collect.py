@@ -9,6 +9,7 @@ from pathlib import Path
 from mbv3_jax.arch import spec as arch_spec
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.report.curves import read_records
+from mbv3_jax.report.search import is_search
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,12 +94,14 @@ def collect(folders: Iterable[Path]) -> list[Sweep]:
     """Reads sweep folders and run folders, in the order given; loose runs come together, last.
 
     Raises:
-      ValueError: a folder that is neither, or a damaged file.
+      ValueError: a folder that is neither, a search's among them, or a damaged file.
     """
     sweeps, loose = [], []
     for folder in folders:
         if (folder / "sweep.json").is_file():
             sweeps.append(_sweep(folder))
+        elif is_search(folder):
+            raise ValueError(f"{folder} is a search's folder: `report {folder}` is its report")
         elif (folder / "config.json").is_file():
             loose.append(_trial(str(folder), [folder]))
         else:

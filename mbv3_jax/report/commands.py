@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mbv3_jax.report import compare as comparison
-from mbv3_jax.report import formats
+from mbv3_jax.report import formats, search, search_tables
 from mbv3_jax.report.collect import collect
 from mbv3_jax.report.rows import Latencies, Measure, rows
 
@@ -25,21 +25,24 @@ def report(
     """The text of a report.
 
     Args:
-      folders: of runs and sweeps.
+      folders: of runs and sweeps, or of searches.
       out: the file it will be written to; measured latencies are kept beside it, in
         OUT.latency.json.
       form: one of `formats.FORMATS`; None takes the one that `out` ends with.
       measure, runtime: see `rows.Latencies`.
 
     Raises:
-      ValueError: no folders, a folder that holds nothing, an ending that no format has, HTML for
-        a terminal.
+      ValueError: no folders, a folder that holds nothing, searches beside runs, an ending that no
+        format has, HTML for a terminal.
     """
     if not folders:
         raise ValueError("name run folders or sweep folders, or --compare A B")
     form = form or _form_of(out)
     if form == "html" and out is None:
         raise ValueError("a page needs --out=FILE.html")
+    searches = [folder for folder in folders if search.is_search(folder)]
+    if searches:
+        return _searches(folders, searches, form)
     sweeps = collect(folders)
     kept = out.with_name(out.name + ".latency.json") if out else None
     latencies = Latencies(measure, kept, runtime)
@@ -48,6 +51,20 @@ def report(
 
         return page(sweeps, latencies)
     return formats.write([(sweep.title, rows(sweep, latencies)) for sweep in sweeps], form)
+
+
+def _searches(folders: Sequence[Path], searches: Sequence[Path], form: str) -> str:
+    if others := [str(folder) for folder in folders if folder not in searches]:
+        raise ValueError(
+            f"searches have a report of their own: {', '.join(map(str, searches))} cannot stand "
+            f"in one with {', '.join(others)}; report the runs and sweeps by another command"
+        )
+    found = [search.read(folder) for folder in searches]
+    if form == "html":
+        from mbv3_jax.report.search_page import page
+
+        return page(found)
+    return search_tables.write(found, form)
 
 
 def _form_of(out: Path | None) -> str:

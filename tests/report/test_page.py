@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from ended_search import make
 
 from mbv3_jax.__main__ import main
 
@@ -29,9 +30,25 @@ def page(sweep_folder, tmp_path_factory):
     return out
 
 
-def test_the_page_needs_nothing_else(page):
+@pytest.fixture(scope="module")
+def search_page(tmp_path_factory):
+    """The file of a search's report."""
+    folder = make(tmp_path_factory.mktemp("searches") / "clutter")
+    out = folder / "search.html"
+    assert main(["report", str(folder), f"--out={out}", "--no-latency"]) == 0
+    return out
+
+
+@pytest.fixture(params=["page", "search_page"])
+def any_page(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_the_page_needs_nothing_else(page, search_page):
+    for file in (page, search_page):
+        text = file.read_text()
+        assert not re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?(?!data:|#)[\w/.]+:', text)
     text = page.read_text()
-    assert not re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?(?!data:|#)[\w/.]+:', text)
     assert "http://www.w3.org" in text or "https://" not in text  # names of SVG, not addresses
     assert "&lt;no room&gt;" in text and "<no room>" not in text
     assert len(text) < 1_000_000
@@ -64,8 +81,8 @@ def view(browser, page, *, width=1200, theme="light"):
     browser.get(page.as_uri())
 
 
-def test_it_opens_without_an_error_or_a_request(browser, page):
-    view(browser, page)
+def test_it_opens_without_an_error_or_a_request(browser, any_page):
+    view(browser, any_page)
     assert browser.get_log("browser") == []
     asked = [
         url
@@ -73,6 +90,10 @@ def test_it_opens_without_an_error_or_a_request(browser, page):
         for url in re.findall(r'"requestWillBeSent".*?"url":"([^"]+)"', entry["message"])
     ]
     assert {url.split(":")[0] for url in asked} <= {"file", "data"}
+
+
+def test_a_sweep_s_page_has_every_section(browser, page):
+    view(browser, page)
     headings = browser.execute_script(
         "return [...document.querySelectorAll('h3')].map(h => h.textContent)"
     )
@@ -109,8 +130,8 @@ def luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_colours_can_be_read_in_both_themes(browser, page, theme):
-    view(browser, page, theme=theme)
+def test_colours_can_be_read_in_both_themes(browser, any_page, theme):
+    view(browser, any_page, theme=theme)
     colours = browser.execute_script(
         "const of = (s, name) => getComputedStyle(document.querySelector(s))[name];"
         "return {page: of('body', 'backgroundColor'), text: of('body', 'color'),"
@@ -126,10 +147,25 @@ def test_colours_can_be_read_in_both_themes(browser, page, theme):
     assert (luminance(other) < 0.05) == (theme == "light")
 
 
-def test_a_phone_needs_no_sideways_scrolling(browser, page):
-    view(browser, page, width=360)
+def test_a_phone_needs_no_sideways_scrolling(browser, any_page):
+    view(browser, any_page, width=360)
     browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
     inside, wide = browser.execute_script(
         "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     )
     assert inside <= wide <= 360
+
+
+def test_drawn_blocks_fit_a_phone_whole(browser, search_page):
+    view(browser, search_page, width=360)
+    fits = browser.execute_script(
+        "return [...document.querySelectorAll('.blocks')].map("
+        "t => t.parentNode.scrollWidth <= t.parentNode.clientWidth)"
+    )
+    assert fits == [True, True]
+    shares = browser.execute_script(
+        "const width = e => e.getBoundingClientRect().width;"
+        "return [...document.querySelectorAll('.bar')].slice(0, 11).map("
+        "e => width(e) / width(e.parentNode))"
+    )
+    assert max(shares) == shares[-1] > 0.85 and min(shares) == shares[0] < 0.03
