@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from mbv3_jax.report import theme
 from mbv3_jax.report.charts import SIZE, front_of
@@ -34,7 +34,9 @@ def rewards(search: Search) -> str | None:
         if not axes.lines:
             return None
         axes.set(xlabel="controller step", ylabel="mean reward of a step")
-        axes.legend()
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for text in axes.legend().get_texts():
+            text.set_parse_math(False)  # a name may have dollars
         return theme.to_svg(figure, "reward by controller step")
 
 

@@ -62,7 +62,7 @@ def columns(search: Search) -> tuple[Column, ...]:
         Column("target", f"target {unit}", "", price("target")),
         *([] if search.cost_name == "madds" else of_cost),  # MAdds are counted, not predicted
         Column("madds", "MAdds M", "", lambda row: number(row["madds"] / 1e6)),
-        Column("params", "params M", "", lambda row: number(row["params"] / 1e6)),
+        Column("params", "params M", "", lambda row: f"{row['params'] / 1e6:.2f}"),
         Column(
             "predicted",
             "predicted top-1 %",
