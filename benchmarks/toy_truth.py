@@ -122,10 +122,17 @@ def _correct(spec: NetSpec, variables, images, labels):
 
 
 @functools.cache
-def _data(split: str, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+def raw(split: str, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    """All uint8 images and labels of a split."""
     source = Clutter(split, resolution)
     batch = source.batch(np.arange(len(source)))
-    return batch["image"].astype(np.float32) / 127.5 - 1, batch["label"]
+    return batch["image"], batch["label"]
+
+
+@functools.cache
+def _data(split: str, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = raw(split, resolution)
+    return images.astype(np.float32) / 127.5 - 1, labels
 
 
 def train(space: Space, point: Point, seed: int, *, brief: int = BRIEF, steps: int = LONG):
