@@ -1,54 +1,258 @@
+import itertools
+import json
+
+import jax
+import numpy as np
 import pytest
+from rich.console import Console
 
-from mbv3_jax.arch import cost
-from mbv3_jax.arch.tables import mnasnet_a1, mobilenet_v3_large, mobilenet_v3_small
-from mbv3_jax.search.netadapt import DELTA, bottlenecks, proposals
+from mbv3_jax.__main__ import main
+from mbv3_jax.arch import cost, from_json
+from mbv3_jax.latency.model import work
+from mbv3_jax.latency.pieces import pieces
+from mbv3_jax.latency.table import Table
+from mbv3_jax.search.netadapt import masks, shrink, tuning
+from mbv3_jax.train import model as models
+from mbv3_jax.train.errors import Preempted, RunError, UsageError
+from mbv3_jax.train.interrupt import Interrupt
+from mbv3_jax.train.loop import train
 
-LARGE = mobilenet_v3_large()
-
-
-def test_bottlenecks_follow_the_shortcuts_of_table_1():
-    assert bottlenecks(LARGE) == [
-        (0, 1),
-        (2, 3),
-        (4, 5, 6),
-        (7, 8, 9, 10),
-        (11, 12),
-        (13, 14, 15),
-    ]
-
-
-@pytest.mark.parametrize("make", [mobilenet_v3_large, mobilenet_v3_small, mnasnet_a1])
-def test_every_proposal_saves_enough_and_keeps_the_shortcuts(make):
-    spec = make()
-    cut = DELTA * cost.madds(spec)
-    found = proposals(spec, cost.madds, cut)
-    assert len({p.change for p in found}) == len(found) > len(spec.blocks) / 2
-    for p in found:
-        assert p.saved == cost.madds(spec) - cost.madds(p.spec) >= cut
-        assert bottlenecks(p.spec) == bottlenecks(spec)
-        assert len(p.spec.blocks) == len(spec.blocks)
+TOP1 = tuning.Tuner.top1
+QUIET = Console(quiet=True)
+OPTIONS = {"steps": 2, "delta": 0.04, "divisor": 4, "console": QUIET}
 
 
-def test_the_least_narrowing_is_proposed():
-    madds = cost.madds(LARGE)
-    changes = {p.change: p for p in proposals(LARGE, cost.madds, 1)}
-    assert "block1 expansion" not in " ".join(changes)  # it has no expansion layer
-    assert changes["block3 expansion 72 -> 64"].spec.blocks[2].expansion == 64
-    wide = changes["bottleneck of block4, block5, block6 40 -> 32"].spec
-    assert [b.out for b in wide.blocks[3:6]] == [32, 32, 32]
-    first = changes["bottleneck of stem, block1 16 -> 8"].spec
-    assert (first.stem.out, first.blocks[0].expansion, first.blocks[0].out) == (8, 8, 8)
-    more = {p.change for p in proposals(LARGE, cost.madds, 0.02 * madds)}
-    assert not any(c.startswith("block3 expansion 72 -> 64") for c in more)
+@pytest.fixture(scope="module", autouse=True)
+def varied():
+    """Accuracies that follow from the weights and differ, which those of tiny networks do not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning.Tuner, "top1", lambda self, variables: _fraction(variables))
+        yield
 
 
-def test_no_narrowing_makes_a_shortcut():
-    # Block 7 of Small at 40 channels would be as wide as its input.
-    changes = [p.change for p in proposals(mobilenet_v3_small(), cost.madds, 1)]
-    assert "bottleneck of block7, block8 48 -> 32" in changes
+def _fraction(variables):
+    kernel = np.asarray(variables["params"]["logits"]["kernel"], np.float64)
+    return float(np.abs(kernel).sum() * 1e4 % 1)
 
 
-def test_a_step_that_cuts_nothing_is_refused():
-    with pytest.raises(ValueError, match="cut: got 0, expected a number above zero"):
-        proposals(LARGE, cost.madds, 0)
+@pytest.fixture(scope="module")
+def run(tiny_config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("netadapt") / "run"
+    train(tiny_config("--config.total_steps=4", "--config.eval_every_steps=4"), folder, QUIET)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def target(run):
+    return 0.88 * cost.madds(models.load(run).spec)
+
+
+@pytest.fixture(scope="module")
+def whole(run, target, tmp_path_factory):
+    """A run that nothing cut off, and its result."""
+    out = tmp_path_factory.mktemp("netadapt") / "whole"
+    return out, shrink.shrink(run, cost.madds, target, out, **OPTIONS)
+
+
+def _texts(folder):
+    return [(folder / name).read_text() for name in ("netadapt.json", "spec.json")]
+
+
+def test_it_takes_the_best_proposal_until_the_target(run, target, whole):
+    out, found = whole
+    seed, spec = models.load(run), from_json((out / "spec.json").read_text())
+    assert found["spec"] == spec and spec.name == "tiny_netadapt"
+    costs = [found["seed"]["cost"], *(s["cost"] for s in found["steps"])]
+    assert costs[0] == cost.madds(seed.spec) and costs[-1] == cost.madds(spec) == found["cost"]
+    assert len(found["steps"]) > 1 and costs[-1] <= target < costs[-2]
+    assert all(a - b >= 0.04 * costs[0] for a, b in itertools.pairwise(costs))
+    before = found["seed"]["accuracy"]
+    for step in found["steps"]:
+        ratios = {p["change"]: (p["accuracy"] - before) / p["saved"] for p in step["proposals"]}
+        assert len(ratios) > 1 and ratios[step["change"]] == max(ratios.values())
+        before = step["accuracy"]
+    assert [p.name for p in (out / "weights").iterdir()] == [str(len(found["steps"]))]
+
+
+def test_the_result_is_a_network_like_any_other(run, whole, capsys):
+    out, found = whole
+    model = models.load(out / "model")
+    assert model.spec == found["spec"]
+    assert model.preprocessing == models.load(run).preprocessing
+    assert main(["eval", f"--import={out / 'model'}", "--data=synthetic", "--batch=16"]) == 0
+    assert "top1" in capsys.readouterr().out
+
+
+def test_what_is_done_is_not_done_again(run, target, whole, monkeypatch):
+    out, found = whole
+    monkeypatch.setattr(tuning.Tuner, "tune", None)
+    before = _texts(out)
+    assert shrink.shrink(run, cost.madds, target, out, **OPTIONS) == found
+    assert _texts(out) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checks", [4, 7, 11, 14])
+def test_cut_off_anywhere_it_ends_as_if_it_had_not_been(
+    run, target, whole, tmp_path, monkeypatch, checks
+):
+    out, counted, check = tmp_path / "cut", [], Interrupt.check
+
+    def stop(self, **options):
+        check(self, **options)
+        counted.append(1)
+        if len(counted) > checks:
+            raise Preempted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupt, "check", stop)
+        with pytest.raises(Preempted):
+            shrink.shrink(run, cost.madds, target, out, **OPTIONS)
+    log = json.loads((out / "netadapt.json").read_text())
+    assert log["pending"] or log["steps"]
+    shrink.shrink(run, cost.madds, target, out, **OPTIONS)
+    assert _texts(out) == _texts(whole[0])
+    ours, theirs = (models.load(f / "model").variables for f in (out, whole[0]))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.fixture
+def tuner(run):
+    model = models.load(run)
+    config = json.loads((run / "config.json").read_text())
+    config = tuning.tuning_config(
+        tuning.ConfigDict(config), steps=2, rate=0.1, eval_split=None, seed=3
+    )
+    return tuning.Tuner(run, model, config, Interrupt())
+
+
+def test_the_accuracy_is_that_of_an_evaluation(run, tuner):
+    summary = json.loads((run / "summary.json").read_text())
+    assert TOP1(tuner, models.load(run).variables) == summary["eval"]["top1"]
+    assert tuner.split == summary["split"]
+
+
+def test_all_proposals_share_one_program_and_leave_the_rest_zero(run, tuner):
+    model = models.load(run)
+    kept = masks.whole(model.spec)
+    narrower = kept | {
+        "block1/expansion": np.arange(3, 11),
+        "block1/squeezed": np.array([1]),
+        "stem": np.array([0, 2, 7]),
+    }
+    ones = masks.mask(model.spec, narrower)["params"]
+    for channels in (kept, narrower):
+        tuned = tuner.tune(model.variables, channels, 5)
+    assert all(
+        np.all(np.asarray(x)[one == 0] == 0)
+        for x, one in zip(jax.tree.leaves(tuned["params"]), jax.tree.leaves(ones), strict=True)
+    )
+    again, other = (tuner.tune(model.variables, narrower, number) for number in (5, 6))
+    jax.tree.map(np.testing.assert_array_equal, tuned, again)
+    assert not np.array_equal(
+        again["params"]["logits"]["kernel"], other["params"]["logits"]["kernel"]
+    )
+    assert tuner._experiment.train_step.func._cache_size() == 1
+
+
+def test_the_fine_tuning_is_at_a_tenth_of_the_rate(tiny_config):
+    config = tiny_config("--config.total_steps=None", "--config.total_epochs=3")
+    tuned = tuning.tuning_config(config, steps=7, rate=None, eval_split="test", seed=5)
+    assert (tuned.total_steps, tuned.total_epochs, tuned.seed) == (7, None, 5)
+    assert (tuned.schedule.name, tuned.schedule.warmup_steps) == ("constant", 0)
+    assert tuned.schedule.base_lr == pytest.approx(0.001)
+    assert tuned.ema_decay is None and tuned.data.eval_split == "test"
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ({"steps": 0}, "steps: got 0"),
+        ({"rate": 0.0}, "rate: got 0.0"),
+        ({"delta": 1.0}, "delta: got 1.0"),
+        ({"divisor": 0}, "divisor: got 0"),
+        ({"max_proposals": 0}, "max_proposals: got 0"),
+        ({"keep": "last"}, "keep: got 'last'"),
+        ({"eval_split": "none"}, "eval_split"),
+        ({"seed": -1}, "seed: got -1"),
+    ],
+)
+def test_a_wrong_option_is_refused_and_nothing_written(run, target, tmp_path, option, message):
+    with pytest.raises(UsageError, match=message):
+        shrink.shrink(run, cost.madds, target, tmp_path / "out", **OPTIONS | option)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_target_that_is_reached_already_is_refused(run, tmp_path):
+    with pytest.raises(UsageError, match=r"target: got .* expected above zero and below"):
+        shrink.shrink(run, cost.madds, 1e9, tmp_path / "out", **OPTIONS)
+
+
+def test_another_run_in_the_folder_is_refused(run, target, whole, tmp_path):
+    out, _ = whole
+    with pytest.raises(UsageError, match=r"target: this command 100000\.0, the folder"):
+        shrink.shrink(run, cost.madds, 1e5, out, **OPTIONS)
+    with pytest.raises(UsageError, match=r"schedule\.base_lr: this command 0\.5"):
+        shrink.shrink(run, cost.madds, target, out, **OPTIONS, rate=0.5)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UsageError, match=r"holds notes\.txt and no netadapt\.json"):
+        shrink.shrink(run, cost.madds, target, tmp_path, **OPTIONS)
+
+
+def test_a_damaged_log_is_named(run, target, tmp_path):
+    (tmp_path / "netadapt.json").write_text("{")
+    with pytest.raises(RunError, match=r"netadapt\.json is damaged"):
+        shrink.shrink(run, cost.madds, target, tmp_path, **OPTIONS)
+
+
+def test_it_says_what_is_reached_where_nothing_saves_enough(run, target, tmp_path):
+    with pytest.raises(RunError, match=r"after 0 steps no proposal saves .* reached .*, not"):
+        shrink.shrink(run, cost.madds, target, tmp_path / "out", **OPTIONS | {"delta": 0.9})
+
+
+def test_a_loss_that_is_not_finite_ends_it(run, target, tmp_path):
+    with pytest.raises(RunError, match="the loss of a fine-tuning is nan after 2 steps"):
+        shrink.shrink(run, cost.madds, target, tmp_path / "out", **OPTIONS, rate=1e30)
+
+
+def test_a_request_to_stop_is_met_with_the_code_that_says_so(run, tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise Preempted
+
+    monkeypatch.setattr(tuning.Tuner, "tune", stop)
+    out = tmp_path / "out"
+    command = ["search", "netadapt", f"--run={run}", f"--out={out}", "--divisor=4"]
+    assert main([*command, "--target-madds=1.2e5"]) == 75
+    assert "stopped on request; the same command goes on" in capsys.readouterr().err
+    assert (out / "netadapt.json").exists() and not (out / "spec.json").exists()
+
+
+def test_the_command_shrinks_to_a_latency(run, tmp_path, capsys):
+    spec, table, out = models.load(run).spec, tmp_path / "table.json", tmp_path / "out"
+    ms = {p: sum(work(p).values()) - work(p)["call"] for p in pieces(spec)}
+    Table("litert", 1, {"cpu": "a phone"}, {}, ms).write(table)
+    command = ["search", "netadapt", f"--run={run}", f"--out={out}", "--steps=1", "--divisor=4"]
+    assert main([*command, "--target-ms=1e9", f"--table={table}"]) == 2
+    text = capsys.readouterr().err
+    total = float(text.split("below the ")[1].split(" ms")[0])
+    options = [f"--target-ms={0.98 * total}", f"--table={table}", "--max-proposals=1"]
+    assert main([*command, *options]) == 0
+    text = capsys.readouterr().out
+    assert " ms " in text and f"--config=configs/found.py:spec={out}/spec.json,TASK" in text
+    assert from_json((out / "spec.json").read_text()).name == "tiny_netadapt"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--target-ms=1"], "--target-ms needs --table"),
+        (["--target-ms=1", "--table=none.json"], "none.json: No such file"),
+        (["--target-madds=1", "--table=none.json"], "--table goes with --target-ms"),
+        (["--target-madds=1e5"], "is no run folder"),
+        (["--target-madds=1e5", "--config.seed=1"], "unknown option --config.seed=1"),
+    ],
+)
+def test_the_command_names_what_is_wrong(tmp_path, capsys, arguments, message):
+    command = ["search", "netadapt", f"--run={tmp_path}", f"--out={tmp_path / 'out'}"]
+    assert main([*command, *arguments]) == 2
+    assert message in capsys.readouterr().err

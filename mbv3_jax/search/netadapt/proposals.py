@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from mbv3_jax.arch.spec import NetSpec
 
-DELTA = 0.01  # of the seed's cost: what a step cuts at least (section 4.2)
+DELTA = 0.01  # of the first cost: what a step cuts at least (section 4.2)
 
 
 @dataclasses.dataclass(frozen=True)
