@@ -1,9 +1,10 @@
 """Do the searches search? On the space `toy`, of which every network has been trained.
 
 python -m benchmarks.search --out=benchmarks/SEARCH.md
-  after `python -m benchmarks.toy_truth`. Every method may train the same number of networks
-  briefly; it sees validation accuracies of one training each. What it finds is held against the
-  mean test accuracy of the long trainings.
+  after `python -m benchmarks.toy_truth` and `python -m benchmarks.toy_supernet`. Every method may
+  take the same number of training steps: so many candidates, of which it sees the validation
+  accuracy of one training each, or a supernet. What it finds is held against the mean test accuracy
+  of the trainings with other seeds than those that it has seen.
 """
 
 import argparse
@@ -11,51 +12,64 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import toy_supernet
 from mbv3_jax.search.costs import Costs
 from mbv3_jax.search.evaluators.agreement import agreement, split_half_reliability
 from mbv3_jax.search.evaluators.surrogate import Rounds
 from mbv3_jax.search.evaluators.table import TOY_TRUTH, ToyTable
 from mbv3_jax.search.presets import preset
 from mbv3_jax.search.propose import propose
-from mbv3_jax.search.rewards import COUNTS, Reward
+from mbv3_jax.search.rewards import COUNTS
 from mbv3_jax.search.searchers.base import run
 from mbv3_jax.search.searchers.evolution import Evolution
 from mbv3_jax.search.searchers.front import front, hypervolume
 from mbv3_jax.search.searchers.policy_gradient import PolicyGradient
 from mbv3_jax.search.searchers.random import Random
 
-BUDGETS = (16, 32, 64)  # brief trainings
-EXPONENT = -0.5  # so that a tenth more multiply-adds cost five points
+BUDGETS = toy_supernet.BUDGETS  # trainings
 
 
 class Task:
-    """The table with its costs, and a target in the middle of them."""
+    """The table with its costs, and a target in the middle of them.
+
+    A search of seed s sees the trainings of the table's seed s modulo their number; its truth,
+    `accuracy(s)` [networks], is the mean test accuracy of the others.
+    """
 
     def __init__(self, table: ToyTable):
         self.space, self.table = preset("toy"), table
         self.costs = Costs(self.space, COUNTS)
         self.madds = self.costs(table.points)["madds"]
-        self.target = float(np.median(self.madds))
-        self.reward = Reward(targets={"madds": self.target}, exponent=EXPONENT)
-        self.test = table.test.mean(1)
-        self.rewards = self.reward(self.test, {"madds": self.madds})
+        self.reward = toy_supernet.reward_of(self.space, table.points)
+        self.target = self.reward.targets["madds"]
         self.logs = np.log2(self.madds)
-        self.whole = self._area(np.arange(len(self.test)))
+        self.seeds = table.test.shape[1]
 
-    def regret(self, point) -> float:
+    def accuracy(self, seed: int) -> np.ndarray:
+        return np.delete(self.table.test, seed % self.seeds, axis=1).mean(1)
+
+    def train(self, points, seed: int) -> np.ndarray:
+        """What a search sees of points: validation accuracies [N] of one training each."""
+        return self.table.validation[self.table.rows(points), seed % self.seeds]
+
+    def rewards(self, accuracies) -> np.ndarray:
+        return self.reward(accuracies, {"madds": self.madds})
+
+    def regret(self, point, seed: int) -> float:
         """How much test reward the best network of the space has more."""
-        return float(self.rewards.max() - self.rewards[self.table.rows([point])[0]])
+        rewards = self.rewards(self.accuracy(seed))
+        return float(rewards.max() - rewards[self.table.rows([point])[0]])
 
-    def hypervolume(self, points, believed) -> float:
+    def hypervolume(self, points, believed, seed: int) -> float:
         """What the points that a method believes best surpass, by test accuracy, as a part of
         what the best of the space do."""
-        rows = self.table.rows(points)
-        return self._area(rows[front(believed, self.logs[rows])]) / self.whole
-
-    def _area(self, rows) -> float:
+        test, rows = self.accuracy(seed), self.table.rows(points)
         # Above the worst network and below twice the cost of the dearest.
-        bounds = {"worst": self.test.min(), "most": self.logs.max() + 1}
-        return hypervolume(self.test[rows], self.logs[rows], **bounds)
+        bounds = {"worst": test.min(), "most": self.logs.max() + 1}
+        found = rows[front(np.asarray(believed), self.logs[rows])]
+        return hypervolume(test[found], self.logs[found], **bounds) / hypervolume(
+            test, self.logs, **bounds
+        )
 
 
 def by_searcher(task: Task, searcher, budget: int, seed: int) -> dict:
@@ -63,13 +77,13 @@ def by_searcher(task: Task, searcher, budget: int, seed: int) -> dict:
     seen = []
 
     def reward_of(points):
-        accuracy = task.table.train_briefly(points, seed)
+        accuracy = task.train(points, seed)
         seen.extend(zip(points, accuracy.tolist(), strict=True))
         return task.reward(accuracy, task.costs(points))
 
     best, _ = run(searcher, reward_of, steps=budget // 4, batch=4)
     points, accuracies = zip(*seen, strict=True)
-    return {"point": best, "hypervolume": task.hypervolume(points, np.array(accuracies))}
+    return {"point": best, "hypervolume": task.hypervolume(points, accuracies, seed)}
 
 
 def by_surrogate(task: Task, budget: int, seed: int) -> dict:
@@ -78,21 +92,32 @@ def by_surrogate(task: Task, budget: int, seed: int) -> dict:
     def search(surrogate, seed, count):
         return propose(task.space, surrogate, task.costs, task.reward, seed=seed, count=count)
 
-    rounds = Rounds(task.space, lambda p, _: task.table.train_briefly(p, seed), search, seed)
+    rounds = Rounds(task.space, lambda p, _: task.train(p, seed), search, seed)
     surrogate = rounds.run(first=budget // 2, per_round=budget // 4, rounds=2)
     (best,) = search(surrogate, seed, 1)
-    believed = surrogate.evaluate(task.table.points)[0]
-    own = task.reward(believed, {"madds": task.madds})
+    return by_belief(task, best, surrogate.evaluate(task.table.points)[0], seed)
+
+
+def by_supernet(task: Task, budget: int, seed: int) -> dict:
+    """A supernet with its controller, of which `benchmarks.toy_supernet` has noted the end."""
+    noted = toy_supernet.read(toy_supernet.RUNS)[budget, seed]
+    return by_belief(task, tuple(noted["point"]), np.array(noted["believed"]), seed)
+
+
+def by_belief(task: Task, point, believed, seed: int) -> dict:
+    """A point, and the front that an evaluator's accuracies of all networks give."""
+    own = task.rewards(believed)
     return {
-        "point": best,
-        "hypervolume": task.hypervolume(task.table.points, believed),
-        "of_optimum": float(own[task.table.rows([best])[0]] / own.max()),
-        "spearman": agreement(believed, task.test).spearman,
+        "point": point,
+        "hypervolume": task.hypervolume(task.table.points, believed, seed),
+        "of_optimum": float(own[task.table.rows([point])[0]] / own.max()),
+        "spearman": agreement(believed, task.accuracy(seed)).spearman,
     }
 
 
 METHODS = {
     "surrogate + policy gradient": by_surrogate,
+    "supernet + policy gradient": by_supernet,
     "regularised evolution": lambda task, budget, seed: by_searcher(
         task, Evolution(task.space, seed, population=budget // 4), budget, seed
     ),
@@ -118,17 +143,18 @@ def gradients(task: Task, batches: int = 400, batch: int = 64) -> tuple[float, f
     rng = np.random.default_rng(0)
     shape = searcher.params["logits"].shape
     searcher.params = {"logits": rng.normal(size=shape).astype(np.float32)}
-    searcher.baseline = float(task.rewards.mean())
+    rewards = task.rewards(task.table.test.mean(1))
+    searcher.baseline = float(rewards.mean())
     points = task.table.points
     active = np.ones((len(points), len(task.space.decisions)), np.float32)
     log_p = searcher.policy.log_probs(searcher.params, np.array(points, np.int32), active)
     weight = len(points) * np.exp(np.asarray(log_p))
-    advantage = task.rewards - searcher.baseline
+    advantage = rewards - searcher.baseline
     exact = searcher.gradient(points, weight * advantage + searcher.baseline)["logits"]
     sampled = []
     for _ in range(batches):
         drawn = searcher.ask(batch)
-        sampled.append(searcher.gradient(drawn, task.rewards[task.table.rows(drawn)])["logits"])
+        sampled.append(searcher.gradient(drawn, rewards[task.table.rows(drawn)])["logits"])
     exact, mean = np.ravel(exact), np.ravel(np.mean(sampled, axis=0))
     lengths = np.linalg.norm(exact), np.linalg.norm(mean)
     return float(exact @ mean / np.prod(lengths)), float(lengths[1] / lengths[0])
@@ -141,49 +167,51 @@ def document(task: Task, seeds: int) -> str:
         for budget in BUDGETS
         for name, method in METHODS.items()
     }
-    table = task.table
-    reliability = split_half_reliability(table.test)
-    rows = ["| method | " + " | ".join(f"{b} trainings" for b in BUDGETS) + " |", "|-|-|-|-|"]
+    table, steps = task.table, task.table.steps
+    rows = ["| | " + " | ".join(f"{b} trainings" for b in BUDGETS) + " |", "|-|-|-|-|"]
 
-    def add(kind, value):
-        for name in METHODS:
-            cells = [interval([value(r) for r in found[name, b]]) for b in BUDGETS]
+    def add(kind, value, methods=METHODS):
+        for name in methods:
+            cells = [
+                interval([value(r, seed) for seed, r in enumerate(found[name, b])]) for b in BUDGETS
+            ]
             rows.append(f"| {kind}: {name} | " + " | ".join(cells) + " |")
 
-    add("regret", lambda r: 100 * task.regret(r["point"]))
-    add("hypervolume, %", lambda r: 100 * r["hypervolume"])
-    add("cost off target, %", lambda r: 100 * abs(_madds(task, r) / task.target - 1))
-    ours = {b: found["surrogate + policy gradient", b] for b in BUDGETS}
-    correlations = ", ".join(
-        f"{interval([r['spearman'] for r in ours[b]])} after {b}" for b in BUDGETS
-    )
-    one = np.mean(
-        [agreement(table.brief[:, i], task.test).spearman for i in range(table.brief.shape[1])]
-    )
-    optimum = [r["of_optimum"] for b in BUDGETS for r in ours[b]]
+    evaluators = ("surrogate + policy gradient", "supernet + policy gradient")
+    add("regret", lambda r, seed: 100 * task.regret(r["point"], seed))
+    add("hypervolume, %", lambda r, seed: 100 * r["hypervolume"])
+    add("cost off target, %", lambda r, seed: 100 * abs(_madds(task, r) / task.target - 1))
+    add("Spearman of the evaluator with the truth", lambda r, seed: r["spearman"], evaluators)
+    add("part of its evaluator's optimum, %", lambda r, seed: 100 * r["of_optimum"], evaluators)
+    worst = min(r["of_optimum"] for b in BUDGETS for r in found[evaluators[0], b])
+    chance = np.mean([task.regret(p, s) for p in table.points for s in range(task.seeds)])
+    one = [agreement(table.validation[:, i], task.accuracy(i)).spearman for i in range(task.seeds)]
     cosine, length = gradients(task)
     return "\n".join(
         [
             "# Do the searches search?",
             "",
-            "    python -m benchmarks.toy_truth && python -m benchmarks.search",
+            "    python -m benchmarks.toy_truth && python -m benchmarks.toy_supernet",
+            "    python -m benchmarks.search",
             "",
             f"The space `toy` on clutter. {table.describe()}",
             "",
-            f"Every method trains as many networks briefly ({table.brief_steps} steps, validation "
-            f"split) and chooses by accuracy {EXPONENT} |MAdds / {task.target:.3g} - 1|; what it "
-            "chose is measured by the test accuracy of the long trainings. Means of "
-            f"{seeds} search seeds with their 95% intervals; regret in points of reward.",
+            f"Every method takes the steps of so many trainings of {steps} steps, sees the "
+            f"validation split alone, and chooses by accuracy {toy_supernet.EXPONENT} |MAdds / "
+            f"{task.target:.3g} - 1|. What it chose is measured by the mean test accuracy of "
+            f"{task.seeds - 1} other trainings of that network. Means of {seeds} search seeds with "
+            "their 95% intervals (Student's t); regret in points of reward against the best of the "
+            "space, which is the best by a noisy mean: no method can be expected to reach 0. A "
+            f"network drawn blindly has {100 * chance:.1f}.",
             "",
             *rows,
             "",
-            f"- Surrogate against test accuracy, all networks, Spearman: {correlations}; one brief "
-            f"training of each: {one:.2f}; reliability of the truth: {reliability:.2f}.",
-            f"- The policy gradient reached {np.mean(optimum):.2%} of its evaluator's enumerated "
-            f"optimum, at worst {min(optimum):.2%}, in {len(optimum)} searches.",
+            f"- One training of each network against the truth, Spearman: {np.mean(one):.2f}; "
+            f"reliability of the truth: {split_half_reliability(table.test):.2f}.",
+            f"- The policy gradient on the surrogate reached at worst {worst:.2%} of the "
+            "enumerated optimum.",
             f"- The mean of 400 sampled gradients against the enumerated one: cosine {cosine:.4f}, "
             f"length {length:.3f} of it.",
-            "- A supernet as the evaluator is not measured here.",
             "",
         ]
     )

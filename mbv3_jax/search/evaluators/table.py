@@ -73,10 +73,6 @@ class ToyTable:
         """What a search that knew the validation accuracy of every network would ask."""
         return Table(dict(zip(self.points, self.validation.tolist(), strict=True)))
 
-    def train_briefly(self, points: Sequence[Point], seed: int) -> np.ndarray:
-        """The validation accuracies [N] of one brief training of each; seeds come round again."""
-        return self.brief[self.rows(points), seed % self.brief.shape[1]]
-
     def describe(self) -> str:
         """Spread and reliability, in Markdown."""
         mean, n = self.test.mean(1), self.brief.shape[1]
