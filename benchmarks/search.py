@@ -119,7 +119,10 @@ METHODS = {
     "surrogate + policy gradient": by_surrogate,
     "supernet + policy gradient": by_supernet,
     "regularised evolution": lambda task, budget, seed: by_searcher(
-        task, Evolution(task.space, seed, population=budget // 4), budget, seed
+        task,
+        Evolution(task.space, seed, population=max(4, budget // 4), tournament=2),
+        budget,
+        seed,
     ),
     "random search": lambda task, budget, seed: by_searcher(
         task, Random(task.space, seed), budget, seed

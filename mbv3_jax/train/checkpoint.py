@@ -36,6 +36,7 @@ class Position:
     fingerprint: of the training source; another one means that the data has changed.
     unlogged: metrics of the latest steps, which the next record is to average.
     evaluation_due: whether the run was asked to leave before or while it evaluated this step.
+    extra: what else the program that trains must remember, as JSON has it.
     """
 
     examples: int
@@ -44,6 +45,7 @@ class Position:
         default=(), compare=False, repr=False
     )
     evaluation_due: bool = dataclasses.field(default=False, compare=False, repr=False)
+    extra: dict | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 class Checkpoints:

@@ -68,7 +68,8 @@ class Experiment:
         return len(self.train_source) / self.config.batch_size
 
     @functools.cached_property
-    def _preprocess(self):
+    def preprocess(self):
+        """See `augment.make_preprocess`: for training, and for evaluation."""
         options = self.config.augment.to_dict() | {"normalize": self.preprocessing.normalize}
         return augment.make_preprocess(num_classes=self.spec.num_classes, **options)
 
@@ -83,7 +84,7 @@ class Experiment:
             self.spec,
             self.tx,
             self.schedule,
-            preprocess=self._preprocess[0],
+            preprocess=self.preprocess[0],
             mesh=self.mesh,
             seed=seed,
             compute=self.compute,
@@ -97,7 +98,7 @@ class Experiment:
     @property
     def eval_preprocess(self):
         """uint8 images -> the input of the network."""
-        return self._preprocess[1]
+        return self.preprocess[1]
 
     @functools.cached_property
     def eval_step(self):
