@@ -3,12 +3,15 @@
 Its folder (`configs/search/small.py` has the fields of the configuration):
 
 config.json            what it was started with; another configuration is refused
-candidates/            a run folder for each brief training, and the specs
+latency.json           the latency table, where cost is measured here
+supernet/, candidates/ the shared weights; a run folder for each brief training
 rounds.json            what the surrogate learns from, after every round
 found.json             what was chosen for each target, with the controllers' rewards
-small.json, large.json the chosen networks, for configs/found.py:spec=FILE
-runs/small, runs/large their trainings
-search.json            the result; the search report is drawn from it
+NAME_found.json        the chosen networks, before NetAdapt
+NAME.json              and after it, for configs/found.py:spec=FILE
+adapted/NAME           NetAdapt's log and weights
+runs/NAME_found, NAME, REFERENCE   their trainings
+search.json            the result; `report` draws it
 
 A stage that has ended is read back, not repeated; trainings go on from their checkpoints, so that
 a search that was cut off at any moment ends as one that was not.
@@ -17,141 +20,184 @@ a search that was cut off at any moment ends as one that was not.
 import json
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from mbv3_jax.train import run_folder
-from mbv3_jax.train.errors import UsageError
+from mbv3_jax.train.errors import RunError, UsageError
 
 
 class Search:
     """The stages of one search; see the module."""
 
     def __init__(self, config: ConfigDict, folder: Path, console: Console):
-        from mbv3_jax.search.costs import Costs
+        from mbv3_jax.arch.spec import choose
+        from mbv3_jax.search.finding import EVALUATORS
         from mbv3_jax.search.presets import preset
-        from mbv3_jax.search.rewards import COUNTS, Reward
+        from mbv3_jax.search.pricing import UNITS, reference
 
         self.config, self.folder, self.console = config, folder, console
         options = config.space.to_dict()
         try:
             self.space = preset(options.pop("name")).replace(**options)
-            self.rewards = {
-                name: Reward(targets={"madds": target}, **config.reward)
-                for name, target in config.targets.items()
+            choose("cost", config.cost, UNITS)
+            choose("evaluator", config.evaluator, EVALUATORS)
+        except (TypeError, ValueError) as e:
+            raise UsageError(f"config: {e}") from e
+        self.references = {name: reference(name, self.space) for name in config.references}
+        self._rewards({name: 1.0 for name in config.targets})  # wrong values, before anything runs
+
+    def price(self) -> None:
+        """What networks cost, and the targets in its unit."""
+        from mbv3_jax.search.costs import Costs
+        from mbv3_jax.search.pricing import price, reference
+        from mbv3_jax.search.rewards import COUNTS
+
+        config = self.config
+        self.cost, self.source = price(config, self.space, self.folder, self.console)
+        self.costs = Costs(self.space, COUNTS | {config.cost: self.cost})
+        unit = 1.0
+        if config.relative_to:
+            unit = float(self.cost(reference(config.relative_to, self.space)))
+        self.targets = {name: part * unit for name, part in config.targets.items()}
+        # NetAdapt goes the last part of the way.
+        start = config.netadapt.start if config.netadapt.enabled else 1.0
+        self.rewards = self._rewards({n: start * t for n, t in self.targets.items()})
+
+    def _rewards(self, targets: dict) -> dict:
+        from mbv3_jax.search.rewards import Reward
+
+        try:
+            return {
+                name: Reward(targets={self.config.cost: target}, **self.config.reward)
+                for name, target in targets.items()
             }
         except (TypeError, ValueError) as e:
             raise UsageError(f"config: {e}") from e
-        self.costs = Costs(self.space, COUNTS)
 
-    def rounds(self):
-        """Trains candidates in rounds; returns the surrogate and its agreement."""
-        from mbv3_jax.search.evaluators.surrogate import Rounds
-        from mbv3_jax.search.trainings import Trainings
-
-        folder = self.folder / "candidates"
-        trainings = Trainings(self.space, self.config.brief, folder, self.console)
-        rounds = Rounds(self.space, trainings, self._interleaved, self.config.seed)
-        file = self.folder / "rounds.json"
-        if file.exists():
-            rounds.load(json.loads(file.read_text()))
-
-        def save(rounds):
-            run_folder.write_atomically(file, json.dumps(rounds.state()))
-            self.console.print(f"candidates trained: {len(rounds.trained)}")
-
-        surrogate = rounds.run(**self.config.rounds, after_round=save)
-        return surrogate, rounds
-
-    def find(self, surrogate) -> dict:
-        """Chooses a network for each target, and writes found.json and the specs."""
+    def find(self) -> dict:
+        """Chooses a network for each target; what is in found.json."""
         from mbv3_jax.arch.spec import to_json
+        from mbv3_jax.search.finding import EVALUATORS
 
         file = self.folder / "found.json"
         if file.exists():
             return json.loads(file.read_text())
-        found = {}
-        for name, reward in self.rewards.items():
-            trace: list[float] = []
-            (point,) = self._propose(
-                surrogate,
-                reward,
-                self.config.seed,
-                1,
-                lambda _, points, rewards, trace=trace: trace.append(float(rewards.mean())),
-            )
-            accuracy, uncertainty = surrogate.evaluate([point])
-            found[name] = {
-                "point": point,
-                "target": reward.targets["madds"],
-                "madds": self.costs([point])["madds"].item(),
-                "predicted": accuracy.item(),
-                "uncertainty": uncertainty.item(),
-                "rewards": trace,
-            }
-            text = to_json(self.space.to_spec(point, name=f"found_{name}"))
-            run_folder.write_atomically(self.folder / f"{name}.json", text)
+        found = EVALUATORS[self.config.evaluator](self)
+        for name, one in found["found"].items():
+            spec = self.space.to_spec(one["point"], name=f"found_{name}")
+            run_folder.write_atomically(self.folder / f"{name}_found.json", to_json(spec))
         run_folder.write_atomically(file, json.dumps(found))
         return found
 
-    def train(self, found: dict) -> dict:
-        """Trains each chosen network from scratch; returns the summaries of the runs."""
+    def train(self, name: str, spec: Path) -> dict:
+        """Trains a network from scratch, or finds that it has been; returns the run's summary."""
         from mbv3_jax.train.loop import train
 
-        summaries = {}
-        for name in found:
-            config = self.config.final.copy_and_resolve_references()
-            with config.unlocked():
-                config.spec, config.seed = str(self.folder / f"{name}.json"), self.config.seed
-            self.console.print(f"training {name}: {found[name]['madds'] / 1e6:.2f} million MAdds")
-            summaries[name] = train(config.lock(), self.folder / "runs" / name, self.console)
-        return summaries
+        config = self.config.final.copy_and_resolve_references()
+        with config.unlocked():
+            config.spec, config.seed = str(spec), self.config.seed
+        self.console.print(f"training {name}")
+        return train(config.lock(), self.folder / "runs" / name, self.console)
+
+    def adapt(self, name: str) -> list[dict]:
+        """NetAdapt from what was found down to the target; writes NAME.json, returns its steps."""
+        from mbv3_jax.arch.spec import from_json, to_json
+        from mbv3_jax.search.netadapt.shrink import shrink
+
+        before = self.folder / f"{name}_found.json"
+        spec, steps = from_json(before.read_text()), []
+        options = self.config.netadapt
+        if options.enabled and self.cost(spec) > self.targets[name]:
+            self.train(f"{name}_found", before)
+            result = shrink(
+                self.folder / "runs" / f"{name}_found",
+                self.cost,
+                self.targets[name],
+                self.folder / "adapted" / name,
+                steps=options.steps,
+                delta=options.delta,
+                max_proposals=options.max_proposals,
+                eval_split=options.eval_split,
+                seed=self.config.seed,
+                console=self.console,
+            )
+            spec = result["spec"]
+            steps = [{k: s[k] for k in ("change", "cost", "accuracy")} for s in result["steps"]]
+        spec = spec.replace(name=f"found_{name}")
+        run_folder.write_atomically(self.folder / f"{name}.json", to_json(spec))
+        return steps
+
+    def entry(self, spec, summary: dict) -> dict:
+        """What search.json says of a network that was trained to the end."""
+        from mbv3_jax.arch import cost
+        from mbv3_jax.arch.spec import to_json
+
+        return {
+            "spec": json.loads(to_json(spec)),
+            "cost": float(self.cost(spec)),
+            "measured": self._measured(spec),
+            "madds": cost.madds(spec),
+            "top1": summary["eval"]["top1"],
+            "split": summary["split"],
+        }
+
+    def _measured(self, spec) -> float | None:
+        """Milliseconds of the whole network, where the table is of this machine."""
+        if self.config.cost != "ms" or self.config.latency.table:
+            return None
+        from mbv3_jax.latency.measure import measure_spec
+        from mbv3_jax.latency.table import read
+
+        table = read(self.folder / "latency.json")
+        try:
+            return measure_spec(spec, table.target, threads=table.threads).ms
+        except RunError as e:
+            self.console.print(f"{spec.name}: not measured ({e})")
+            return None
 
     def run(self) -> dict:
         """All stages; returns what is in search.json."""
-        surrogate, rounds = self.rounds()
-        agreement = rounds.agreement
-        self.console.print(agreement.describe())
-        found = self.find(surrogate)
-        summaries = self.train(found)
-        points = [p for p, _ in rounds.trained]
+        from mbv3_jax.arch.spec import from_json, to_json
+
+        file = self.folder / "search.json"
+        if file.exists():
+            return json.loads(file.read_text())
+        self.price()
+        found = self.find()
+        if found["agreement"]["text"]:
+            self.console.print(found["agreement"]["text"])
+        networks, references = {}, {}
+        for name, one in found["found"].items():
+            steps = self.adapt(name)
+            path = self.folder / f"{name}.json"
+            entry = self.entry(from_json(path.read_text()), self.train(name, path))
+            networks[name] = one | entry | {"target": self.targets[name], "adapted": steps}
+        for name, spec in self.references.items():
+            path = self.folder / "references" / f"{name}.json"
+            path.parent.mkdir(exist_ok=True)
+            run_folder.write_atomically(path, to_json(spec))
+            references[name] = self.entry(spec, self.train(name, path))
+        from mbv3_jax.search.pricing import UNITS
+
         result = {
             "space": self.space.name,
             "resolution": self.space.base.resolution,
             "num_classes": self.space.base.num_classes,
-            "agreement": {"spearman": agreement.spearman, "count": agreement.count},
-            "candidates": [
-                {"point": p, "top1": top1, "madds": madds}
-                for (p, top1), madds in zip(
-                    rounds.trained, self.costs(points)["madds"].tolist(), strict=True
-                )
-            ],
-            "found": {
-                name: found[name] | {"top1": summary["eval"]["top1"], "split": summary["split"]}
-                for name, summary in summaries.items()
+            "cost": {
+                "name": self.config.cost,
+                "unit": UNITS[self.config.cost],
+                "source": self.source,
             },
+            "evaluator": self.config.evaluator,
+            "agreement": found["agreement"],
+            "candidates": found["candidates"],
+            "found": networks,
+            "references": references,
         }
-        run_folder.write_atomically(self.folder / "search.json", json.dumps(result, indent=1))
+        run_folder.write_atomically(file, json.dumps(result, indent=1))
         return result
-
-    def _propose(self, surrogate, reward, seed, count, after_step=lambda *_: None):
-        from mbv3_jax.search.propose import propose
-
-        return propose(
-            self.space,
-            surrogate,
-            self.costs,
-            reward,
-            seed=seed,
-            count=count,
-            after_step=after_step,
-            **self.config.controller,
-        )
-
-    def _interleaved(self, surrogate, seed: int, count: int) -> list:
-        """The best for each target in turn."""
-        lists = [self._propose(surrogate, r, seed, count) for r in self.rewards.values()]
-        return [point for points in zip(*lists, strict=False) for point in points]
 
 
 def run(config: ConfigDict, workdir: Path, console: Console) -> str:
@@ -177,9 +223,11 @@ def run(config: ConfigDict, workdir: Path, console: Console) -> str:
         if not path.exists():
             run_folder.write_atomically(path, configs.to_json(config))
         result = search.run()
+    unit = result["cost"]["unit"]
     lines = [
-        f"{name}: {one['madds'] / 1e6:.2f} million MAdds (target {one['target'] / 1e6:.2f}), "
-        f"top-1 {one['top1']:.2%} on {one['split']}, spec: {workdir / name}.json"
+        f"{name}: {one['cost']:.4g} {unit} (target {one['target']:.4g}), "
+        f"{one['madds'] / 1e6:.2f} million MAdds, top-1 {one['top1']:.2%} on {one['split']}, "
+        f"spec: {workdir / name}.json"
         for name, one in result["found"].items()
     ]
     return "\n".join([*lines, f"search folder: {workdir}"])
