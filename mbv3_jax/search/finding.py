@@ -10,13 +10,15 @@ from mbv3_jax.train import run_folder
 if TYPE_CHECKING:
     from mbv3_jax.search.program import Search
 
-# Networks that are drawn from a trained controller, and evaluated on more images than it saw.
-_DRAWN = 32
+# Networks that are drawn from a trained controller, or changed from the best so far in a decision
+# each, so many times; evaluated on more images than it saw, by the weights as they ended.
+_DRAWN, _ROUNDS = 16, 12
 
 
 def by_supernet(search: "Search") -> dict:
-    """Trains shared weights and a controller for each target (TuNAS), and takes the best of what
-    the controllers draw in the end. `check` random networks are trained for comparison."""
+    """Trains shared weights and a controller for each target (TuNAS), and betters what the
+    controllers end at, which settle before the weights are good (benchmarks/SEARCH.md). `check`
+    random networks are trained, to say how far the weights may be trusted."""
     from mbv3_jax.search.evaluators.agreement import agreement
     from mbv3_jax.search.supernet.run import train
 
@@ -34,9 +36,14 @@ def by_supernet(search: "Search") -> dict:
     )
     chosen, traces = {}, controllers.trace
     for name, mode in controllers.found().items():
-        drawn = list(dict.fromkeys([mode, *controllers.searchers[name].ask(_DRAWN)]))
-        rewards = search.rewards[name](evaluator.evaluate(drawn)[0], search.costs(drawn))
-        chosen[name] = drawn[int(np.argmax(rewards))]
+        rng, best = np.random.default_rng((config.seed, 2)), mode
+        drawn = controllers.searchers[name].ask(_DRAWN)
+        for _ in range(_ROUNDS):
+            drawn = list(dict.fromkeys([best, *drawn]))
+            rewards = search.rewards[name](evaluator.evaluate(drawn)[0], search.costs(drawn))
+            best = drawn[int(np.argmax(rewards))]
+            drawn = [space.mutate(best, rng) for _ in range(_DRAWN)]
+        chosen[name] = best
     known = space.sample(np.random.default_rng((config.seed, 1)), config.check)
     known = list(dict.fromkeys(known))
     found = _trainings(search)(known, config.seed) if known else np.zeros(0)

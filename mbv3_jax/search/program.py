@@ -20,7 +20,6 @@ a search that was cut off at any moment ends as one that was not.
 import json
 from pathlib import Path
 
-import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
