@@ -20,6 +20,7 @@ a search that was cut off at any moment ends as one that was not.
 import json
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -57,7 +58,10 @@ class Search:
         self.cost, self.source = price(config, self.space, self.folder, self.console)
         self.costs = Costs(self.space, COUNTS | {config.cost: self.cost})
         unit = 1.0
-        if config.relative_to:
+        if config.relative_to == "space":
+            drawn = self.space.sample(np.random.default_rng(0), 100)
+            unit = float(np.median(self.costs(drawn)[config.cost]))
+        elif config.relative_to:
             unit = float(self.cost(reference(config.relative_to, self.space)))
         self.targets = {name: part * unit for name, part in config.targets.items()}
         # NetAdapt goes the last part of the way.

@@ -26,19 +26,34 @@ def search(tiny_config, tiny_spec):
     patch = pytest.MonkeyPatch()
     patch.setitem(presets.PRESETS, "four", lambda: space)
     run = tiny_config("--config.total_steps=2", "--config.schedule.warmup_steps=0")
-    with run.unlocked():  # as configs/found.py does
-        del run.net.name
-        run.net.name = placeholder(str)
+    shared = tiny_config("--config.total_steps=40", "--config.schedule.warmup_steps=0")
+    for config in (run, shared):
+        with config.unlocked():  # as configs/found.py does
+            del config.net.name
+            config.net.name = placeholder(str)
     madds = [cost.madds(space.to_spec(p)) for p in space.points()]
     yield ConfigDict(
         {
             "program": "search",
             "seed": 0,
             "space": {"name": "four", "dropout": 0.1},
+            "cost": "madds",
+            "relative_to": None,
             "targets": {"small": float(min(madds)), "large": float(max(madds))},
             "reward": {"form": "absolute", "exponent": -5.0},
+            "evaluator": "surrogate",
+            "check": 2,
             "rounds": {"first": 2, "per_round": 2, "rounds": 1},
-            "controller": {"policy": "factorised", "steps": 40, "batch": 8},
+            "controller": {
+                "policy": "factorised",
+                "steps": 40,
+                "batch": 8,
+                "points": 4,
+                "learning_rate": None,
+            },
+            "netadapt": {"enabled": False},
+            "references": ("mobilenet_v3_small",),
+            "shared": shared.to_dict(),
             "brief": run.to_dict(),
             "final": run.to_dict(),
         }
@@ -58,7 +73,7 @@ def test_finds_and_trains_a_network_at_each_target(search, whole):
     result = json.loads((folder / "search.json").read_text())
     for name in ("small", "large"):
         found, spec = result["found"][name], from_json((folder / f"{name}.json").read_text())
-        assert found["madds"] == cost.madds(spec) == search.targets[name]
+        assert found["cost"] == cost.madds(spec) == search.targets[name]
         trained = from_json((folder / "runs" / name / "spec.json").read_text())
         assert trained.blocks == spec.blocks
         summary = json.loads((folder / "runs" / name / "summary.json").read_text())
@@ -67,10 +82,46 @@ def test_finds_and_trains_a_network_at_each_target(search, whole):
         assert np.mean(found["rewards"][-5:]) > np.mean(found["rewards"][:5])
         assert f"{folder / name}.json" in text
     assert len({tuple(c["point"]) for c in result["candidates"]}) == len(result["candidates"])
+    assert list(result["references"]) == ["mobilenet_v3_small"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["rounds", "find", "train"])
+def test_the_report_draws_it(whole):
+    from mbv3_jax.report.search import read
+
+    search = read(whole[0])
+    assert {n.name for n in search.networks} == {"small", "large", "mobilenet_v3_small"}
+
+
+@pytest.mark.slow
+def test_shared_weights_then_netadapt(search, tmp_path):
+    config = search.copy_and_resolve_references()
+    with config.unlocked():
+        config.evaluator, config.references = "supernet", ()
+        config.targets = {"one": 0.9 * search.targets.large}
+        config.netadapt = {
+            "enabled": True,
+            "start": 1 / 0.9,
+            "steps": 2,
+            "delta": 0.02,
+            "max_proposals": 2,
+            "eval_split": None,
+        }
+    folder = tmp_path / "search"
+    text = program.run(config.lock(), folder, QUIET)
+    result = json.loads((folder / "search.json").read_text())
+    one = result["found"]["one"]
+    spec = from_json((folder / "one.json").read_text())
+    assert one["cost"] == cost.madds(spec) <= config.targets.one
+    assert one["adapted"][-1]["cost"] == one["cost"]
+    assert (folder / "runs" / "one_found" / "summary.json").exists()
+    assert 1 <= len(result["candidates"]) <= config.check
+    assert len(one["rewards"]) == 30  # no learning in the first quarter
+    assert program.run(config, folder, QUIET) == text  # nothing is left to do
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["price", "find", "train"])
 def test_cut_off_before_a_stage_it_ends_as_if_it_had_not_been(
     search, whole, tmp_path, monkeypatch, stage
 ):
@@ -101,6 +152,11 @@ def test_another_configuration_is_refused(search, whole):
 def test_the_configuration_opens_a_search(argument, tmp_path):
     config = configs.parse(f"{SEARCH}:{argument}")
     search = program.Search(config, tmp_path, QUIET)
+    assert set(search.references) == set(config.references)
+    with config.unlocked():
+        config.cost = "madds"
+    search = program.Search(config.lock(), tmp_path, QUIET)
+    search.price()
     cheapest, dearest = (
         search.costs([p])["madds"].item()
         for p in (
@@ -108,13 +164,23 @@ def test_the_configuration_opens_a_search(argument, tmp_path):
             tuple(len(d.choices) - 1 for d in search.space.decisions),
         )
     )
-    assert cheapest < config.targets.small < config.targets.large < dearest
-    assert configs.from_json(configs.to_json(config)).to_dict() == config.to_dict()
+    assert cheapest < search.targets["small"] < search.targets["large"] < dearest
+    assert not configs.differences(config, configs.from_json(configs.to_json(config)))
 
 
-def test_wrong_values_name_the_field(tmp_path):
-    config = configs.parse(SEARCH, ["--config.space.name=tiny"])
-    with pytest.raises(UsageError, match="config: space: got 'tiny'"):
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("space.name=tiny", "config: space: got 'tiny'"),
+        ("cost=energy", "config: cost: got 'energy', expected one of 'madds', 'ms'"),
+        ("evaluator=oracle", "config: evaluator: got 'oracle'"),
+        ("reward.exponent=0.5", "config: reward.exponent: got 0.5"),
+        ("references=('resnet',)", "config: references: got 'resnet'"),
+    ],
+)
+def test_wrong_values_name_the_field(tmp_path, override, message):
+    config = configs.parse(SEARCH, [f"--config.{override}"])
+    with pytest.raises(UsageError, match=message):
         program.Search(config, tmp_path, QUIET)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -140,6 +141,7 @@ class _Session:
         batches = experiment.train_batches(step)
         held = _held_out(experiment, step, total)
         seed, size = experiment.config.seed, experiment.config.batch_size
+        began = step, time.perf_counter()
         try:
             with (
                 Interrupt(distributed.peers()) as interrupt,
@@ -158,7 +160,9 @@ class _Session:
                     step = number
                     if step % experiment.config.log_every_steps == 0 or step == total:
                         loss, top1 = self._finite(step, metrics)
-                        bar.update(step, loss=loss, top1=top1, rate=float("nan"))
+                        rate = (step - began[0]) * size / (time.perf_counter() - began[1])
+                        bar.update(step, loss=loss, top1=top1, rate=rate)
+                        began = step, time.perf_counter()
                     if step % experiment.checkpoint_every == 0 or step == total:
                         self._finite(step, metrics)
                         self._save(state, step)
