@@ -43,7 +43,7 @@ def get_config(argument: str = "clutter"):
     # "surrogate": a predictor that is fitted to brief trainings, in rounds.
     config.evaluator = "supernet"
     # The supernet's: random networks that are trained briefly, to say how far to trust it.
-    config.check = 6
+    config.check = 10
     # The surrogate's: random networks at first, then networks in each round, half of them random.
     config.rounds = dict(first=12, per_round=8, rounds=2)
     # points: networks that each controller of a supernet draws a step. learning_rate: None suits
@@ -67,7 +67,7 @@ def get_config(argument: str = "clutter"):
         if argument == "clutter":
             config.shared.total_epochs = 45.0
             config.shared.checkpoint_every_epochs = 5.0
-            config.brief.total_epochs = 8.0
+            config.brief.total_epochs = 20.0
             config.final.total_epochs = 20.0
             config.netadapt.eval_split = "validation"  # test is for the end
             for run in (config.shared, config.brief):
