@@ -36,7 +36,7 @@ def rows(search: Search) -> list[dict]:
 
 def number(value: float | None) -> str:
     """A cost for people."""
-    return "" if value is None else f"{value:.{2 if abs(value) >= 1 else 3}f}"
+    return "" if value is None else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
 def _percent(value: float | None, spread: float | None = None) -> str:

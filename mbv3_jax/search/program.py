@@ -20,6 +20,7 @@ a search that was cut off at any moment ends as one that was not.
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -210,9 +211,14 @@ def run(config: ConfigDict, workdir: Path, console: Console) -> str:
       What to print at the end.
 
     Raises:
-      UsageError: the configuration is wrong, or the folder is another's, or in use.
+      UsageError: the configuration is wrong, the folder is another's, or in use, or there are
+        several processes.
       RunError, Preempted, KeyboardInterrupt: as `train.loop.train`.
     """
+    if (count := jax.process_count()) > 1:
+        raise UsageError(
+            f"a search runs in one process, over all of its devices; this is one of {count}"
+        )
     search = Search(config, workdir, console)
     path = workdir / "config.json"
     if path.exists():
