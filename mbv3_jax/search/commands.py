@@ -1,4 +1,4 @@
-"""python -m mbv3_jax search spaces, netadapt."""
+"""python -m mbv3_jax search spaces, netadapt, worker."""
 
 import argparse
 import math
@@ -47,6 +47,12 @@ def add_parser(commands) -> None:
         "--eval-split", help="to choose by, as --config.data.eval_split; default the run's"
     )
     netadapt.set_defaults(run_command=_netadapt)
+
+    worker = actions.add_parser(
+        "worker", help="train candidates of a search that runs elsewhere", allow_abbrev=False
+    )
+    worker.add_argument("--run", type=Path, required=True, help="the search's folder")
+    worker.set_defaults(run_command=_worker)
 
 
 def _spaces(flags, overrides: Sequence[str]) -> None:
@@ -139,3 +145,26 @@ def _print_steps(found: dict, show: Callable[[float], str]) -> None:
 
 def _number(value: int) -> str:
     return f"{value:,}" if value < 10**6 else f"10^{math.log10(value):.1f}"
+
+
+def _worker(flags, overrides: Sequence[str]) -> None:
+    from rich.console import Console
+
+    from mbv3_jax.search.trainings import work
+    from mbv3_jax.train import run_folder
+    from mbv3_jax.train.interrupt import stops_at_once
+
+    if overrides:
+        raise UsageError(f"unknown option {overrides[0]}; search worker takes --run")
+    config = run_folder.read_config(flags.run)
+    if config.get("program") != "search":
+        raise UsageError(f"{flags.run} is no search's folder, but that of a run")
+    console = Console(stderr=True, markup=False, emoji=False)
+    with stops_at_once():
+        count = work(
+            config.brief,
+            flags.run / "candidates",
+            ended=(flags.run / "found.json").exists,
+            console=console,
+        )
+    print(f"{count} trainings; the search wants no more")

@@ -10,6 +10,10 @@ class UsageError(Exception):
     exit_code = 2
 
 
+class InUse(UsageError):
+    """Another command holds the folder."""
+
+
 class RunError(Exception):
     """The run could not go on; what it had saved is intact."""
 

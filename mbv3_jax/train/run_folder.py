@@ -27,7 +27,7 @@ from rich.console import Console
 from mbv3_jax.arch import spec as arch_spec
 from mbv3_jax.train import config as configs
 from mbv3_jax.train import sessions
-from mbv3_jax.train.errors import RunError, UsageError
+from mbv3_jax.train.errors import InUse, RunError, UsageError
 
 LOCK = "lock"
 
@@ -102,7 +102,7 @@ def hold(run: Path) -> contextlib.ExitStack:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
         held.close()
-        raise UsageError(
+        raise InUse(
             f"{run} is in use by another command ({(run / LOCK).read_text()}); wait for it, stop "
             "it, or choose another --workdir"
         ) from e

@@ -1,16 +1,22 @@
+import json
+
 import numpy as np
 import pytest
 from ml_collections.config_dict import placeholder
+from rich.console import Console
 
 from mbv3_jax.arch import cost, from_json
+from mbv3_jax.search import trainings as search_trainings
 from mbv3_jax.search.costs import Costs
 from mbv3_jax.search.evaluators.table import Table
 from mbv3_jax.search.presets import preset
 from mbv3_jax.search.propose import propose
 from mbv3_jax.search.rewards import COUNTS, Reward
 from mbv3_jax.search.space import Space, Stage
-from mbv3_jax.search.trainings import Trainings
+from mbv3_jax.search.trainings import Trainings, work
+from mbv3_jax.train.run_folder import hold
 
+QUIET = Console(quiet=True)
 TOY = preset("toy")
 POINTS = list(TOY.points())
 
@@ -45,13 +51,18 @@ def test_costs_are_those_of_the_networks_and_counted_once():
     assert costs([])["madds"].shape == (0,)
 
 
-def test_trainings_are_runs_that_are_found_again(tmp_path, tiny_config, tiny_spec):
+@pytest.fixture
+def trainings(tmp_path, tiny_config, tiny_spec):
     space = Space(name="two", base=tiny_spec, stages=(Stage(out=(8,), stride=2, kernel=(3, 5)),))
     config = tiny_config("--config.total_steps=2", "--config.schedule.warmup_steps=0")
     with config.unlocked():  # as configs/found.py does
         del config.net.name
         config.net.name = placeholder(str)
-    trainings = Trainings(space, config, tmp_path)
+    return Trainings(space, config, tmp_path)
+
+
+def test_trainings_are_runs_that_are_found_again(trainings):
+    space = trainings.space
     first = trainings([(1,)], 3)
     assert first.shape == (1,) and np.all((first >= 0) & (first <= 1))
     run = trainings.run_folder((1,), 3)
@@ -59,3 +70,34 @@ def test_trainings_are_runs_that_are_found_again(tmp_path, tiny_config, tiny_spe
     before = (run / "summary.json").stat().st_mtime_ns
     np.testing.assert_array_equal(trainings([(1,)], 3), first)
     assert (run / "summary.json").stat().st_mtime_ns == before
+
+
+def test_a_worker_trains_what_another_process_wants(trainings):
+    wants = trainings.folder / "wanted.json"
+    wants.write_text(json.dumps([trainings._wanted(p, 3) for p in ((0,), (1,))]))
+    runs = [trainings.run_folder(p, 3) for p in ((0,), (1,))]
+
+    def ended():
+        return all((run / "summary.json").exists() for run in runs)
+
+    assert work(trainings.config, trainings.folder, ended, QUIET) == 2
+    before = [(run / "summary.json").stat().st_mtime_ns for run in runs]
+    assert trainings([(0,), (1,)], 3).shape == (2,)
+    assert before == [(run / "summary.json").stat().st_mtime_ns for run in runs]
+
+
+def test_what_another_process_is_at_is_waited_for(trainings, monkeypatch):
+    taken, naps = hold(_made(trainings.run_folder((0,), 3))), []
+
+    def nap(seconds):
+        naps.append((trainings.run_folder((1,), 3) / "summary.json").exists())
+        taken.close()  # killed
+
+    monkeypatch.setattr(search_trainings.time, "sleep", nap)
+    assert trainings([(0,), (1,)], 3).shape == (2,)
+    assert naps == [True]  # the other was trained meanwhile
+
+
+def _made(folder):
+    folder.mkdir()
+    return folder
