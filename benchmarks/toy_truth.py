@@ -1,6 +1,6 @@
 """Trains every network of the space `toy`: what searches are held against.
 
-python -m benchmarks.toy_truth --seeds=3
+python -m benchmarks.toy_truth
   on `clutter`, at 32 pixels; writes mbv3_jax/search/data/toy_truth.csv, a line a training. The same
   command goes on where it was cut off. python -m benchmarks.toy_truth --describe: what is there.
 
@@ -166,7 +166,7 @@ def _top1(spec: NetSpec, variables, split: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--out", type=Path, default=TOY_TRUTH)
     parser.add_argument("--describe", action="store_true")
     flags = parser.parse_args()

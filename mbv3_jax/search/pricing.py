@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from mbv3_jax.arch import tables
-from mbv3_jax.arch.spec import NetSpec, choose
+from mbv3_jax.arch.spec import NetSpec, choose, whole
 from mbv3_jax.search.rewards import COUNTS
 from mbv3_jax.search.space import Space
 from mbv3_jax.train.errors import UsageError
@@ -33,7 +33,6 @@ def price(
       UsageError: a name or a table is wrong.
       RunError: a piece cannot be run.
     """
-    choose("config: cost", config.cost, UNITS)
     if config.cost == "madds":
         return COUNTS["madds"], None
     from mbv3_jax.latency import measuring, model
@@ -45,7 +44,6 @@ def price(
         table = latency_table.read(Path(options.table))
     else:
         path, target = folder / "latency.json", options.target or best_runtime()
-        choose("config: latency.target", target, measuring.TARGETS)
         table = measuring.open_table(path, target, options.threads)
         networks, held_out = (
             [space.to_spec(p) for p in space.sample(np.random.default_rng(seed), count)]
@@ -69,6 +67,29 @@ def price(
     return predict, f"{LABELS.get(table.target, table.target)}, {threads}, {machine}"
 
 
+def check(config: ConfigDict, space: Space) -> None:
+    """Finds what is wrong with `cost`, `latency` and `relative_to`, before anything is measured.
+
+    Raises:
+      UsageError: it names the field, or the table.
+    """
+    try:
+        choose("cost", config.cost, UNITS)
+        if config.cost == "ms":
+            from mbv3_jax.latency.measuring import TARGETS
+            from mbv3_jax.latency.table import read
+
+            for name in ("networks", "check", "threads"):
+                whole(f"latency.{name}", config.latency[name], 1)
+            choose("latency.target", config.latency.target, (None, *TARGETS))
+            if config.latency.table:
+                read(Path(config.latency.table))
+    except ValueError as e:
+        raise UsageError(f"config: {e}") from e
+    if config.relative_to not in (None, "space"):
+        reference(config.relative_to, space)
+
+
 def reference(name: str, space: Space) -> NetSpec:
     """A published network with the constants of a space: resolution, classes, BatchNorm, ...
 
@@ -76,7 +97,7 @@ def reference(name: str, space: Space) -> NetSpec:
       UsageError: there is none of this name.
     """
     try:
-        choose("config: references", name, tables.TABLES)
+        choose("config: a network", name, tables.TABLES)
     except ValueError as e:
         raise UsageError(str(e)) from e
     base = space.base

@@ -36,18 +36,39 @@ class Search:
         from mbv3_jax.arch.spec import choose
         from mbv3_jax.search.finding import EVALUATORS
         from mbv3_jax.search.presets import preset
-        from mbv3_jax.search.pricing import UNITS, reference
+        from mbv3_jax.search.pricing import check, reference
 
         self.config, self.folder, self.console = config, folder, console
         options = config.space.to_dict()
         try:
             self.space = preset(options.pop("name")).replace(**options)
-            choose("cost", config.cost, UNITS)
             choose("evaluator", config.evaluator, EVALUATORS)
         except (TypeError, ValueError) as e:
             raise UsageError(f"config: {e}") from e
+        check(config, self.space)
+        self._check_numbers()
         self.references = {name: reference(name, self.space) for name in config.references}
         self._rewards({name: 1.0 for name in config.targets})  # wrong values, before anything runs
+
+    def _check_numbers(self) -> None:
+        """What the controllers, or NetAdapt, would refuse after hours."""
+        from mbv3_jax.arch.spec import flag, whole
+        from mbv3_jax.train.options import check_number
+
+        options, controller = self.config.netadapt, self.config.controller
+        try:
+            whole("check", self.config.check, 0)
+            whole("controller.points", controller.points, 1)
+            if controller.learning_rate not in (None, "tunas"):
+                check_number("controller.learning_rate", controller.learning_rate, above=0)
+            if flag("netadapt.enabled", options.enabled):
+                check_number("netadapt.start", options.start, at_least=1)
+                check_number("netadapt.delta", options.delta, above=0, below=1)
+                whole("netadapt.steps", options.steps, 1)
+                if options.max_proposals is not None:
+                    whole("netadapt.max_proposals", options.max_proposals, 1)
+        except ValueError as e:
+            raise UsageError(f"config: {e}") from e
 
     def price(self) -> None:
         """What networks cost, and the targets in its unit."""

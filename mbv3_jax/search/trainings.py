@@ -18,7 +18,7 @@ from rich.console import Console
 from mbv3_jax.arch.spec import to_json
 from mbv3_jax.search.space import Point, Space
 from mbv3_jax.train.errors import InUse
-from mbv3_jax.train.run_folder import read_summary, write_atomically
+from mbv3_jax.train.run_folder import hold, read_summary, write_atomically
 
 WANTED = "wanted.json"
 _PATIENCE = 2.0  # seconds between looks at what another process trains
@@ -99,11 +99,17 @@ def _train(config: ConfigDict, wanted: dict, console: Console | None) -> bool:
     """Trains an entry of wanted.json; False where another process is at it."""
     from mbv3_jax.train.loop import train
 
+    run = Path(wanted["run"])
+    run.mkdir(parents=True, exist_ok=True)
+    try:
+        hold(run).close()  # asked often while others train; opening the data would take longer
+    except InUse:
+        return False
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.spec, config.seed = wanted["spec"], wanted["seed"]
     try:
-        train(config.lock(), Path(wanted["run"]), console)
+        train(config.lock(), run, console)
     except InUse:
         return False
     return True

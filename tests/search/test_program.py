@@ -175,7 +175,15 @@ def test_the_configuration_opens_a_search(argument, tmp_path):
         ("cost=energy", "config: cost: got 'energy', expected one of 'madds', 'ms'"),
         ("evaluator=oracle", "config: evaluator: got 'oracle'"),
         ("reward.exponent=0.5", "config: reward.exponent: got 0.5"),
-        ("references=('resnet',)", "config: references: got 'resnet'"),
+        ("references=('resnet',)", "config: a network: got 'resnet'"),
+        ("relative_to=resnet", "config: a network: got 'resnet'"),
+        ("latency.target=gpu", "config: latency.target: got 'gpu', expected one of None, 'litert'"),
+        ("latency.networks=0", "config: latency.networks: got 0"),
+        ("latency.table=/nowhere.json", "/nowhere.json: No such file"),
+        ("netadapt.delta=2.0", "config: netadapt.delta: got 2.0"),
+        ("controller.learning_rate=fast", "config: controller.learning_rate: got 'fast'"),
+        ("controller.points=0", "config: controller.points: got 0"),
+        ("netadapt.start=0.5", "config: netadapt.start: got 0.5"),
     ],
 )
 def test_wrong_values_name_the_field(tmp_path, override, message):

@@ -7,6 +7,7 @@ import pytest
 from ml_collections.config_dict import placeholder
 from rich.console import Console
 
+from mbv3_jax.nn import functional
 from mbv3_jax.search.costs import Costs
 from mbv3_jax.search.evaluators.supernet import SharedWeights
 from mbv3_jax.search.rewards import COUNTS, Reward
@@ -101,7 +102,13 @@ def test_one_and_two_devices_give_the_same_numbers(space):
         for _ in range(2):
             weights, (loss, _) = programs.step(weights, batch, point, 0)
         right = programs.correct(weights.variables["params"], batch, [point, (0,) * len(point)])
-        found.append((loss, right, weights.variables["params"]))
+        params = weights.variables["params"]
+        found.append((loss, right, params))
+        own = network.extract(space, params, point)
+        logits, _ = functional.apply(
+            space.to_spec(point), own, batch["image"] / 127.5 - 1, train=True, key=jax.random.key(0)
+        )
+        assert right[0] == np.sum(np.argmax(logits, -1) == batch["label"])
     (loss, right, params), (loss2, right2, params2) = found
     np.testing.assert_allclose(loss, loss2, rtol=1e-5)
     np.testing.assert_array_equal(right, right2)

@@ -50,8 +50,7 @@ class PolicyGradient(Searcher):
     """Moves the policy towards points whose reward is above the moving average of rewards.
 
     Each `tell` is one step: the mean of (reward - baseline) * grad log p(point), by Adam with beta1
-    0. `total_steps` is how many there will be; the learning rate rises tenfold on the way, and
-    the first `quiet` of them only move the baseline.
+    0. `total_steps` is how many there will be; the learning rate rises tenfold on the way.
 
     Args:
       space, seed: see `Searcher`.
@@ -61,8 +60,6 @@ class PolicyGradient(Searcher):
         of thousands of steps. Adam moves a logit by about the rate at each step, and a choice is
         as good as made when its logit is 5 ahead: with few steps take about 1 / steps.
       baseline_decay: of the moving average of rewards.
-      quiet: part of the steps without learning: 0 if the evaluator is trained already, 0.25 with
-        a supernet that trains meanwhile.
     """
 
     def __init__(
@@ -74,19 +71,19 @@ class PolicyGradient(Searcher):
         policy: str = "factorised",
         learning_rate: float | None = None,
         baseline_decay: float = 0.95,
-        quiet: float = 0.0,
     ):
         super().__init__(space, seed)
-        for name, value in (("baseline_decay", baseline_decay), ("quiet", quiet)):
-            if not 0 <= value < 1:
-                raise ValueError(f"policy_gradient.{name}: got {value!r}, expected 0 to below 1")
+        if not 0 <= baseline_decay < 1:
+            raise ValueError(
+                f"policy_gradient.baseline_decay: got {baseline_decay!r}, expected 0 to below 1"
+            )
         if not total_steps > 0:
             raise ValueError(f"policy_gradient.total_steps: got {total_steps!r}, expected above 0")
         choose("policy_gradient.policy", policy, POLICIES)
         self._programs = _compiled(policy, tuple(len(d.choices) for d in space.decisions))
         self.policy = self._programs.policy
         self.total_steps, self.learning_rate = total_steps, learning_rate
-        self.baseline_decay, self.quiet = baseline_decay, quiet
+        self.baseline_decay = baseline_decay
         self.step, self.baseline = 0, None
         self.params = self.policy.init(jax.random.key(seed))
         self._opt_state = _ADAM.init(self.params)
@@ -99,11 +96,10 @@ class PolicyGradient(Searcher):
     def learn(self, points, rewards):
         if self.baseline is None:
             self.baseline = float(rewards.mean())
-        if self.step >= self.quiet * self.total_steps:
-            grads = self.gradient(points, rewards)
-            updates, self._opt_state = self._programs.update(grads, self._opt_state)
-            rate = self._rate(len(points))
-            self.params = jax.tree.map(lambda p, u: p + rate * u, self.params, updates)
+        grads = self.gradient(points, rewards)
+        updates, self._opt_state = self._programs.update(grads, self._opt_state)
+        rate = self._rate(len(points))
+        self.params = jax.tree.map(lambda p, u: p + rate * u, self.params, updates)
         decay = self.baseline_decay
         self.baseline = decay * self.baseline + (1 - decay) * float(rewards.mean())
         self.step += 1

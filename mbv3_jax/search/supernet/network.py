@@ -66,18 +66,20 @@ def switches(space: Space, points: Sequence[Point]) -> Tree:
     and its flags: there, expand, se, shortcut, act (the number of the stage's choice). For `last`
     the mask of its channels.
     """
-    whole = largest(space)
-    acts = [stage.act for stage in space.stages for _ in range(max(stage.depth))]
+    whole, acts = largest(space), _acts(space)
     trees = [_switches(space, whole, acts, point) for point in points]
     return jax.tree.map(lambda *x: np.stack(x).astype(np.float32), *trees)
 
 
+def _acts(space: Space) -> list[tuple[str, ...]]:
+    """The nonlinearities that each block of the largest network chooses from."""
+    return [stage.act for stage in space.stages for _ in range(max(stage.depth))]
+
+
 def _switches(space: Space, whole: NetSpec, acts, point: Point) -> Tree:
-    spec, tree = (
-        space.to_spec(point),
-        {"last": _first(whole.last.out, space.to_spec(point).last.out)},
-    )
-    inputs, parts = spec.block_inputs(), dict(zip(space.slots(point), range(99), strict=False))
+    spec = space.to_spec(point)
+    inputs, tree = spec.block_inputs(), {"last": _first(whole.last.out, spec.last.out)}
+    parts = {slot: index for index, slot in enumerate(space.slots(point))}
     for slot, room in enumerate(whole.blocks):
         index = parts.get(slot)
         own = None if index is None else spec.blocks[index]
@@ -135,7 +137,7 @@ def apply(
       Float32 logits [N, num_classes].
     """
     spec, groups = largest(space), {"eps": space.base.bn_eps, "groups": compute.bn_groups}
-    acts = [stage.act for stage in space.stages for _ in range(max(stage.depth))]
+    acts = _acts(space)
 
     def norm(layer, x, choices, number):
         """BatchNorm, and the nonlinearity of this number."""
