@@ -18,7 +18,7 @@ from benchmarks.race import race
 from benchmarks.task import Task
 from mbv3_jax.arch import build, cost
 
-CONTENDERS = ["depthwise_shifted", "depthwise_grouped", "depthwise_pallas", "depthwise_torch"]
+CONTENDERS = ["depthwise_shifted", "depthwise_grouped", "depthwise_torch"]
 
 
 def distinct_layers(network: str, resolution: int) -> list[cost.Layer]:

@@ -75,7 +75,7 @@ def default(network: str) -> ConfigDict:
     # How it is computed; see mbv3_jax.nn.blocks.Compute.
     config.compute = dict(
         dtype="float32",  # float32, bfloat16 (weights and BatchNorm stay float32)
-        depthwise="auto",  # auto, grouped, shifted, pallas
+        depthwise="auto",  # auto, grouped, shifted
         batch_norm="cross_device",  # cross_device, per_device
         shard_optimizer=False,  # a part of optimizer state and average on each device (ZeRO-1)
     )

@@ -65,12 +65,6 @@ class BatchNorm(nnx.Module):
         self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))
         self.var = nnx.BatchStat(jnp.ones((channels,), jnp.float32))
 
-    def affine(self) -> tuple[jax.Array, jax.Array]:
-        """Factor and shift by the running statistics, [channels] each."""
-        return ops.batch_norm_affine(
-            self.scale[...], self.bias[...], self.mean[...], self.var[...], eps=self.eps
-        )
-
     def __call__(self, x: jax.Array, train: bool, act: str | None) -> jax.Array:
         """[N, H, W, C], by batch statistics (moving the running ones) or by running ones; then
         the nonlinearity `act`, if any, for which training keeps nothing further in memory."""
@@ -119,11 +113,8 @@ class ConvBN(nnx.Module):
             x = self.conv.pointwise(x)
         elif self.impl is None:
             x = ops.conv(x, kernel, **how)
-        elif train:
-            x = ops.depthwise_conv(x, kernel, impl=self.impl, **how)
         else:
-            how |= {"impl": self.impl, "act": ACTIVATIONS[self.act] if self.act else None}
-            return ops.depthwise_conv_affine(x, kernel, *self.bn.affine(), **how)
+            x = ops.depthwise_conv(x, kernel, impl=self.impl, **how)
         return self.bn(x, train, self.act)
 
 

@@ -197,26 +197,3 @@ def test_blocks_draw_their_own_paths():
         getattr(model, f"block{i}").__class__ = Spy
     model(jnp.zeros((1, 32, 32, 3)), train=True, key=jax.random.key(0))
     assert len(set(keys.values())) == 3
-
-
-# The form of the depthwise convolution
-
-
-def test_pallas_gives_the_same_network(tiny_spec):
-    """With statistics that are not those of `init`, where BatchNorm is next to nothing."""
-    variables = functional.init(tiny_spec, jax.random.key(0))
-    images = random_images(tiny_spec, 2)
-    _, stats = apply(tiny_spec, variables, 3 * images, train=True)
-    variables = {"params": variables["params"], "batch_stats": stats}
-
-    @jax.jit
-    def run(images):
-        return [
-            functional.apply(tiny_spec, variables, images, train=train, compute=how)
-            for how in (Compute(depthwise="pallas"), Compute(depthwise="grouped"))
-            for train in (False, True)
-        ]
-
-    *got, inference, training = run(images)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves([inference, training]), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

@@ -4,7 +4,7 @@ All images are [batch, height, width, channels], all kernels [height, width, in,
 """
 
 from mbv3_jax.nn.ops.batch_norm import batch_norm_affine, batch_norm_infer, batch_norm_train
-from mbv3_jax.nn.ops.depthwise import DEPTHWISE_IMPLS, depthwise_conv, depthwise_conv_affine
+from mbv3_jax.nn.ops.depthwise import DEPTHWISE_IMPLS, depthwise_conv
 from mbv3_jax.nn.ops.geometry import PADDINGS
 from mbv3_jax.nn.ops.spatial import conv, pointwise_conv
 
@@ -16,6 +16,5 @@ __all__ = [
     "batch_norm_train",
     "conv",
     "depthwise_conv",
-    "depthwise_conv_affine",
     "pointwise_conv",
 ]

@@ -1,8 +1,8 @@
 """Depthwise convolution and its gradients.
 
 XLA's grouped convolution is slow on CPU (jax issue 13800), and so are its gradients on GPU
-(jax issue 26266). So there are three forms of it, `grouped.py` (XLA's), `shifted.py` (for
-CPU) and `pallas/` (for GPU); the choice between them is here.
+(jax issue 26266). So there are two forms of it, `grouped.py` (XLA's) and `shifted.py` (for CPU);
+the choice between them is here.
 
 The convolution y = F(x, kernel) is bilinear, and so are its two gradients: by the input
 X(g, kernel), by the kernel K(x, g). Each of the three has the other two as its own gradients,
@@ -10,15 +10,13 @@ so three functions with custom gradients are closed under differentiation of any
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from mbv3_jax.nn.ops import grouped, shifted
 from mbv3_jax.nn.ops.geometry import Geometry
 
-DEPTHWISE_IMPLS = ("auto", "grouped", "shifted", "pallas")
+DEPTHWISE_IMPLS = ("auto", "grouped", "shifted")
 
 
 def depthwise_conv(
@@ -39,10 +37,8 @@ def depthwise_conv(
       padding: "same" or "symmetric", see `geometry.pad_amounts`.
       dilation: distance of neighbouring taps, the same in both directions.
       impl: "grouped" is XLA's own convolution and gradients; "shifted" sums shifted inputs;
-        "pallas" is a kernel for NVIDIA GPUs (not measured there), interpreted on CPU, which is
-        slow and for tests, and "grouped" on other platforms; "auto" chooses when it is lowered:
-        "shifted" for CPU, where it is many times faster, "grouped" for other platforms (not
-        measured there).
+        "auto" chooses when it is lowered: "shifted" for CPU, where it is many times faster,
+        "grouped" for other platforms (not measured there).
 
     Returns:
       [N, H', W', C] in the type of `x`.
@@ -54,46 +50,6 @@ def depthwise_conv(
     if impl == "grouped":
         return geometry.convolve(x, kernel)
     return _convolution(x, kernel, geometry, impl)
-
-
-def depthwise_conv_affine(
-    x: jax.Array,
-    kernel: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    *,
-    stride: int,
-    padding: str,
-    dilation: int = 1,
-    act: Callable[[jax.Array], jax.Array] | None = None,
-    impl: str = "auto",
-) -> jax.Array:
-    """act(convolution * scale + bias): with the BatchNorm of inference and the nonlinearity.
-
-    "pallas" does it in one kernel, which reads `x` and writes the result once.
-
-    Args:
-      x, kernel, stride, padding, dilation, impl: see `depthwise_conv`.
-      scale: [C] float32, see `batch_norm_affine`.
-      bias: [C] float32.
-      act: elementwise and differentiable; a function that lives as long as the module.
-
-    Returns:
-      [N, H', W', C] in the type of `x`.
-
-    Raises:
-      ValueError: see `depthwise_conv`.
-    """
-    how = {"stride": stride, "padding": padding, "dilation": dilation, "impl": impl}
-    if impl == "pallas":
-        geometry, kernel = _check(x, kernel, **how)
-        return _fused(x, kernel, scale, bias, geometry, act)
-    return _affine(depthwise_conv(x, kernel, **how), scale, bias, act)
-
-
-def _affine(y, scale, bias, act):
-    y = (y.astype(jnp.float32) * scale + bias).astype(y.dtype)
-    return act(y) if act else y
 
 
 def _check(x, kernel, stride, padding, dilation, impl):
@@ -113,20 +69,11 @@ def _check(x, kernel, stride, padding, dilation, impl):
 def _run(operation, impl, geometry, *arrays):
     """Runs `operation` in the form that `impl` stands for on what it is lowered for."""
 
-    def of(form, **how):
-        return functools.partial(getattr(form, operation), geometry=geometry, **how)
+    def of(form):
+        return functools.partial(getattr(form, operation), geometry=geometry)
 
     if impl == "shifted":
         return of(shifted)(*arrays)
-    if impl == "pallas":
-        from mbv3_jax.nn.ops import pallas  # a quarter of a second, seldom wanted
-
-        return jax.lax.platform_dependent(
-            *arrays,
-            cpu=of(pallas, interpret=True),
-            cuda=of(pallas, interpret=False),
-            default=of(grouped),
-        )
     return jax.lax.platform_dependent(*arrays, cpu=of(shifted), default=of(grouped))
 
 
@@ -146,29 +93,6 @@ def _input_gradient(g, kernel, geometry, impl):
 def _kernel_gradient(x, g, geometry, impl):
     """K: x [N, H, W, C], g [N, H', W', C] -> [k, k, 1, C] in the type of `x`."""
     return _run("kernel_gradient", impl, geometry, x, g)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _fused(x, kernel, scale, bias, geometry, act):
-    from mbv3_jax.nn.ops import pallas
-
-    def plain(x, kernel, scale, bias):
-        return _affine(geometry.convolve(x, kernel), scale, bias, act)
-
-    def kernels(interpret):
-        how = {"geometry": geometry, "act": act, "interpret": interpret}
-        return functools.partial(pallas.convolution_affine, **how)
-
-    return jax.lax.platform_dependent(
-        x, kernel, scale, bias, cpu=kernels(True), cuda=kernels(False), default=plain
-    )
-
-
-def _fused_backward(geometry, act, saved, g):
-    def apart(x, kernel, scale, bias):
-        return _affine(_convolution(x, kernel, geometry, "pallas"), scale, bias, act)
-
-    return jax.vjp(apart, *saved)[1](g)
 
 
 _convolution.defvjp(
@@ -192,4 +116,3 @@ _kernel_gradient.defvjp(
         _convolution(saved[0], kernel, geometry, impl),
     ),
 )
-_fused.defvjp(lambda *args: (_fused(*args), args[:4]), _fused_backward)

@@ -101,7 +101,7 @@ def test_maps_smaller_than_the_kernel(padding):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("impl", ["auto", "grouped", "shifted"])  # pallas has its own file
+@pytest.mark.parametrize("impl", ["auto", "grouped", "shifted"])
 def test_every_form_gives_the_same(impl):
     x, kernel = example(5)
     how = {"stride": 2, "padding": "same"}
