@@ -112,7 +112,7 @@ def expected(experiment) -> Counter:
 
     from mbv3_jax.nn import functional
     from mbv3_jax.train.optimizer import parameter_paths
-    from mbv3_jax.train.placement import spread
+    from mbv3_jax.train.sharding import spread
 
     shapes = functional.shapes(experiment.spec)
     params = shapes["params"]

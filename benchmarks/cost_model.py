@@ -15,20 +15,18 @@ from pathlib import Path
 import numpy as np
 
 from mbv3_jax.arch import cost
-from mbv3_jax.latency import measuring, pixel1, results
-from mbv3_jax.latency import model as models
-from mbv3_jax.latency import table as tables
-from mbv3_jax.latency.calibration import calibrate
+from mbv3_jax.latency import cost_model, pixel1, results
+from mbv3_jax.latency.cost_model import CostModel, calibrate, errors
 from mbv3_jax.latency.measure import Effort
-from mbv3_jax.latency.model import CostModel, errors
+from mbv3_jax.latency.table import fill_table, open_table, read_table, write_whole
 
 _EFFORT = Effort(warmup_seconds=0.02, seconds=0.4, runs=30, turn_seconds=0.03)
 
 
-def of_table(path: Path) -> dict[str, models.Errors]:
+def of_table(path: Path) -> dict[str, cost_model.Errors]:
     """Errors on the held-out networks, by model."""
-    table = tables.read(path)
-    model = models.fit(table)
+    table = read_table(path)
+    model = cost_model.fit(table)
     held = [w for w in table.wholes if w.held_out]
     kept = [w for w in table.wholes if not w.held_out]
     ms = [w.ms for w in held]
@@ -43,7 +41,7 @@ def of_table(path: Path) -> dict[str, models.Errors]:
         f"held out: {min(ms):.2f} to {max(ms):.2f} ms"
     )
     return {
-        "table, work and trees, scaled": models.judge(model, table),
+        "table, work and trees, scaled": cost_model.judge(model, table),
         "the same, not scaled": errors([model.pieces_ms(w.spec) for w in held], ms),
         "without trees, not scaled": errors([plain(w.spec) for w in held], ms),
         "without the table, not scaled": errors([bare(w.spec) for w in held], ms),
@@ -51,12 +49,12 @@ def of_table(path: Path) -> dict[str, models.Errors]:
     }
 
 
-def of_pixel1(path: Path, folder: Path) -> dict[str, models.Errors]:
+def of_pixel1(path: Path, folder: Path) -> dict[str, cost_model.Errors]:
     """Errors of calibrations fitted on V2, by what they are of and whose."""
     old, new = pixel1.v2(), pixel1.v3()
-    table = measuring.open_table(path, "litert", 1)
+    table = open_table(path, "litert", 1)
     specs = [p.spec for p in (*old, *new)]
-    measuring.fill(path, table, folder, [], fitted=specs, effort=_EFFORT)
+    fill_table(path, table, folder, [], fitted=specs, effort=_EFFORT)
     values = {
         "MAdds": lambda p: cost.madds(p.spec),
         "measured here": lambda p: table.whole(p.spec).ms,
@@ -90,7 +88,7 @@ def main() -> None:
     flags.files.mkdir(parents=True, exist_ok=True)
     if flags.only_files:
         for p in (*pixel1.v2(), *pixel1.v3()):
-            measuring.write_whole(flags.files, p.spec, "litert")
+            write_whole(flags.files, p.spec, "litert")
         return
     found = of_table(flags.table) if flags.table else {}
     found |= of_pixel1(flags.pixel1, flags.files) if flags.pixel1 else {}

@@ -30,7 +30,7 @@ def _model(library: str, network: str):
 
     from mbv3_jax.interop import networks
     from mbv3_jax.nn import functional
-    from mbv3_jax.train.model import Model, Preprocessing
+    from mbv3_jax.run.model import Model, Preprocessing
 
     name = NETWORKS[network][library == "timm"]
     spec = networks.get(library, name).spec.replace(resolution=_SHAPE[1])
@@ -46,14 +46,14 @@ def _model(library: str, network: str):
 
 def ours_tflite(network: str) -> bytes:
     """Ours, Keras' network."""
-    from mbv3_jax.export.writing import Target, write
+    from mbv3_jax.export.formats import Target, write
 
     return write(_model("keras", network), Target(file_format="tflite"))
 
 
 def ours_int8_tflite(network: str) -> bytes:
     """Ours in int8, ranges from noise."""
-    from mbv3_jax.export.writing import Target, write
+    from mbv3_jax.export.formats import Target, write
     from mbv3_jax.quant.post_training import quantize
 
     model = _model("keras", network)
@@ -84,7 +84,7 @@ def keras_tflite(network: str) -> bytes:
 
 def ours_onnx(network: str) -> bytes:
     """Ours, timm's network."""
-    from mbv3_jax.export.writing import Target, write
+    from mbv3_jax.export.formats import Target, write
 
     return write(_model("timm", network), Target(file_format="onnx"))
 
@@ -169,7 +169,7 @@ def main() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mbv3_jax.export import writing
+    from mbv3_jax.export import formats
 
     flags.folder.mkdir(parents=True, exist_ok=True)
     table = Table("network", "file", "operations", "MB", "ms", "least-most", "ratio")
@@ -195,7 +195,7 @@ def main() -> None:
                 table.add_row(
                     network,
                     name,
-                    str(sum(writing.counts(file, kind).values())),
+                    str(sum(formats.counts(file, kind).values())),
                     f"{len(file) / 1e6:.2f}",
                     f"{median:.3f}",
                     f"{min(spread):.3f}-{max(spread):.3f}",

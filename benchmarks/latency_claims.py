@@ -11,10 +11,9 @@ import json
 from pathlib import Path
 
 from mbv3_jax.arch.build import build
-from mbv3_jax.latency.compare import ratios
-from mbv3_jax.latency.measure import Effort, measure_files
-from mbv3_jax.latency.models import write_random
-from mbv3_jax.train.run_folder import write_atomically
+from mbv3_jax.core.files import write_atomically
+from mbv3_jax.latency.measure import Effort, measure_files, ratios
+from mbv3_jax.latency.subjects import write_random
 
 _L, _S, _V2 = "mobilenet_v3_large", "mobilenet_v3_small", "mobilenet_v2"
 _INT8 = {"precision": "int8"}

@@ -15,11 +15,11 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from mbv3_jax.report.curves import read_records
-from mbv3_jax.train import config as configs
+from mbv3_jax.report.charts import read_records
+from mbv3_jax.run.config import parse_config
 from mbv3_jax.train.experiment import make_experiment
 from mbv3_jax.train.loop import train
-from mbv3_jax.train.placement import put_batch
+from mbv3_jax.train.sharding import put_batch
 
 
 def bare_rate(config, steps: int) -> float:
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     flags, overrides = parser.parse_known_args()
     duration = ["--config.total_epochs=None", f"--config.total_steps={flags.steps}"]
-    config = configs.parse(flags.config, duration + overrides)
+    config = parse_config(flags.config, duration + overrides)
     table = Table(title=f"{flags.config}, batch {config.batch_size}, {flags.steps} steps a turn")
     for name in ("turn", "bare step images/s", "loop images/s", "loop/bare"):
         table.add_column(name, justify="right")

@@ -21,14 +21,20 @@ from rich.console import Console
 from rich.table import Table
 
 from mbv3_jax.arch import build
+from mbv3_jax.core.files import write_atomically
 from mbv3_jax.export import check
-from mbv3_jax.export.int8 import to_int8_tflite
-from mbv3_jax.export.writing import Target
+from mbv3_jax.export.formats import Target
+from mbv3_jax.export.tflite import to_int8_tflite
 from mbv3_jax.latency.measure import Effort, describe, measure_spec
-from mbv3_jax.quant import network as networks
-from mbv3_jax.quant.post_training import Options, calibration_batches, quantize
-from mbv3_jax.train import model as models
-from mbv3_jax.train import run_folder
+from mbv3_jax.quant.post_training import (
+    Int8Network,
+    Options,
+    calibration_batches,
+    quantize,
+    trained_int8,
+)
+from mbv3_jax.run.folder import read_config
+from mbv3_jax.run.model import load_model
 from mbv3_jax.train.experiment import make_experiment
 
 WAYS = {
@@ -51,7 +57,7 @@ NETWORKS = {
 @functools.cache
 def held_out(data: str, resolution: int, run: Path):
     """Images uint8 and labels of the evaluation split, and the training data."""
-    experiment = make_experiment(run_folder.read_config(run), run)
+    experiment = make_experiment(read_config(run), run)
     loaded, problems = experiment.eval_source.load(np.arange(len(experiment.eval_source)))
     if problems:
         raise SystemExit(f"{run}: {len(problems)} images cannot be read")
@@ -64,7 +70,7 @@ def held_out(data: str, resolution: int, run: Path):
     )
 
 
-def evaluate(network: networks.Int8Network, images, labels) -> dict[str, float]:
+def evaluate(network: Int8Network, images, labels) -> dict[str, float]:
     """Top-1 in percent of the exported file and of the simulation."""
     file = to_int8_tflite(network, batch=20)
     target = Target(file_format="tflite", precision="int8", batch=20)
@@ -87,16 +93,16 @@ def top1(run: Path) -> float:
 
 def after_training(run: Path, options: Options = WAYS["mse"]) -> dict[str, float]:
     """`evaluate` of a float run, quantized after training."""
-    config, model = run_folder.read_config(run), models.load(run)
+    config, model = read_config(run), load_model(run)
     images, labels, calibration = held_out(config.data.name, model.spec.resolution, run)
     return evaluate(quantize(model.spec, model.variables, calibration, options), images, labels)
 
 
 def trained(run: Path) -> dict[str, float]:
     """`evaluate` of a run that was trained for int8."""
-    config, model = run_folder.read_config(run), models.load(run)
+    config, model = read_config(run), load_model(run)
     images, labels, _ = held_out(config.data.name, model.spec.resolution, run)
-    return evaluate(networks.trained(model.spec, model.variables), images, labels)
+    return evaluate(trained_int8(model.spec, model.variables), images, labels)
 
 
 def the_table(floats: list[Path], sweep: Path, out: Path, console: Console) -> None:
@@ -115,7 +121,7 @@ def the_table(floats: list[Path], sweep: Path, out: Path, console: Console) -> N
             for_int8 = sweep / f"{run.name}-int8-seed{seed}"
             if "trained" not in row and (for_int8 / "summary.json").is_file():
                 row["trained"] = trained(for_int8)
-            run_folder.write_atomically(out, json.dumps(found, indent=1))
+            write_atomically(out, json.dumps(found, indent=1))
             console.print(key, row)
     table = Table(title="top-1 %, int8 from the files", header_style="bold")
     for name in ("network", "float", "int8 after", "float, longer", "int8 after", "int8 trained"):

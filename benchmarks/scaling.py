@@ -46,15 +46,15 @@ def main() -> int:
     options = [os.environ.get("XLA_FLAGS", "")]
     options.append(f"--xla_force_host_platform_device_count={flags.devices}")
     os.environ.update(JAX_PLATFORMS="cpu", XLA_FLAGS=" ".join(options))  # before jax is imported
-    from mbv3_jax.train import config as configs
-    from mbv3_jax.train.errors import UsageError
+    from mbv3_jax.core.errors import UsageError
+    from mbv3_jax.run.config import parse_config
     from mbv3_jax.train.experiment import make_experiment
 
     batch = (f"--config.batch_size={4 * flags.devices}",)
     console, status = Console(), 0
     for file in flags.files:
         try:
-            config = configs.parse(file, [*SMALL, *batch, *overrides])
+            config = parse_config(file, [*SMALL, *batch, *overrides])
             if config.accum_steps != 1:
                 raise UsageError("config: accum_steps: expected 1: a loop hides how often it runs")
             experiment = make_experiment(config)

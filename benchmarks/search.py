@@ -13,18 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import toy_supernet
-from mbv3_jax.search.costs import Costs
-from mbv3_jax.search.evaluators.agreement import agreement, split_half_reliability
-from mbv3_jax.search.evaluators.surrogate import Rounds
-from mbv3_jax.search.evaluators.table import TOY_TRUTH, Table, ToyTable
+from mbv3_jax.search.evaluators import TOY_TRUTH, Table, ToyTable, agreement, split_half_reliability
+from mbv3_jax.search.objective import COUNTS, Costs
+from mbv3_jax.search.policy_gradient import PolicyGradient
 from mbv3_jax.search.presets import preset
-from mbv3_jax.search.propose import propose
-from mbv3_jax.search.rewards import COUNTS
-from mbv3_jax.search.searchers.base import run
-from mbv3_jax.search.searchers.evolution import Evolution
-from mbv3_jax.search.searchers.front import front, hypervolume
-from mbv3_jax.search.searchers.policy_gradient import PolicyGradient
-from mbv3_jax.search.searchers.random import Random
+from mbv3_jax.search.searchers import Evolution, Random, front, hypervolume, run
+from mbv3_jax.search.selection import propose
+from mbv3_jax.search.surrogate import Rounds
 
 BUDGETS = toy_supernet.BUDGETS  # trainings
 

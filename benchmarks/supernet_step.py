@@ -14,7 +14,8 @@ import optax
 from mbv3_jax.search.presets import PRESETS, preset
 from mbv3_jax.search.supernet import network
 from mbv3_jax.search.supernet.training import Programs
-from mbv3_jax.train import placement, state
+from mbv3_jax.train import sharding
+from mbv3_jax.train.state import create_state
 from mbv3_jax.train.step import make_train_step
 
 
@@ -31,7 +32,7 @@ def main() -> None:
     flags = parser.parse_args()
     space = preset(flags.space).replace(resolution=flags.resolution, dropout=0.0)
     spec, tx = network.largest(space), optax.adam(1e-3)
-    mesh = placement.make_mesh(jax.devices()[:1])
+    mesh = sharding.make_mesh(jax.devices()[:1])
     programs = Programs(
         space, tx, preprocess=(lambda b, _: (_input(b["image"]), b["label"]), _input), mesh=mesh
     )
@@ -49,7 +50,7 @@ def main() -> None:
         "image": rng.integers(0, 256, (flags.batch, size, size, 3), np.uint8),
         "label": rng.integers(0, spec.num_classes, flags.batch).astype(np.int32),
     }
-    states = [jax.jit(lambda: state.create(spec, tx, seed=0, with_ema=False))() for _ in range(2)]
+    states = [jax.jit(lambda: create_state(spec, tx, seed=0, with_ema=False))() for _ in range(2)]
     points = space.sample(rng, flags.steps + 3)
 
     def shared(s, i):
@@ -57,7 +58,7 @@ def main() -> None:
         return s, loss
 
     def ordinary(s, _):
-        s, metrics = plain(s, placement.put_batch(batch, mesh))
+        s, metrics = plain(s, sharding.put_batch(batch, mesh))
         return s, metrics["loss"]
 
     times: list[list[float]] = [[], []]

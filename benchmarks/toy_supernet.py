@@ -15,13 +15,13 @@ import numpy as np
 import optax
 
 from benchmarks import toy_truth
-from mbv3_jax.search.costs import Costs
-from mbv3_jax.search.evaluators.supernet import SharedWeights
+from mbv3_jax.search.evaluators import SharedWeights
+from mbv3_jax.search.objective import COUNTS, Costs, Reward
 from mbv3_jax.search.presets import preset
-from mbv3_jax.search.rewards import COUNTS, Reward
 from mbv3_jax.search.supernet import network
 from mbv3_jax.search.supernet.training import Controllers, Programs
-from mbv3_jax.train import placement, state
+from mbv3_jax.train import sharding
+from mbv3_jax.train.state import create_state
 
 RUNS = Path(__file__).parent / "toy_supernet.jsonl"
 BUDGETS = (8, 16, 32)  # in trainings of a candidate
@@ -49,10 +49,10 @@ class Searches:
             self.space,
             self.tx,
             preprocess=(lambda batch, _: (_input(batch["image"]), batch["label"]), _input),
-            mesh=placement.make_mesh(jax.devices()[:1]),
+            mesh=sharding.make_mesh(jax.devices()[:1]),
         )
         spec, tx = network.largest(self.space), self.tx
-        self.create = jax.jit(lambda seed: state.create(spec, tx, seed=seed, with_ema=False))
+        self.create = jax.jit(lambda seed: create_state(spec, tx, seed=seed, with_ema=False))
 
     def run(self, budget: int, seed: int) -> dict:
         """The point that the controller ends at, and what the weights believe of every network."""

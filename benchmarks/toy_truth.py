@@ -26,7 +26,7 @@ import optax
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.data.clutter import Clutter
 from mbv3_jax.nn import functional
-from mbv3_jax.search.evaluators.table import TOY_TRUTH, ToyTable
+from mbv3_jax.search.evaluators import TOY_TRUTH, ToyTable
 from mbv3_jax.search.presets import preset
 from mbv3_jax.search.space import Point, Space
 from mbv3_jax.train import losses

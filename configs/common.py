@@ -52,7 +52,7 @@ def default(network: str) -> ConfigDict:
     # augment.normalize and the evaluation crop of config.data are as there too where they are None.
     config.init = placeholder(str)
 
-    # What learns, and how fast; see mbv3_jax.train.finetune.
+    # What learns, and how fast; see mbv3_jax.train.optimizer.
     config.finetune = dict(
         frozen="",  # stages that stay as they are: "stem-block6", "stem,1-6"
         freeze_bn=False,  # all BatchNorm by running statistics, which stay; in frozen stages always
@@ -60,7 +60,7 @@ def default(network: str) -> ConfigDict:
         lr_factors=placeholder(tuple),  # (("block1/.*", 0.1), ...), by parameter path
     )
 
-    # Training in simulated int8; see mbv3_jax.nn.quantized. Off: the durations are None.
+    # Training in simulated int8; see mbv3_jax.nn.fake_quant. Off: the durations are None.
     config.quant = dict(
         enabled=False,
         range_decay=0.99,  # of the moving averages of minima and maxima
@@ -72,7 +72,7 @@ def default(network: str) -> ConfigDict:
         freeze_examples=placeholder(int),
     )
 
-    # How it is computed; see mbv3_jax.nn.blocks.Compute.
+    # How it is computed; see mbv3_jax.nn.modules.Compute.
     config.compute = dict(
         dtype="float32",  # float32, bfloat16 (weights and BatchNorm stay float32)
         depthwise="auto",  # auto, grouped, shifted
@@ -80,7 +80,7 @@ def default(network: str) -> ConfigDict:
         shard_optimizer=False,  # a part of optimizer state and average on each device (ZeRO-1)
     )
 
-    # See mbv3_jax.data.sources.open_pair. An option that the source does not have must be None.
+    # See mbv3_jax.data.source.open_pair. An option that the source does not have must be None.
     config.data = dict(
         name="digits",  # digits, clutter, synthetic, imagenet, tfds/NAME, folder:PATH
         data_dir=placeholder(str),  # imagenet, tfds: where TFDS keeps prepared data

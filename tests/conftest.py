@@ -8,11 +8,9 @@ import os
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from paths import ROOT, TINY
 
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=2"]
@@ -20,8 +18,6 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache" / "tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-
-TINY = str(ROOT / "tests" / "tiny_config.py")
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +31,9 @@ def tiny_spec():
 @pytest.fixture(scope="session")
 def tiny_config():
     """tiny_config(*overrides) -> the configuration of a run of seconds, with these overrides."""
-    from mbv3_jax.train import config
+    from mbv3_jax.run.config import parse_config
 
-    return lambda *overrides: config.parse(TINY, overrides)
+    return lambda *overrides: parse_config(TINY, overrides)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks import photographs
 from benchmarks.task import Task
-from mbv3_jax.data import decode, image_file
+from mbv3_jax.data.decode import decode_view, resizer, simplejpeg
 
 
 def setup(task: Task):
@@ -18,7 +18,7 @@ def setup(task: Task):
     def run(steps: int) -> None:
         for _ in range(steps):
             for image, encoded in zip(batch, files, strict=False):
-                image[:] = decode.decode_view(encoded, resolution=task.resolution, view=generator)
+                image[:] = decode_view(encoded, resolution=task.resolution, view=generator)
 
-    names = "simplejpeg" if image_file.simplejpeg else "Pillow's decoder"
-    return run, f"antialiased; {names}, {'cykooz_resizer' if decode.resizer else 'Pillow resize'}"
+    names = "simplejpeg" if simplejpeg else "Pillow's decoder"
+    return run, f"antialiased; {names}, {'cykooz_resizer' if resizer else 'Pillow resize'}"

@@ -7,9 +7,11 @@ from benchmarks.task import Task
 from mbv3_jax.arch import build
 from mbv3_jax.data.augment import make_preprocess
 from mbv3_jax.nn import functional
-from mbv3_jax.nn.blocks import Compute
-from mbv3_jax.train import optimizer, schedules, state
-from mbv3_jax.train.placement import make_mesh, put_batch
+from mbv3_jax.nn.modules import Compute
+from mbv3_jax.train import schedules
+from mbv3_jax.train.optimizer import make_optimizer
+from mbv3_jax.train.sharding import make_mesh, put_batch
+from mbv3_jax.train.state import create_state
 from mbv3_jax.train.step import make_train_step
 
 
@@ -32,8 +34,10 @@ def setup(task: Task):
         return infer, info
 
     mesh = make_mesh(jax.devices()[:1])
-    schedule = schedules.make("constant", base_lr=1e-4, total_steps=10**6, steps_per_epoch=1e3)
-    tx = optimizer.make("rmsprop_tf", schedule, weight_decay=1e-5)
+    schedule = schedules.make_schedule(
+        "constant", base_lr=1e-4, total_steps=10**6, steps_per_epoch=1e3
+    )
+    tx = make_optimizer("rmsprop_tf", schedule, weight_decay=1e-5)
     preprocess, _ = make_preprocess()
     step = make_train_step(
         spec, tx, schedule, preprocess=preprocess, mesh=mesh, seed=0, compute=compute
@@ -42,7 +46,7 @@ def setup(task: Task):
         "image": generator.integers(0, 256, shape, np.uint8),
         "label": generator.integers(0, 1000, task.batch, np.int32),
     }
-    now = [jax.jit(lambda: state.create(spec, tx, seed=0, with_ema=False))()]
+    now = [jax.jit(lambda: create_state(spec, tx, seed=0, with_ema=False))()]
 
     def train(steps: int) -> None:
         for _ in range(steps):

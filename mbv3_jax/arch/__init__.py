@@ -1,7 +1,15 @@
 """Networks as data: specs, the published tables, edits of them, and what they cost."""
 
 from mbv3_jax.arch.build import build
-from mbv3_jax.arch.spec import BlockSpec, ConvSpec, HeadSpec, NetSpec, SESpec, from_json, to_json
+from mbv3_jax.arch.spec import (
+    BlockSpec,
+    ConvSpec,
+    HeadSpec,
+    NetSpec,
+    SESpec,
+    spec_from_json,
+    spec_to_json,
+)
 
 __all__ = [
     "BlockSpec",
@@ -10,6 +18,6 @@ __all__ = [
     "NetSpec",
     "SESpec",
     "build",
-    "from_json",
-    "to_json",
+    "spec_from_json",
+    "spec_to_json",
 ]

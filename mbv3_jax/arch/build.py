@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from mbv3_jax.arch import edits
-from mbv3_jax.arch.spec import NetSpec, choose
+from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.arch.tables import TABLES
 from mbv3_jax.arch.width import scale_width
+from mbv3_jax.core.checks import choose
 
 
 def build(

@@ -4,17 +4,8 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from mbv3_jax.arch.spec import (
-    ACTIVATIONS,
-    BlockSpec,
-    ConvSpec,
-    HeadSpec,
-    NetSpec,
-    SESpec,
-    choose,
-    flag,
-    whole,
-)
+from mbv3_jax.arch.spec import ACTIVATIONS, BlockSpec, ConvSpec, HeadSpec, NetSpec, SESpec
+from mbv3_jax.core.checks import check_whole, choose, flag
 
 NONLINEARITIES = ("paper", *ACTIVATIONS, "swish_for_h_swish", "h_swish@N")
 SE_PLACES = ("paper", "none", "everywhere")
@@ -140,7 +131,7 @@ def stem(spec: NetSpec, filters: int | None = None, act: str | None = None) -> N
 
     A first block without expansion stays without: its depthwise layer follows the stem's width.
     """
-    filters = spec.stem.out if filters is None else whole("stem_filters", filters, 1)
+    filters = spec.stem.out if filters is None else check_whole("stem_filters", filters, 1)
     act = spec.stem.act if act is None else choose("stem_act", act, ACTIVATIONS)
     blocks = spec.blocks
     if not spec.has_expand(0):
@@ -202,7 +193,7 @@ def expansions(spec: NetSpec, widths: Sequence[int] | None) -> NetSpec:
             f"expansions: got {len(widths)}, but {spec.name} has {len(spec.blocks)} blocks here"
         )
     for width in widths:
-        whole("expansions", width, 1)
+        check_whole("expansions", width, 1)
     pairs = zip(spec.blocks, widths, strict=True)
     return spec.replace(blocks=tuple(dataclasses.replace(b, expansion=w) for b, w in pairs))
 
@@ -215,7 +206,7 @@ def shortcut(spec: NetSpec, allowed: bool) -> NetSpec:
 
 def head_filters(spec: NetSpec, filters: int) -> NetSpec:
     """Channels of the layer before the logits (Small: 1024, or 1280 in an earlier print)."""
-    whole("head_filters", filters, 1)
+    check_whole("head_filters", filters, 1)
     if spec.head is None:
         return spec.replace(last=dataclasses.replace(spec.last, out=filters))
     return spec.replace(head=dataclasses.replace(spec.head, out=filters))

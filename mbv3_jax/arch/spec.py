@@ -11,6 +11,8 @@ import math
 import types
 import typing
 
+from mbv3_jax.core.checks import check_whole, choose, flag
+
 ACTIVATIONS = ("relu", "relu6", "h_swish", "swish")
 GATES = ("hard_sigmoid", "sigmoid")
 PADDINGS = ("same", "symmetric")
@@ -26,32 +28,6 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     """
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
-
-
-def choose(path: str, got, choices: typing.Iterable):
-    """Returns `got` if it is one of `choices`; else raises ValueError naming `path` and them."""
-    choices = tuple(choices)
-    if got not in choices:
-        listed = ", ".join(repr(c) for c in choices)
-        raise ValueError(f"{path}: got {got!r}, expected one of {listed}")
-    return got
-
-
-def flag(path: str, got) -> bool:
-    """Returns `got` if it is True or False; else raises ValueError naming `path`."""
-    if not isinstance(got, bool):
-        raise ValueError(f"{path}: got {got!r}, expected True or False")
-    return got
-
-
-def whole(path: str, got, minimum: int, maximum: int | None = None, odd: bool = False) -> int:
-    """Returns `got` if it is a whole number in these bounds; else raises ValueError."""
-    ok = isinstance(got, int) and not isinstance(got, bool) and got >= minimum
-    if not ok or (maximum is not None and got > maximum) or (odd and got % 2 == 0):
-        wanted = f"{'an odd' if odd else 'a'} whole number of at least {minimum}"
-        wanted += f" and at most {maximum}" if maximum is not None else ""
-        raise ValueError(f"{path}: got {got!r}, expected {wanted}")
-    return got
 
 
 def _fraction(path: str, got) -> None:
@@ -82,7 +58,7 @@ class SESpec:
         choose("of", self.of, SE_SOURCES)
         choose("gate", self.gate, GATES)
         choose("act", self.act, ACTIVATIONS)
-        whole("divisor", self.divisor, 1)
+        check_whole("divisor", self.divisor, 1)
 
     def channels(self, *, expansion: int, block_input: int) -> int:
         """The squeezed width for a block of these widths."""
@@ -101,9 +77,9 @@ class ConvSpec:
     se: SESpec | None = None
 
     def __post_init__(self):
-        whole("kernel", self.kernel, 1, odd=True)
-        whole("out", self.out, 1)
-        whole("stride", self.stride, 1, 2)
+        check_whole("kernel", self.kernel, 1, odd=True)
+        check_whole("out", self.out, 1)
+        check_whole("stride", self.stride, 1, 2)
         choose("act", self.act, ACTIVATIONS)
 
 
@@ -126,10 +102,10 @@ class BlockSpec:
     shortcut: bool = True
 
     def __post_init__(self):
-        whole("kernel", self.kernel, 1, odd=True)
-        whole("expansion", self.expansion, 1)
-        whole("out", self.out, 1)
-        whole("stride", self.stride, 1, 2)
+        check_whole("kernel", self.kernel, 1, odd=True)
+        check_whole("expansion", self.expansion, 1)
+        check_whole("out", self.out, 1)
+        check_whole("stride", self.stride, 1, 2)
         choose("act", self.act, ACTIVATIONS)
         flag("shortcut", self.shortcut)
 
@@ -142,7 +118,7 @@ class HeadSpec:
     act: str
 
     def __post_init__(self):
-        whole("out", self.out, 1)
+        check_whole("out", self.out, 1)
         choose("act", self.act, ACTIVATIONS)
 
 
@@ -160,8 +136,8 @@ class QuantSpec:
     range_decay: float = 0.99
 
     def __post_init__(self):
-        whole("delay_steps", self.delay_steps, 0)
-        whole("freeze_steps", self.freeze_steps, 0)
+        check_whole("delay_steps", self.delay_steps, 0)
+        check_whole("freeze_steps", self.freeze_steps, 0)
         _fraction("range_decay", self.range_decay)
 
 
@@ -192,9 +168,9 @@ class NetSpec:
     quant: QuantSpec | None = None
 
     def __post_init__(self):
-        whole("resolution", self.resolution, MIN_RESOLUTION)
-        whole("in_channels", self.in_channels, 1)
-        whole("num_classes", self.num_classes, 1)
+        check_whole("resolution", self.resolution, MIN_RESOLUTION)
+        check_whole("in_channels", self.in_channels, 1)
+        check_whole("num_classes", self.num_classes, 1)
         choose("padding", self.padding, PADDINGS)
         _fraction("bn_decay", self.bn_decay)
         _fraction("dropout", self.dropout)
@@ -236,12 +212,12 @@ class NetSpec:
         return block.shortcut and block.stride == 1 and block.out == self.block_inputs()[index]
 
 
-def to_json(spec: NetSpec) -> str:
+def spec_to_json(spec: NetSpec) -> str:
     """The spec as JSON text; `from_json` gives back an equal spec."""
     return json.dumps(dataclasses.asdict(spec), indent=1)
 
 
-def from_json(text: str) -> NetSpec:
+def spec_from_json(text: str) -> NetSpec:
     """Reads what `to_json` wrote.
 
     Raises:

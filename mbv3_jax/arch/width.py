@@ -3,7 +3,8 @@
 import dataclasses
 import math
 
-from mbv3_jax.arch.spec import NetSpec, choose, make_divisible
+from mbv3_jax.arch.spec import NetSpec, make_divisible
+from mbv3_jax.core.checks import choose
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mbv3_jax.data import tfds as tfds_source
-from mbv3_jax.data.convert import convert
 from mbv3_jax.data.source import Encoded, NotFound, Source
+from mbv3_jax.data.tfds import convert
 
 _ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from mbv3_jax.export import tflite, writing
-from mbv3_jax.export.packages import need
-from mbv3_jax.export.writing import Target
+from mbv3_jax.core.packages import need
+from mbv3_jax.export import formats, tflite
+from mbv3_jax.export.formats import Target
 from mbv3_jax.nn import functional
-from mbv3_jax.train.model import Model
+from mbv3_jax.run.model import Model
 
 # The largest difference of a logit, of the largest logit there is. Rounding alone makes about
 # 1e-6 in float32 and 1e-3 in float16.
@@ -142,9 +142,9 @@ def _dequantized(x: np.ndarray, details: dict) -> np.ndarray:
 def defects(file: bytes, target: Target, model: Model) -> list[str]:
     """What is wrong with the graph of a file, a line each."""
     spec, found = model.spec, []
-    counts = writing.counts(file, target.file_format)
+    counts = formats.counts(file, target.file_format)
     layers = len(spec.blocks)
-    depthwise = counts.get(writing.DEPTHWISE[target.file_format], 0)
+    depthwise = counts.get(formats.DEPTHWISE[target.file_format], 0)
     if depthwise != layers:
         found.append(f"{depthwise} depthwise operations for {layers} depthwise layers")
     native = {"tflite": "HARD_SWISH", "onnx": "HardSwish"}.get(target.file_format)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import jax
 
+from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.export import onnx
-from mbv3_jax.train.errors import RunError, UsageError
-from mbv3_jax.train.model import Model
+from mbv3_jax.run.model import Model
 
 _LABELS, _JSON = "labels.txt", "metadata.json"
 _NORMALISED = "RGB, (value / 255 - mean) / std of each channel"

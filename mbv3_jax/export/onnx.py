@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mbv3_jax.arch.spec import BlockSpec, NetSpec, SESpec
-from mbv3_jax.export.half import to_half
-from mbv3_jax.export.packages import need
+from mbv3_jax.core.packages import need
+from mbv3_jax.export.tflite import to_half
 from mbv3_jax.nn.ops.geometry import pad_amounts
 
 OPSET, IR_VERSION = 18, 8  # what ONNX Runtime 1.14 of 2023 reads

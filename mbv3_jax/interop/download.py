@@ -5,9 +5,9 @@ import os
 import urllib.request
 from pathlib import Path
 
-from mbv3_jax.interop.files import need
+from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.interop.pretrained import Pretrained
-from mbv3_jax.train.errors import RunError, UsageError
+from mbv3_jax.interop.weight_files import need
 
 HUB_FILE = "model.safetensors"
 _TIMEOUT_S = 30

@@ -1,12 +1,10 @@
-"""Measures models in a process of their own, and networks with random weights.
-
-In a fresh process threads and cores are set before a runtime counts them, and no earlier work
-leaves its caches and memory behind.
-"""
+"""What a latency was measured on."""
 
 import dataclasses
 import datetime
 import json
+import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -15,10 +13,44 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from mbv3_jax.arch.spec import NetSpec, choose
-from mbv3_jax.export.packages import installed
-from mbv3_jax.latency.machine import machine
-from mbv3_jax.train.errors import RunError, UsageError
+import numpy as np
+
+from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.checks import choose
+from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.packages import installed
+
+
+def machine() -> dict:
+    """{"cpu", "cores", "features", "system"}: the model, the cores that this process may use, the
+    vector instructions that matter to runtimes, the operating system."""
+    cpu, flags = platform.processor() or platform.machine(), []
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        fields = dict(
+            (part.strip() for part in line.partition(":")[::2])
+            for line in info.read_text().splitlines()
+            if ":" in line
+        )
+        cpu = fields.get("model name", cpu)
+        flags = fields.get("flags", fields.get("Features", "")).split()
+    elif platform.system() == "Darwin":
+        command = ("sysctl", "-n", "machdep.cpu.brand_string")
+        cpu = subprocess.run(command, capture_output=True, text=True).stdout.strip() or cpu
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    known = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
+    return {
+        "cpu": cpu,
+        "cores": cores,
+        "features": [name for name in known if name in flags],
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+# Measures models in a process of their own, and networks with random weights.
+#
+# In a fresh process threads and cores are set before a runtime counts them, and no earlier work
+# leaves its caches and memory behind.
 
 RUNTIMES = ("litert", "onnxruntime", "xla")
 LABELS = {"litert": "LiteRT", "onnxruntime": "ONNX Runtime", "xla": "XLA"}
@@ -158,7 +190,7 @@ def measure_spec(
       UsageError: the runtime is not installed, or has no such precision.
       RunError: it cannot run the network.
     """
-    from mbv3_jax.latency.models import write_random
+    from mbv3_jax.latency.subjects import write_random
 
     with tempfile.TemporaryDirectory() as folder:
         path = write_random(Path(folder), spec, runtime, precision)
@@ -188,3 +220,45 @@ def describe(runtime: str, threads: int = 1) -> str:
     *_, version = versions_of(runtime).values()
     count = "one thread" if threads == 1 else f"{threads} threads"
     return f"{LABELS[runtime]} {version}, {count}, {machine()['cpu']}"
+
+
+# Ratios of latencies that were measured in turns.
+
+_RESAMPLES = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """A latency over the first model's: the median over turns, and its 95% interval."""
+
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def differs(self) -> bool:
+        """Whether the interval leaves 1 out."""
+        return not self.low <= 1 <= self.high
+
+
+def ratios(timings: Sequence[Timing]) -> list[Ratio]:
+    """Each latency over the first one, turn by turn: what slows a turn slows both.
+
+    The interval is a bootstrap over turns, with a fixed seed.
+
+    Args:
+      timings: of `measure_files`, which took turns; at least one.
+
+    Raises:
+      ValueError: they have different numbers of turns: not from one measurement.
+    """
+    if len({len(t.turns) for t in timings}) != 1:
+        raise ValueError("timings: expected those of one measurement, with as many turns each")
+    turns = np.array([t.turns for t in timings])
+    of_turns = turns / turns[0]
+    count = turns.shape[1]
+    chosen = np.random.default_rng(0).integers(count, size=(_RESAMPLES, count))
+    medians = np.median(of_turns[:, chosen], axis=2)
+    low, high = np.quantile(medians, (0.025, 0.975), axis=1)
+    middle = np.median(of_turns, axis=1)
+    return [Ratio(*map(float, row)) for row in zip(middle, low, high, strict=True)]

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from mbv3_jax.train.errors import RunError, UsageError
+from mbv3_jax.core.errors import RunError, UsageError
 
 FOLDER = "/data/local/tmp"  # where Android lets adb run a program
 _PREFIX = re.compile(r"^.*?(?:\btflite\s*:|INFO:)\s?")  # of logcat, and of newer versions

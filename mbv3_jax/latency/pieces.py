@@ -11,8 +11,8 @@ import jax
 
 from mbv3_jax.arch.cost import out_size
 from mbv3_jax.arch.spec import BlockSpec, ConvSpec, HeadSpec, NetSpec, SESpec
-from mbv3_jax.latency.models import random_folded
-from mbv3_jax.nn import quantized
+from mbv3_jax.latency.subjects import random_folded
+from mbv3_jax.nn import fake_quant
 from mbv3_jax.nn.folded import Forms, Tensor, Walk
 
 KINDS = ("stem", "block", "tail")
@@ -125,7 +125,7 @@ class _AsTrained(Walk):
     """Depthwise convolutions in the form that is fast in XLA on this device."""
 
     def convolve(self, x, kernel, stride):
-        return quantized.convolve(self.spec, x, kernel, stride, "auto")
+        return fake_quant.convolve(self.spec, x, kernel, stride, "auto")
 
 
 def function(piece: Piece, runtime: str) -> Callable[[jax.Array], jax.Array]:

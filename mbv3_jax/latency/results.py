@@ -9,12 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mbv3_jax.latency.compare import Ratio
-from mbv3_jax.latency.machine import machine
-from mbv3_jax.latency.measure import LABELS, PROFILERS, Timing
-from mbv3_jax.latency.model import Errors
-from mbv3_jax.train.errors import RunError
-from mbv3_jax.train.run_folder import write_atomically
+from mbv3_jax.core.errors import RunError
+from mbv3_jax.core.files import write_atomically
+from mbv3_jax.latency.cost_model import Errors
+from mbv3_jax.latency.measure import LABELS, PROFILERS, Ratio, Timing, machine
 
 
 def record(name: str, precision: str, timing: Timing) -> dict:

@@ -2,14 +2,22 @@
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
+import random
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from mbv3_jax.arch.spec import NetSpec, from_json, to_json
-from mbv3_jax.latency.pieces import KINDS, Piece
-from mbv3_jax.train.errors import RunError, UsageError
-from mbv3_jax.train.run_folder import write_atomically
+import jax
+
+from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
+from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.files import write_atomically
+from mbv3_jax.export import tflite
+from mbv3_jax.latency.measure import Effort, machine, measure_files, versions_of
+from mbv3_jax.latency.pieces import KINDS, Piece, function, pieces
+from mbv3_jax.latency.subjects import write_random
 
 _VERSION = 1
 _FIELDS = dataclasses.fields(Piece)
@@ -76,7 +84,7 @@ class Table:
             "versions": self.versions,
             "pieces": [dataclasses.asdict(p) | {"ms": ms} for p, ms in self.pieces.items()],
             "networks": [
-                {"ms": w.ms, "held_out": w.held_out, "spec": json.loads(to_json(w.spec))}
+                {"ms": w.ms, "held_out": w.held_out, "spec": json.loads(spec_to_json(w.spec))}
                 for w in self.wholes
             ],
         }
@@ -86,7 +94,7 @@ class Table:
             raise RunError(f"cannot write {path}: {e.strerror}") from e
 
 
-def read(path: Path) -> Table:
+def read_table(path: Path) -> Table:
     """Reads what `Table.write` wrote.
 
     Raises:
@@ -101,7 +109,7 @@ def read(path: Path) -> Table:
             **{name: tree[name] for name in ("target", "threads", "machine", "versions")},
             pieces={Piece(**row): ms for row in rows for ms in [_positive(row.pop("ms"))]},
             wholes=[
-                Whole(from_json(json.dumps(n["spec"])), _positive(n["ms"]), n["held_out"])
+                Whole(spec_from_json(json.dumps(n["spec"])), _positive(n["ms"]), n["held_out"])
                 for n in tree["networks"]
             ],
         )
@@ -111,7 +119,7 @@ def read(path: Path) -> Table:
         raise UsageError(f"{path}: not a latency table ({type(e).__name__}: {e})") from e
 
 
-def to_csv(pieces: dict[Piece, float | None]) -> str:
+def table_to_csv(pieces: dict[Piece, float | None]) -> str:
     """A line a piece: its fields, `file` (what `measuring.write_pieces` called it), `ms`."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -122,7 +130,7 @@ def to_csv(pieces: dict[Piece, float | None]) -> str:
     return out.getvalue()
 
 
-def from_csv(text: str, name: str = "CSV") -> dict[Piece, float]:
+def table_from_csv(text: str, name: str = "CSV") -> dict[Piece, float]:
     """Reads what `to_csv` wrote, once its column `ms` is filled in; empty ones are left out.
 
     Raises:
@@ -157,3 +165,115 @@ def _positive(ms: float) -> float:
     if not 0 < ms < float("inf"):
         raise ValueError(f"ms: got {ms}, expected a positive number")
     return float(ms)
+
+
+# Fills a latency table: a few pieces at a time, each step saved.
+
+TARGETS = ("litert", "xla")
+EFFORT = Effort(warmup_seconds=0.01, seconds=0.06, runs=15, turn_seconds=0.01)
+# In one process, in turns.
+_TOGETHER = 24
+
+
+def unique(specs: Iterable[NetSpec]) -> list[Piece]:
+    """The different pieces of these networks."""
+    return list(dict.fromkeys(piece for spec in specs for piece in pieces(spec)))
+
+
+def write_piece(folder: Path, piece: Piece, target: str) -> Path:
+    """The piece's file for `measure_files`, unless it is there."""
+    suffix = "tflite" if target == "litert" else "stablehlo"
+    path = folder / f"{piece.name}.{suffix}"
+    if not path.is_file():
+        shape = jax.ShapeDtypeStruct((1, piece.size, piece.size, piece.inputs), "float32")
+        run = function(piece, target)
+        if target == "litert":
+            file = tflite.to_tflite(run, shape)
+        else:
+            file = bytes(jax.export.export(jax.jit(run))(shape).serialize())
+        _write(path, file)
+    return path
+
+
+def write_whole(folder: Path, spec: NetSpec, target: str) -> Path:
+    """The file of a network with random weights, unless it is there."""
+    plain = spec.replace(name="")
+    name = f"network-{hashlib.sha256(spec_to_json(plain).encode()).hexdigest()[:16]}"
+    found = list(folder.glob(f"{name}.*"))
+    return found[0] if found else write_random(folder, plain, target, "float32", name)
+
+
+def _write(path: Path, file: bytes) -> None:
+    """Whole or not at all: an interrupted command finds no half of it."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(file)
+    temporary.replace(path)
+
+
+def open_table(path: Path, target: str, threads: int) -> Table:
+    """The table of a file, or a new one for this machine.
+
+    Raises:
+      UsageError: the file is of another machine, runtime or number of threads, or no table.
+    """
+    here = {
+        "target": target,
+        "threads": threads,
+        "machine": machine(),
+        "versions": versions_of(target),
+    }
+    if not path.is_file():
+        return Table(**here)
+    table = read_table(path)
+    table.check_same(path, **here)
+    return table
+
+
+def fill_table(
+    path: Path,
+    table: Table,
+    folder: Path,
+    wanted: Sequence[Piece],
+    *,
+    fitted: Sequence[NetSpec] = (),
+    held_out: Sequence[NetSpec] = (),
+    effort: Effort = EFFORT,
+    note: Callable[[int, int], None] = lambda done, of: None,
+) -> None:
+    """Measures what the table does not have yet, and saves it after every few models.
+
+    Args:
+      path: of the table.
+      table: of `open_table`; it grows.
+      folder: of the files of the models; those that are there are taken.
+      wanted: the pieces.
+      fitted: networks to measure whole, for the fit.
+      held_out: and those by which it is judged.
+      effort: how long, for each.
+      note: called with how many of how many are done.
+
+    Raises:
+      RunError: a model cannot be run, or the table cannot be written; what was saved stays.
+    """
+    jobs: list = [piece for piece in wanted if piece not in table.pieces]
+    for specs, kept in ((fitted, False), (held_out, True)):
+        jobs += [(spec, kept) for spec in specs if table.whole(spec) is None]
+    # A machine drifts: in any order of kinds one kind would be measured on a slower machine.
+    random.Random(0).shuffle(jobs)
+    for start in range(0, len(jobs), _TOGETHER):
+        some = jobs[start : start + _TOGETHER]
+        files = [
+            write_piece(folder, job, table.target)
+            if isinstance(job, Piece)
+            else write_whole(folder, job[0], table.target)
+            for job in some
+        ]
+        models = [(table.target, file) for file in files]
+        timings = measure_files(models, threads=table.threads, effort=effort)
+        for job, timing in zip(some, timings, strict=True):
+            if isinstance(job, Piece):
+                table.pieces[job] = timing.ms
+            else:
+                table.wholes.append(Whole(job[0], timing.ms, job[1]))
+        table.write(path)
+        note(start + len(some), len(jobs))

@@ -101,7 +101,7 @@ def _onnxruntime(path, threads):
 def _xla(path, threads):
     import jax
 
-    from mbv3_jax.arch import from_json
+    from mbv3_jax.arch import spec_from_json
     from mbv3_jax.nn import functional
 
     if path.endswith(".stablehlo"):
@@ -109,7 +109,7 @@ def _xla(path, threads):
         (shape,) = exported.in_avals
         images, call = jax.numpy.asarray(_input(shape.shape)), jax.jit(exported.call)
         return lambda: call(images).block_until_ready(), ("jax", "jaxlib")
-    spec = from_json(Path(path).read_text())
+    spec = spec_from_json(Path(path).read_text())
     variables = functional.init(spec, jax.random.key(0))
     images = _input((1, spec.resolution, spec.resolution, spec.in_channels))
     images = jax.numpy.asarray(images)

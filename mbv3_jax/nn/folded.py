@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mbv3_jax.arch.spec import NetSpec, SESpec, choose
+from mbv3_jax.arch.spec import NetSpec, SESpec
+from mbv3_jax.core.checks import choose
 from mbv3_jax.nn import ops
 from mbv3_jax.nn.activations import ACTIVATIONS, GATES
 from mbv3_jax.nn.ops.geometry import Geometry

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mbv3_jax.arch.spec import NetSpec, choose
-from mbv3_jax.nn import quantized
-from mbv3_jax.nn.blocks import Compute
-from mbv3_jax.nn.mobilenet import MobileNet
+from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.checks import choose
+from mbv3_jax.nn import fake_quant
+from mbv3_jax.nn.modules import Compute, MobileNet
 
 Variables = dict[str, dict]
 
@@ -78,7 +78,7 @@ def shapes(spec: NetSpec) -> Variables:
     # A copy: the cached dicts must not change with what a caller does to its own.
     found = jax.tree.map(lambda x: x, _template(spec, Compute())[1])
     if spec.quant:
-        found["batch_stats"]["quant"] = quantized.state_shapes(spec)
+        found["batch_stats"]["quant"] = fake_quant.state_shapes(spec)
     return found
 
 
@@ -131,7 +131,7 @@ def apply(
     """
     if spec.quant:
         how = {"train": train, "key": key, "compute": compute}
-        return quantized.apply(spec, variables, images, **how)
+        return fake_quant.apply(spec, variables, images, **how)
     model = _merge(spec, variables, compute)
     logits = model(images, train=train, key=key)
     if not train:

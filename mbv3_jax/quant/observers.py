@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mbv3_jax.arch.spec import NetSpec, choose
-from mbv3_jax.nn import quantized
+from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.checks import choose
+from mbv3_jax.nn import fake_quant
 from mbv3_jax.nn.folded import INT8, apply_folded
 
 BINS = 2048
@@ -49,7 +50,7 @@ def observe(
     choose("observer", observer, OBSERVERS)
     if not 50 < percentile <= 100:
         raise ValueError(f"percentile: got {percentile}, expected above 50 and at most 100")
-    names = quantized.tensors(spec)
+    names = fake_quant.tensors(spec)
 
     def all_of(folded, images, reduce):
         found = []
@@ -92,7 +93,7 @@ def observe(
             else:
                 low[i], high[i] = _least_error(counts[i], edges)
     for i, name in enumerate(names):
-        low[i], high[i] = quantized.FIXED_RANGES.get(name.rpartition("/")[2], (low[i], high[i]))
+        low[i], high[i] = fake_quant.FIXED_RANGES.get(name.rpartition("/")[2], (low[i], high[i]))
     return low.astype(np.float32), high.astype(np.float32)
 
 

@@ -6,9 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mbv3_jax.arch import spec as arch_spec
-from mbv3_jax.arch.spec import NetSpec
-from mbv3_jax.report.curves import read_records
+from mbv3_jax.arch.spec import NetSpec, spec_from_json
 from mbv3_jax.report.search import is_search
 
 
@@ -185,7 +183,7 @@ def _run(folder: Path) -> Run:
     spec, summary = folder / "spec.json", folder / "summary.json"
     records = read_records(folder) if (folder / "metrics.jsonl").is_file() else []
     try:
-        network = arch_spec.from_json(spec.read_text()) if spec.is_file() else None
+        network = spec_from_json(spec.read_text()) if spec.is_file() else None
     except ValueError as e:
         raise ValueError(f"{spec} is damaged: {e}") from e
     return Run(
@@ -210,3 +208,16 @@ def _json(path: Path) -> dict:
         return json.loads(path.read_text())
     except (ValueError, OSError) as e:
         raise ValueError(f"{path} is damaged: {e}") from e
+
+
+def read_records(run: Path) -> list[dict]:
+    """The records of a run folder; a last line that is still being written is left out.
+
+    Raises:
+      ValueError: the folder has no metrics.
+    """
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{run} is no run folder: it has no metrics.jsonl")
+    complete = path.read_text().rpartition("\n")[0]
+    return [json.loads(line) for line in complete.splitlines()]

@@ -99,7 +99,7 @@ def pairs(a: Sequence[Trial], b: Sequence[Trial]) -> list[tuple[Trial, Trial]]:
     return same
 
 
-def missing(a: Trial, b: Trial) -> str:
+def missing_pairs(a: Trial, b: Trial) -> str:
     """What of a pair is not there to be compared; "" if all is."""
     sides = [
         f"{side.name}: {'; '.join(side.missing)}" + ("" if side.finished else ", no run has ended")
@@ -123,17 +123,17 @@ def _results(a: Trial, b: Trial) -> list[tuple[str, ...]]:
     return found
 
 
-def lines(a: Trial, b: Trial) -> list[dict[str, str]]:
+def compare_lines(a: Trial, b: Trial) -> list[dict[str, str]]:
     """A pair as rows of one table: fields first, then costs and metrics, then what is missing."""
     parts = [(name, *map(str, values), "", "", "") for name, values in fields(a, b).items()]
     parts += _results(a, b)
-    if what := missing(a, b):
+    if what := missing_pairs(a, b):
         parts.append(("missing", "", "", "", what.replace("\n", "; "), ""))
     names = ("what", "of A", "of B", "B - A", "95% interval", "real")
     return [{"A": a.name, "B": b.name, **dict(zip(names, part, strict=True))} for part in parts]
 
 
-def tables(a: Trial, b: Trial) -> list[Table]:
+def compare_tables(a: Trial, b: Trial) -> list[Table]:
     """What a terminal shows of a pair: fields, costs, metrics."""
     title = f"A {a.name}   B {b.name}"
     of_fields = Table("field", "A", "B", title=title, header_style="bold")
@@ -141,7 +141,7 @@ def tables(a: Trial, b: Trial) -> list[Table]:
         of_fields.add_row(name, *(str(value) for value in values))
     if not of_fields.rows:
         of_fields.caption = "no field differs but the seed"
-    caption = "\n".join(filter(None, (missing(a, b), RULE)))
+    caption = "\n".join(filter(None, (missing_pairs(a, b), RULE)))
     found = Table(title=title, header_style="bold", caption=caption)
     for name in ("metric", "A", "B", "B - A", "95% interval", "real"):
         found.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)
@@ -156,12 +156,12 @@ def _verdict(d: Difference) -> tuple[str, str]:
     return f"{d.low:+.3f} to {d.high:+.3f}", "yes" if d.real else "no"
 
 
-def records(a: Trial, b: Trial) -> dict:
+def compare_records(a: Trial, b: Trial) -> dict:
     """The same for a program: {"a", "b", "missing", "fields", "metrics"}."""
     return {
         "a": a.name,
         "b": b.name,
-        "missing": missing(a, b) or None,
+        "missing": missing_pairs(a, b) or None,
         "fields": {name: list(values) for name, values in fields(a, b).items()},
         "metrics": [dataclasses.asdict(d) for d in metrics(a, b)],
     }

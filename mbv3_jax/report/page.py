@@ -14,10 +14,9 @@ from mbv3_jax.arch import cost
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.report import charts
 from mbv3_jax.report.collect import Run, Sweep, Trial
-from mbv3_jax.report.confusion import confusion
-from mbv3_jax.report.formats import OURS, PUBLISHED, Column, cell
+from mbv3_jax.report.pictures import confusion, read_predictions, shorten
 from mbv3_jax.report.rows import rows, runtimes
-from mbv3_jax.report.sheet import read_predictions, shorten
+from mbv3_jax.report.tables import OURS, PUBLISHED, Column, cell
 
 _MATRIX = 30  # classes; of more, only the most frequent confusions are listed
 _MISTAKES = 12  # images of a trial

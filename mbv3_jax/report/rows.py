@@ -7,9 +7,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from mbv3_jax.arch import cost
-from mbv3_jax.arch import spec as arch_spec
 from mbv3_jax.arch.published import ablation, published
-from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.arch.spec import NetSpec, spec_to_json
 from mbv3_jax.report.collect import Sweep, Trial
 
 # Measures a network: {"ms": median of a batch of one, "runtime": with which and on what}, or
@@ -40,7 +39,7 @@ class Latencies:
         """{"ms", "runtime"} or {"error"}, or None where nothing is measured."""
         if self._measure is None:
             return None
-        text = arch_spec.to_json(spec)
+        text = spec_to_json(spec)
         key = sha256(f"{self._runtime}\n{text}".encode()).hexdigest()
         if key not in self._known:
             measured = self._measure(spec)

@@ -5,7 +5,7 @@ import json
 import math
 from pathlib import Path
 
-from mbv3_jax.arch import cost, from_json
+from mbv3_jax.arch import cost, spec_from_json
 from mbv3_jax.arch.spec import NetSpec
 
 # Below it a search should not rest on its evaluator, as search.evaluators.agreement says too.
@@ -173,7 +173,7 @@ def _network(name: str, entry, group: str) -> Network:
     where = f"{group}.{name}."
     tree = _get(entry, "spec", dict, where)
     try:
-        spec = from_json(json.dumps(tree))
+        spec = spec_from_json(json.dumps(tree))
     except ValueError as e:
         raise ValueError(f"{where}{e}") from e
     steps = _optional(entry, "adapted", list, where) or []

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
-from mbv3_jax.arch.spec import NetSpec, SESpec, choose
+from mbv3_jax.arch.spec import NetSpec, SESpec
 from mbv3_jax.arch.tables import mnasnet_a1, mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small
+from mbv3_jax.core.checks import choose
 from mbv3_jax.search.space import OF_BLOCKS, Space, Stage
 
 _RELUS = ("relu", "h_swish")

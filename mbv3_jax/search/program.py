@@ -25,18 +25,19 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from mbv3_jax.train import run_folder
-from mbv3_jax.train.errors import RunError, UsageError
+from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.files import write_atomically
+from mbv3_jax.run.folder import check_same_config, lock_folder, read_config
 
 
 class Search:
     """The stages of one search; see the module."""
 
     def __init__(self, config: ConfigDict, folder: Path, console: Console):
-        from mbv3_jax.arch.spec import choose
-        from mbv3_jax.search.finding import EVALUATORS
+        from mbv3_jax.core.checks import choose
+        from mbv3_jax.search.objective import check_cost, reference
         from mbv3_jax.search.presets import preset
-        from mbv3_jax.search.pricing import check, reference
+        from mbv3_jax.search.selection import EVALUATORS
 
         self.config, self.folder, self.console = config, folder, console
         options = config.space.to_dict()
@@ -45,36 +46,33 @@ class Search:
             choose("evaluator", config.evaluator, EVALUATORS)
         except (TypeError, ValueError) as e:
             raise UsageError(f"config: {e}") from e
-        check(config, self.space)
+        check_cost(config, self.space)
         self._check_numbers()
         self.references = {name: reference(name, self.space) for name in config.references}
         self._rewards({name: 1.0 for name in config.targets})  # wrong values, before anything runs
 
     def _check_numbers(self) -> None:
         """What the controllers, or NetAdapt, would refuse after hours."""
-        from mbv3_jax.arch.spec import flag, whole
-        from mbv3_jax.train.options import check_number
+        from mbv3_jax.core.checks import check_number, check_whole, flag
 
         options, controller = self.config.netadapt, self.config.controller
         try:
-            whole("check", self.config.check, 0)
-            whole("controller.points", controller.points, 1)
+            check_whole("check", self.config.check, 0)
+            check_whole("controller.points", controller.points, 1)
             if controller.learning_rate not in (None, "tunas"):
                 check_number("controller.learning_rate", controller.learning_rate, above=0)
             if flag("netadapt.enabled", options.enabled):
                 check_number("netadapt.start", options.start, at_least=1)
                 check_number("netadapt.delta", options.delta, above=0, below=1)
-                whole("netadapt.steps", options.steps, 1)
+                check_whole("netadapt.steps", options.steps, 1)
                 if options.max_proposals is not None:
-                    whole("netadapt.max_proposals", options.max_proposals, 1)
+                    check_whole("netadapt.max_proposals", options.max_proposals, 1)
         except ValueError as e:
             raise UsageError(f"config: {e}") from e
 
     def price(self) -> None:
         """What networks cost, and the targets in its unit."""
-        from mbv3_jax.search.costs import Costs
-        from mbv3_jax.search.pricing import price, reference
-        from mbv3_jax.search.rewards import COUNTS
+        from mbv3_jax.search.objective import COUNTS, Costs, price, reference
 
         config = self.config
         self.cost, self.source = price(config, self.space, self.folder, self.console)
@@ -91,7 +89,7 @@ class Search:
         self.rewards = self._rewards({n: start * t for n, t in self.targets.items()})
 
     def _rewards(self, targets: dict) -> dict:
-        from mbv3_jax.search.rewards import Reward
+        from mbv3_jax.search.objective import Reward
 
         try:
             return {
@@ -103,8 +101,8 @@ class Search:
 
     def find(self) -> dict:
         """Chooses a network for each target; what is in found.json."""
-        from mbv3_jax.arch.spec import to_json
-        from mbv3_jax.search.finding import EVALUATORS
+        from mbv3_jax.arch.spec import spec_to_json
+        from mbv3_jax.search.selection import EVALUATORS
 
         file = self.folder / "found.json"
         if file.exists():
@@ -112,8 +110,8 @@ class Search:
         found = EVALUATORS[self.config.evaluator](self)
         for name, one in found["found"].items():
             spec = self.space.to_spec(one["point"], name=f"found_{name}")
-            run_folder.write_atomically(self.folder / f"{name}_found.json", to_json(spec))
-        run_folder.write_atomically(file, json.dumps(found))
+            write_atomically(self.folder / f"{name}_found.json", spec_to_json(spec))
+        write_atomically(file, json.dumps(found))
         return found
 
     def train(self, name: str, spec: Path) -> dict:
@@ -128,11 +126,11 @@ class Search:
 
     def adapt(self, name: str) -> list[dict]:
         """NetAdapt from what was found down to the target; writes NAME.json, returns its steps."""
-        from mbv3_jax.arch.spec import from_json, to_json
-        from mbv3_jax.search.netadapt.shrink import shrink
+        from mbv3_jax.arch.spec import spec_from_json, spec_to_json
+        from mbv3_jax.search.netadapt.adapt import shrink
 
         before = self.folder / f"{name}_found.json"
-        spec, steps = from_json(before.read_text()), []
+        spec, steps = spec_from_json(before.read_text()), []
         options = self.config.netadapt
         if options.enabled and self.cost(spec) > self.targets[name]:
             self.train(f"{name}_found", before)
@@ -151,16 +149,16 @@ class Search:
             spec = result["spec"]
             steps = [{k: s[k] for k in ("change", "cost", "accuracy")} for s in result["steps"]]
         spec = spec.replace(name=f"found_{name}")
-        run_folder.write_atomically(self.folder / f"{name}.json", to_json(spec))
+        write_atomically(self.folder / f"{name}.json", spec_to_json(spec))
         return steps
 
     def entry(self, spec, summary: dict) -> dict:
         """What search.json says of a network that was trained to the end."""
         from mbv3_jax.arch import cost
-        from mbv3_jax.arch.spec import to_json
+        from mbv3_jax.arch.spec import spec_to_json
 
         return {
-            "spec": json.loads(to_json(spec)),
+            "spec": json.loads(spec_to_json(spec)),
             "cost": float(self.cost(spec)),
             "measured": self._measured(spec),
             "madds": cost.madds(spec),
@@ -173,9 +171,9 @@ class Search:
         if self.config.cost != "ms" or self.config.latency.table:
             return None
         from mbv3_jax.latency.measure import measure_spec
-        from mbv3_jax.latency.table import read
+        from mbv3_jax.latency.table import read_table
 
-        table = read(self.folder / "latency.json")
+        table = read_table(self.folder / "latency.json")
         try:
             return measure_spec(spec, table.target, threads=table.threads).ms
         except RunError as e:
@@ -184,7 +182,7 @@ class Search:
 
     def run(self) -> dict:
         """All stages; returns what is in search.json."""
-        from mbv3_jax.arch.spec import from_json, to_json
+        from mbv3_jax.arch.spec import spec_from_json, spec_to_json
 
         file = self.folder / "search.json"
         if file.exists():
@@ -197,14 +195,14 @@ class Search:
         for name, one in found["found"].items():
             steps = self.adapt(name)
             path = self.folder / f"{name}.json"
-            entry = self.entry(from_json(path.read_text()), self.train(name, path))
+            entry = self.entry(spec_from_json(path.read_text()), self.train(name, path))
             networks[name] = one | entry | {"target": self.targets[name], "adapted": steps}
         for name, spec in self.references.items():
             path = self.folder / "references" / f"{name}.json"
             path.parent.mkdir(exist_ok=True)
-            run_folder.write_atomically(path, to_json(spec))
+            write_atomically(path, spec_to_json(spec))
             references[name] = self.entry(spec, self.train(name, path))
-        from mbv3_jax.search.pricing import UNITS
+        from mbv3_jax.search.objective import UNITS
 
         result = {
             "space": self.space.name,
@@ -221,7 +219,7 @@ class Search:
             "found": networks,
             "references": references,
         }
-        run_folder.write_atomically(file, json.dumps(result, indent=1))
+        write_atomically(file, json.dumps(result, indent=1))
         return result
 
 
@@ -243,15 +241,15 @@ def run(config: ConfigDict, workdir: Path, console: Console) -> str:
     search = Search(config, workdir, console)
     path = workdir / "config.json"
     if path.exists():
-        run_folder.check_same(workdir, config, run_folder.read_config(workdir))
+        check_same_config(workdir, config, read_config(workdir))
     elif workdir.exists() and any(workdir.iterdir()):
         raise UsageError(f"{workdir} is no search folder; choose another with --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    from mbv3_jax.train import config as configs
+    from mbv3_jax.run.config import config_to_json
 
-    with run_folder.hold(workdir):
+    with lock_folder(workdir):
         if not path.exists():
-            run_folder.write_atomically(path, configs.to_json(config))
+            write_atomically(path, config_to_json(config))
         result = search.run()
     unit = result["cost"]["unit"]
     lines = [

@@ -5,13 +5,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mbv3_jax.sweep import record, results
+from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.sweep import state
 from mbv3_jax.sweep.executors import base
 from mbv3_jax.sweep.plan import DESCRIPTIONS, Job
-from mbv3_jax.sweep.progress import Reader, summaries
-from mbv3_jax.sweep.record import Record
+from mbv3_jax.sweep.state import Reader, Record, summaries
 from mbv3_jax.sweep.view import Row, View
-from mbv3_jax.train.errors import RunError, UsageError
 
 _STOPS = {
     signal.SIGINT: base.EXIT_INTERRUPTED,
@@ -106,21 +105,21 @@ class _Course:
         for name, job in self.jobs.items():
             entry = self.entries[name]
             if self._has_ended(job):
-                entry.state, entry.handle, entry.error = record.FINISHED, None, None
+                entry.state, entry.handle, entry.error = state.FINISHED, None, None
             elif entry.handle is not None and self.executor.outlives:
                 self.live[name] = entry.handle
             elif entry.failures >= self.max_failures:
-                entry.state, entry.handle = record.FAILED, None
+                entry.state, entry.handle = state.FAILED, None
                 self._notes[name] = self._limit(entry)
             else:
-                entry.state, entry.handle = record.WAITING, None
+                entry.state, entry.handle = state.WAITING, None
                 todo.append(job)
         self._submit(todo)
 
     def _has_ended(self, job: Job) -> bool:
         return bool(summaries(job.folder))
 
-    def _limit(self, entry: record.Entry) -> str:
+    def _limit(self, entry: state.Entry) -> str:
         more = f"--max-failures={entry.failures + 1} tries again"
         return f"failed {entry.failures} times; {more}: {entry.error or ''}"
 
@@ -131,7 +130,7 @@ class _Course:
         handles = self.executor.submit(jobs)
         for name, handle in handles.items():
             entry = self.entries[name]
-            entry.state, entry.handle = record.QUEUED, handle
+            entry.state, entry.handle = state.QUEUED, handle
         self.live.update(handles)
         self.entries.save()
 
@@ -161,15 +160,15 @@ class _Course:
         entry.code, entry.handle = status.code, None
         # Where the run folders cannot be seen from here, the exit code is all there is.
         if self._has_ended(job) or (status.code == 0 and not job.folder.exists()):
-            entry.state, entry.error = record.FINISHED, None
+            entry.state, entry.error = state.FINISHED, None
             self._notes.pop(name, None)
             return False
         if status.state == base.STOPPED:
-            entry.state = record.INTERRUPTED
+            entry.state = state.INTERRUPTED
             self._notes[name] = status.reason
             return False
         entry.failures += 1
-        entry.state = record.FAILED
+        entry.state = state.FAILED
         entry.error = self._error(job, status)
         again = status.code != UsageError.exit_code and entry.failures < self.max_failures
         self._notes[name] = entry.error
@@ -193,17 +192,17 @@ class _Course:
                 entry = self.entries[name]
                 entry.handle, entry.code = None, status.code
                 if self._has_ended(self.jobs[name]):
-                    entry.state = record.FINISHED
+                    entry.state = state.FINISHED
                 else:
                     waited = status.state == base.QUEUED
-                    entry.state = record.WAITING if waited else record.INTERRUPTED
+                    entry.state = state.WAITING if waited else state.INTERRUPTED
             self.live.clear()
 
     def close(self) -> None:
         """Writes the results so far."""
-        found = results.rows(self.jobs.values())
-        results.write(self.entries.folder, found)
-        self.entries.save(results=found, groups=results.groups(found))
+        found = state.rows(self.jobs.values())
+        state.write_results(self.entries.folder, found)
+        self.entries.save(results=found, groups=state.groups(found))
         self._show(is_last=True)
 
     def _show(self, *, is_last: bool = False) -> None:
@@ -219,13 +218,13 @@ class _Course:
         self.view.update(rows, is_last=is_last)
 
     def all_finished(self) -> bool:
-        return all(self.entries[name].state == record.FINISHED for name in self.jobs)
+        return all(self.entries[name].state == state.FINISHED for name in self.jobs)
 
     def exit_code(self) -> int:
         states = {self.entries[name].state for name in self.jobs}
-        if record.FAILED in states:
+        if state.FAILED in states:
             return RunError.exit_code
-        return 0 if states == {record.FINISHED} else base.EXIT_RESTART
+        return 0 if states == {state.FINISHED} else base.EXIT_RESTART
 
 
 def last_words(log: Path) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.run.config import config_differences, config_from_json, parse_config, spec_of
 from mbv3_jax.sweep.combinators import Sweep, Trial, group_of
-from mbv3_jax.train import config as configs
-from mbv3_jax.train.errors import RunError, UsageError
 
 DESCRIPTIONS = "jobs"  # of a sweep's folder: job descriptions and logs
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=@,+-]*")
@@ -102,7 +102,7 @@ def make_jobs(sweep: Sweep, folder: Path, overrides: Sequence[str] = ()) -> list
             if both := sorted(common & trial.overrides.keys()):
                 raise UsageError(f"the trial sets {', '.join(both)} itself")
             flags = (*overrides, *(_flag(*item) for item in trial.overrides.items()))
-            config = configs.parse(sweep.config, flags)
+            config = parse_config(sweep.config, flags)
             _check_network(config, folder / trial.name)
             _check_choices(config)
             _check_folder(folder / trial.name, config)
@@ -139,24 +139,25 @@ def _some(names: list[str]) -> str:
 
 def _check_network(config: ConfigDict, run: Path) -> None:
     if config.init is None:
-        configs.spec_of(config)
+        spec_of(config)
     elif Path(config.init).expanduser().exists():  # else it may be where the trial will run
-        from mbv3_jax.train import start
+        from mbv3_jax.train.warm_start import read_start
 
-        start.read(config, run)
+        read_start(config, run)
 
 
 def _check_choices(config: ConfigDict) -> None:
     """Optimizer and schedule with their options; the durations need the data, and are not."""
-    from mbv3_jax.train import optimizer, schedules  # here, so that a wrong flag waits for no jax
+    from mbv3_jax.train import schedules  # here, so that a wrong flag waits for no jax
+    from mbv3_jax.train.optimizer import make_optimizer
 
     of_schedule, of_optimizer = config.schedule.to_dict(), config.optimizer.to_dict()
     for unit in ("steps", "epochs", "examples"):
         of_schedule.pop(f"warmup_{unit}")
     some = {"total_steps": 1000, "steps_per_epoch": 10.0, "warmup_steps": 0}
     try:
-        schedule = schedules.make(of_schedule.pop("name"), **some, **of_schedule)
-        optimizer.make(of_optimizer.pop("name"), schedule, **of_optimizer)
+        schedule = schedules.make_schedule(of_schedule.pop("name"), **some, **of_schedule)
+        make_optimizer(of_optimizer.pop("name"), schedule, **of_optimizer)
     except ValueError as e:
         raise UsageError(f"config: {e}") from e
 
@@ -167,7 +168,7 @@ def _check_folder(run: Path, config: ConfigDict) -> None:
     if not path.is_file():
         return
     try:
-        different = configs.differences(config, configs.from_json(path.read_text()))
+        different = config_differences(config, config_from_json(path.read_text()))
     except ValueError as e:
         raise UsageError(f"{path} is damaged ({e})") from e
     if different:

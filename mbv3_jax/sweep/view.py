@@ -8,23 +8,23 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from mbv3_jax.sweep import record
-from mbv3_jax.sweep.progress import Progress
+from mbv3_jax.sweep import state
+from mbv3_jax.sweep.state import Progress
 
 _COLOURS = {
-    record.FINISHED: "green",
-    record.FAILED: "red",
-    record.INTERRUPTED: "yellow",
-    record.RUNNING: "cyan",
+    state.FINISHED: "green",
+    state.FAILED: "red",
+    state.INTERRUPTED: "yellow",
+    state.RUNNING: "cyan",
 }
 # Of which trials a table that does not fit shows first.
 _INTEREST = (
-    record.RUNNING,
-    record.FAILED,
-    record.INTERRUPTED,
-    record.QUEUED,
-    record.WAITING,
-    record.FINISHED,
+    state.RUNNING,
+    state.FAILED,
+    state.INTERRUPTED,
+    state.QUEUED,
+    state.WAITING,
+    state.FINISHED,
 )
 
 
@@ -66,14 +66,14 @@ class View:
             return
         for row in rows:
             before = self._states.get(row.name)
-            if before != row.state and not (before is None and row.state == record.WAITING):
+            if before != row.state and not (before is None and row.state == state.WAITING):
                 self._line(row.name, *_cells(row), row.note)
             self._states[row.name] = row.state
         if time.monotonic() - self._last_line >= self._SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             self._line(counts(rows))
             for row in rows:
-                if row.state == record.RUNNING:
+                if row.state == state.RUNNING:
                     self._line(row.name, *_cells(row))
 
     def _line(self, *parts: str) -> None:
@@ -111,7 +111,7 @@ def _cells(row: Row) -> tuple[str, str, str, str]:
     at = row.progress
     step = "" if at.step is None else f"{at.step}/{at.total_steps or '?'}"
     top1 = "" if at.top1 is None else f"{at.top1:.2%}"
-    running = row.state == record.RUNNING and at.seconds_left is not None
+    running = row.state == state.RUNNING and at.seconds_left is not None
     return row.state, step, top1, _duration(at.seconds_left) if running else ""
 
 

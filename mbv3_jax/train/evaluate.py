@@ -8,9 +8,9 @@ from jax.sharding import Mesh
 
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.nn import functional
-from mbv3_jax.nn.blocks import Compute
+from mbv3_jax.nn.modules import Compute
 from mbv3_jax.train import losses
-from mbv3_jax.train.placement import batch_sharded, put_batch, replicated
+from mbv3_jax.train.sharding import batch_sharded, put_batch, replicated
 
 
 def make_eval_step(

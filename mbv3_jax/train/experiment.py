@@ -12,23 +12,22 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mbv3_jax.arch.spec import NetSpec, QuantSpec, choose, flag
-from mbv3_jax.data import augment, loader, sources
-from mbv3_jax.data.sources import Source
+from mbv3_jax.arch.spec import NetSpec, QuantSpec
+from mbv3_jax.core.checks import check_whole, choose, flag
+from mbv3_jax.core.errors import UsageError
+from mbv3_jax.data import augment, loader
+from mbv3_jax.data.source import Source, has_option, open_pair
 from mbv3_jax.nn import functional
-from mbv3_jax.nn.blocks import Compute
-from mbv3_jax.train import finetune, optimizer, schedules, state
-from mbv3_jax.train import start as starts
-from mbv3_jax.train.config import spec_of
-from mbv3_jax.train.durations import to_steps
-from mbv3_jax.train.errors import UsageError
+from mbv3_jax.nn.modules import Compute
+from mbv3_jax.run.config import spec_of, to_steps
+from mbv3_jax.run.model import Preprocessing, preprocessing_of_config
+from mbv3_jax.train import schedules, state, warm_start
 from mbv3_jax.train.evaluate import evaluate, make_eval_step
-from mbv3_jax.train.model import Preprocessing, of_config
-from mbv3_jax.train.options import check_whole
-from mbv3_jax.train.placement import make_mesh, replicated, spread
+from mbv3_jax.train.optimizer import frozen_stages, make_optimizer, rate_factors, scale_rates
 from mbv3_jax.train.schedules import Schedule
-from mbv3_jax.train.start import Start
+from mbv3_jax.train.sharding import make_mesh, replicated, spread
 from mbv3_jax.train.step import make_train_step
+from mbv3_jax.train.warm_start import WarmStart
 
 BATCH_NORMS = ("cross_device", "per_device")
 # Fields of config.data that are options of data.decode.decode_view, and of data.loader.
@@ -43,7 +42,7 @@ class Experiment:
     config: ConfigDict
     spec: NetSpec
     preprocessing: Preprocessing
-    start: Start | None
+    start: WarmStart | None
     frozen: tuple[str, ...]
     compute: Compute
     mesh: Mesh
@@ -111,7 +110,7 @@ class Experiment:
         """What init.json of the run folder holds, for a run that starts from trained weights."""
         if self.start is None or self.start.record:
             return self.start and self.start.record
-        return starts.record(self.start, self.spec, self.train_source.class_names)
+        return warm_start.start_record(self.start, self.spec, self.train_source.class_names)
 
     def create_state(self) -> state.TrainState:
         """The state before the first step, on the mesh.
@@ -119,7 +118,7 @@ class Experiment:
         Raises:
           UsageError, RunError: as `start.Start.load`.
         """
-        initial = starts.variables(self.start, self.spec) if self.start else None
+        initial = warm_start.start_variables(self.start, self.spec) if self.start else None
         create = jax.jit(self._create, out_shardings=self._placed)
         return create(np.uint32(self.config.seed), initial)
 
@@ -160,7 +159,7 @@ class Experiment:
 
     def _create(self, seed, initial=None) -> state.TrainState:
         with_ema = self.config.ema_decay is not None
-        return state.create(self.spec, self.tx, seed=seed, with_ema=with_ema, initial=initial)
+        return state.create_state(self.spec, self.tx, seed=seed, with_ema=with_ema, initial=initial)
 
     def train_batches(self, start_step: int, **options):
         """This process's training batches from a step on; see `loader.train_batches`."""
@@ -191,7 +190,7 @@ class Experiment:
         }
 
 
-def open_data(config: ConfigDict, start: Start | None = None) -> tuple[NetSpec, Source, Source]:
+def open_data(config: ConfigDict, start: WarmStart | None = None) -> tuple[NetSpec, Source, Source]:
     """Opens what to train on and to evaluate on, and the network with as many classes.
 
     Args:
@@ -215,18 +214,20 @@ def open_data(config: ConfigDict, start: Start | None = None) -> tuple[NetSpec, 
     return spec.replace(num_classes=classes), train_source, eval_source
 
 
-def _open_pair(config: ConfigDict, resolution: int, start: Start | None) -> tuple[Source, Source]:
+def _open_pair(
+    config: ConfigDict, resolution: int, start: WarmStart | None
+) -> tuple[Source, Source]:
     data = config.data.to_dict()
     name, on_error = data.pop("name"), data.pop("on_error")
     crop = {key: data.pop(key) for key in CROP_OPTIONS}
-    if start and sources.has_option(name, "crop"):
+    if start and has_option(name, "crop"):
         theirs = start.preprocessing.crop
         if not name.startswith("folder:"):  # data sets are read as they are stored
             del theirs["exif_rotate"]
         crop |= theirs
     for key in HOST_OPTIONS:
         data.pop(key)
-    return sources.open_pair(name, resolution=resolution, crop=crop, on_error=on_error, **data)
+    return open_pair(name, resolution=resolution, crop=crop, on_error=on_error, **data)
 
 
 def make_experiment(config: ConfigDict, run: Path | None = None) -> Experiment:
@@ -241,7 +242,7 @@ def make_experiment(config: ConfigDict, run: Path | None = None) -> Experiment:
       UsageError: a field of the configuration is wrong; the message names it, what it got and
         what would be right. Also where the data is not there, with how to get it.
     """
-    start = starts.read(config, run)
+    start = warm_start.read_start(config, run)
     spec, *opened = open_data(config, start)
     try:
         return _make(config, start, spec, *opened)
@@ -251,7 +252,7 @@ def make_experiment(config: ConfigDict, run: Path | None = None) -> Experiment:
 
 def _make(
     config: ConfigDict,
-    start: Start | None,
+    start: WarmStart | None,
     spec: NetSpec,
     train_source: Source,
     eval_source: Source,
@@ -276,7 +277,7 @@ def _make(
 
     choose("compute.batch_norm", config.compute.batch_norm, BATCH_NORMS)
     options = config.finetune.to_dict()
-    frozen = finetune.frozen_stages(spec, options["frozen"])
+    frozen = frozen_stages(spec, options["frozen"])
     freeze_bn = flag("finetune.freeze_bn", options["freeze_bn"])
     compute = Compute(
         dtype=config.compute.dtype,
@@ -303,7 +304,7 @@ def _make(
     warmup_steps = duration("warmup", config.schedule, "schedule.")
     for unit in ("steps", "epochs", "examples"):
         schedule_options.pop(f"warmup_{unit}")
-    schedule = schedules.make(
+    schedule = schedules.make_schedule(
         schedule_options.pop("name"),
         total_steps=total_steps,
         steps_per_epoch=len(train_source) / config.batch_size,
@@ -311,20 +312,20 @@ def _make(
         **schedule_options,
     )
     optimizer_options = config.optimizer.to_dict()
-    tx = optimizer.make(optimizer_options.pop("name"), schedule, **optimizer_options)
+    tx = make_optimizer(optimizer_options.pop("name"), schedule, **optimizer_options)
     factors = functools.partial(
-        finetune.rate_factors,
+        rate_factors,
         backbone=options["backbone_lr_factor"],
         patterns=options["lr_factors"] or (),
         frozen=frozen,
     )
     if any(factor != 1 for factor in jax.tree.leaves(factors(functional.shapes(spec)["params"]))):
-        tx = finetune.scaled(tx, factors)
+        tx = scale_rates(tx, factors)
 
     experiment = Experiment(
         config=config,
         spec=spec,
-        preprocessing=start.preprocessing if start else of_config(config),
+        preprocessing=start.preprocessing if start else preprocessing_of_config(config),
         start=start,
         frozen=frozen,
         compute=compute,

@@ -11,14 +11,16 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from mbv3_jax.core.errors import Preempted, RunError
 from mbv3_jax.data.source import BadExample
-from mbv3_jax.train import distributed, run_folder, seeds
-from mbv3_jax.train.errors import Preempted, RunError
+from mbv3_jax.run.folder import claim_folder, read_summary, wait_for_folder
+from mbv3_jax.run.interrupt import Interrupt
+from mbv3_jax.run.metrics import ProgressBar
+from mbv3_jax.run.processes import from_first, other_processes
+from mbv3_jax.train import seeds
 from mbv3_jax.train.experiment import Experiment, make_experiment
-from mbv3_jax.train.interrupt import Interrupt
-from mbv3_jax.train.logging import ProgressBar
-from mbv3_jax.train.placement import put_batch
-from mbv3_jax.train.record import Record
+from mbv3_jax.train.recorder import Record
+from mbv3_jax.train.sharding import put_batch
 from mbv3_jax.train.state import TrainState
 
 # Steps that may be under way before the host waits for the oldest: enough to keep the device
@@ -54,18 +56,18 @@ def train(config: ConfigDict, workdir: Path, console: Console | None = None) -> 
     with contextlib.ExitStack() as claimed:
 
         def claim():
-            lock = run_folder.claim(workdir, config, experiment.spec, names, init)
+            lock = claim_folder(workdir, config, experiment.spec, names, init)
             claimed.enter_context(lock)
-            return run_folder.read_summary(workdir)
+            return read_summary(workdir)
 
-        if summary := distributed.from_first(claim):
+        if summary := from_first(claim):
             return summary
-        run_folder.wait_for(workdir)
-        interrupt = Interrupt(distributed.peers())
+        wait_for_folder(workdir)
+        interrupt = Interrupt(other_processes())
         record = Record(experiment, workdir, interrupt)
         with reported(workdir, [record]), interrupt:
             steps = record.checkpoints.steps()
-            start = distributed.from_first(lambda: steps[-1] if steps else None)
+            start = from_first(lambda: steps[-1] if steps else None)
             if start is not None:
                 console.print(f"resuming from step {start} in {workdir.resolve()}")
             elif experiment.start:
@@ -79,7 +81,7 @@ def _train_seeds(config: ConfigDict, workdir: Path, console: Console) -> dict:
     """As `train`, for all of config.seeds; see `seeds.py`."""
     experiments, folders = seeds.open_runs(config, workdir)
     with seeds.claim(workdir, config, experiments, folders):
-        if summary := run_folder.read_summary(workdir):
+        if summary := read_summary(workdir):
             return summary
         with Interrupt() as interrupt:
             records, common = seeds.begin(experiments, folders, interrupt)

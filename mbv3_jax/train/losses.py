@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mbv3_jax.train.options import check_number
+from mbv3_jax.core.checks import check_number
 
 
 def cross_entropy(

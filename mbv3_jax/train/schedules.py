@@ -20,15 +20,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from mbv3_jax.arch.spec import choose
-from mbv3_jax.train.options import call_with_options, check_number, check_whole
+from mbv3_jax.core.checks import call_with_options, check_number, check_whole, choose
 
 Schedule = Callable[[ArrayLike], jax.Array]
 
 DECAY_FROM = ("start", "warmup_end")
 
 
-def make(
+def make_schedule(
     name: str,
     *,
     base_lr: float,

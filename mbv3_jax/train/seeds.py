@@ -22,13 +22,15 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.files import write_atomically
 from mbv3_jax.data import loader
-from mbv3_jax.train import distributed, run_folder
-from mbv3_jax.train.errors import UsageError
+from mbv3_jax.run.folder import claim_folder, read_summary
+from mbv3_jax.run.interrupt import Interrupt
+from mbv3_jax.run.processes import other_processes
 from mbv3_jax.train.experiment import Experiment, make_experiment
-from mbv3_jax.train.interrupt import Interrupt
-from mbv3_jax.train.placement import replicated
-from mbv3_jax.train.record import Record
+from mbv3_jax.train.recorder import Record
+from mbv3_jax.train.sharding import replicated
 
 
 class Seeds:
@@ -110,7 +112,7 @@ def open_runs(config: ConfigDict, workdir: Path) -> tuple[list[Experiment], list
         raise UsageError(f"config: seeds: got {tuple(seeds)}, expected different whole numbers")
     if config.seed:
         raise UsageError(f"config: seed: got {config.seed}, but seeds says which: {tuple(seeds)}")
-    if distributed.peers():
+    if other_processes():
         raise UsageError("config: seeds: several at once take one process, not several")
     if config.compute.shard_optimizer:
         raise UsageError("config: compute.shard_optimizer: got True, expected False with seeds")
@@ -139,7 +141,7 @@ def begin(
     ]
     have = [set(record.checkpoints.steps()) for record in records]
     common = max(set.intersection(*have), default=None)
-    ended = [f.name for f in folders if run_folder.read_summary(f)]
+    ended = [f.name for f in folders if read_summary(f)]
     if ended and common != experiments[0].total_steps:
         raise UsageError(
             f"{folders[0].parent}: {', '.join(ended)} ended, the others did not: not of one "
@@ -169,7 +171,7 @@ def claim(
         *((f, e.config, e) for f, e in zip(folders, experiments, strict=True)),
     ):
         names, init = experiment.train_source.class_names, experiment.start_record()
-        claimed.enter_context(run_folder.claim(folder, own, experiment.spec, names, init))
+        claimed.enter_context(claim_folder(folder, own, experiment.spec, names, init))
     return claimed
 
 
@@ -195,5 +197,5 @@ def summarise(workdir: Path, seeds: Sequence[int], summaries: list[dict]) -> dic
         "count": first["eval"]["count"],
         "eval": {n: spread(n) for n in first["eval"] if n not in ("count", "unreadable")},
     }
-    run_folder.write_atomically(workdir / "summary.json", json.dumps(summary, indent=1))
+    write_atomically(workdir / "summary.json", json.dumps(summary, indent=1))
     return summary

@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.nn import functional
-from mbv3_jax.nn.blocks import Compute
-from mbv3_jax.train import ema, losses
-from mbv3_jax.train.placement import batch_sharded, replicated, spread
+from mbv3_jax.nn.modules import Compute
+from mbv3_jax.train import losses
 from mbv3_jax.train.schedules import Schedule
-from mbv3_jax.train.state import STEP_STREAM, TrainState
+from mbv3_jax.train.sharding import batch_sharded, replicated, spread
+from mbv3_jax.train.state import STEP_STREAM, TrainState, average_decay, update_average
 
 Preprocess = Callable[[dict, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -133,7 +133,7 @@ def make_train_step(
         variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
         average = state.ema
         if ema_decay is not None:
-            average = ema.update(state.ema, variables, ema.decay_at(ema_decay, state.step))
+            average = update_average(state.ema, variables, average_decay(ema_decay, state.step))
         metrics = {
             "loss": loss,
             "top1": top1,

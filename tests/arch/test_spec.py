@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from mbv3_jax.arch import BlockSpec, ConvSpec, HeadSpec, NetSpec, SESpec, build, from_json, to_json
+from mbv3_jax.arch import (
+    BlockSpec,
+    ConvSpec,
+    HeadSpec,
+    NetSpec,
+    SESpec,
+    build,
+    spec_from_json,
+    spec_to_json,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORKS = (
@@ -34,13 +43,13 @@ EDITS = [
 @pytest.mark.parametrize("edit", EDITS, ids=lambda e: "-".join(e) or "plain")
 def test_json_round_trip(name, edit):
     spec = build(name, **edit)
-    text = to_json(spec)
-    assert from_json(text) == spec
-    assert hash(from_json(text)) == hash(spec)
+    text = spec_to_json(spec)
+    assert spec_from_json(text) == spec
+    assert hash(spec_from_json(text)) == hash(spec)
 
 
 def test_json_is_readable():
-    tree = json.loads(to_json(build("mobilenet_v3_small")))
+    tree = json.loads(spec_to_json(build("mobilenet_v3_small")))
     assert tree["blocks"][0] == {
         "kernel": 3,
         "expansion": 16,
@@ -62,7 +71,7 @@ def test_json_is_readable():
 
 def edited_json(path: str, value) -> str:
     """Small's JSON with the entry at a dotted path replaced; a value of ... deletes it."""
-    tree = json.loads(to_json(build("mobilenet_v3_small")))
+    tree = json.loads(spec_to_json(build("mobilenet_v3_small")))
     *steps, last = [int(p) if p.isdigit() else p for p in path.split(".")]
     node = tree
     for step in steps:
@@ -111,18 +120,18 @@ def edited_json(path: str, value) -> str:
 )
 def test_json_errors_name_the_path(path, value, message):
     with pytest.raises(ValueError, match="^" + re.escape(message)):
-        from_json(edited_json(path, value))
+        spec_from_json(edited_json(path, value))
 
 
 def test_json_that_is_none():
     with pytest.raises(ValueError, match=r"^spec: not JSON \("):
-        from_json("{")
+        spec_from_json("{")
     with pytest.raises(ValueError, match=r"^spec: got \[\], expected an object$"):
-        from_json("[]")
+        spec_from_json("[]")
 
 
 def test_fields_with_defaults_may_be_absent_in_json():
-    assert from_json(edited_json("drop_path", ...)) == build("mobilenet_v3_small")
+    assert spec_from_json(edited_json("drop_path", ...)) == build("mobilenet_v3_small")
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from conftest import ROOT
+from paths import ROOT
 
-from mbv3_jax.export import writing
+from mbv3_jax.export import formats
 
 NEEDED = ("litert_converter", "onnx", "onnxruntime", "keras", "tensorflow", "timm", "onnxscript")
 if not os.environ.get("MBV3_REQUIRE_PEERS"):
@@ -31,7 +31,7 @@ def test_no_more_operations_than_keras_and_pytorch(tmp_path):
 
     def operations(name, kind):
         file = tmp_path / f"mobilenet_v3_small.{name}.{kind}"
-        return sum(writing.counts(file.read_bytes(), kind).values())
+        return sum(formats.counts(file.read_bytes(), kind).values())
 
     assert operations("ours_tflite", "tflite") <= operations("keras_tflite", "tflite")
     ours = operations("ours_onnx", "onnx")

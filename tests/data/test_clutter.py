@@ -7,7 +7,7 @@ import pytest
 
 from mbv3_jax.data.clutter import LETTERS, SPLITS, Clutter
 from mbv3_jax.data.loader import eval_batches
-from mbv3_jax.data.sources import has_option, open_pair, open_source
+from mbv3_jax.data.source import has_option, open_pair, open_source
 
 
 def test_the_splits_have_as_many_of_each_letter_and_share_no_image():

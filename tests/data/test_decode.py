@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from mbv3_jax.data import decode, image_file
-from mbv3_jax.data.decode import decode_view
-from mbv3_jax.data.image_file import ImageError
+from mbv3_jax.data import decode
+from mbv3_jax.data import decode as image_file
+from mbv3_jax.data.decode import ImageError, decode_view
 
 _PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 

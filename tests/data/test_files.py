@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mbv3_jax.data import files, loader
+from mbv3_jax.data import folder as files
+from mbv3_jax.data import loader
 from mbv3_jax.data.decode import decode_view
 from mbv3_jax.data.source import NotFound
 
@@ -22,11 +23,13 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_files_folders_and_lists(folder):
-    assert files.find(["b", "a.png"]) == ["b/2.png", "b/deep/1.JPG", "a.png"]
+    assert files.find_files(["b", "a.png"]) == ["b/2.png", "b/deep/1.JPG", "a.png"]
     listed = ["a.png", "gone.png", "b/2.png", "b/deep/1.JPG", "@odd.png"]
-    assert files.find(["@list.txt"]) == files.find([], ["list.txt"]) == listed
-    assert files.find([str(folder / "b")])[0] == str(folder / "b" / "2.png")
-    assert files.find(["b/notes.txt"]) == ["b/notes.txt"]  # named by hand: for reading to judge
+    assert files.find_files(["@list.txt"]) == files.find_files([], ["list.txt"]) == listed
+    assert files.find_files([str(folder / "b")])[0] == str(folder / "b" / "2.png")
+    assert files.find_files(["b/notes.txt"]) == [
+        "b/notes.txt"
+    ]  # named by hand: for reading to judge
 
 
 def test_what_cannot_be_found_is_named(folder):
@@ -39,7 +42,7 @@ def test_what_cannot_be_found_is_named(folder):
         (["@binary"], "binary: this list cannot be read: not a text file"),
     ):
         with pytest.raises(NotFound, match=message):
-            files.find(paths)
+            files.find_files(paths)
 
 
 def test_they_are_read_as_evaluation_reads_them(folder):

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mbv3_jax.data.source import BadExample, NotFound
-from mbv3_jax.data.sources import open_pair
+from mbv3_jax.data.source import BadExample, NotFound, open_pair
 
 COLOURS = {"blue": (20, 20, 200), "green": (20, 200, 20), "red": (200, 20, 20)}
 

@@ -56,7 +56,7 @@ def prepared(tmp_path_factory) -> Path:
 
 
 def test_counts_and_labels(prepared):
-    from mbv3_jax.data.sources import open_pair
+    from mbv3_jax.data.source import open_pair
 
     train, evaluate = open_pair("imagenet", resolution=32, data_dir=str(prepared))
     assert (len(train), len(evaluate), train.num_classes) == (2 * PER_CLASS, 5, 1000)

@@ -14,8 +14,8 @@ import pytest
 from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 from PIL import Image
 
-from mbv3_jax.data import loader, sources
-from mbv3_jax.data.source import BadExample, Encoded
+from mbv3_jax.data import loader
+from mbv3_jax.data.source import BadExample, Encoded, open_source
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH, EPOCH = 8, 50  # 6.25 batches an epoch
@@ -23,7 +23,7 @@ BATCH, EPOCH = 8, 50  # 6.25 batches an epoch
 
 @pytest.fixture(scope="module")
 def source():
-    return sources.open_source("synthetic", "train", resolution=8, num_examples=EPOCH)
+    return open_source("synthetic", "train", resolution=8, num_examples=EPOCH)
 
 
 class Album(Encoded):
@@ -258,7 +258,7 @@ def test_workers_end_with_a_killed_run(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import multiprocessing, os, time\n"
-        "from mbv3_jax.data import loader, sources\n"
+        "from mbv3_jax.data import loader, source as sources\n"
         "if __name__ == '__main__':\n"
         "    source = sources.open_source('synthetic', 'train', resolution=8)\n"
         "    batches = loader.train_batches(source, batch_size=8, seed=0, num_workers=1)\n"

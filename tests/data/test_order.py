@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mbv3_jax.data.order import _ROUNDS, _TABLE, EpochOrder, feistel
+from mbv3_jax.data.loader import _ROUNDS, _TABLE, EpochOrder, feistel
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 1000, _TABLE, _TABLE + 1, 200_000])

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mbv3_jax.train import cli
-from mbv3_jax.train.errors import RunError
+from mbv3_jax.cli import train as cli
+from mbv3_jax.core.errors import RunError
+from mbv3_jax.train.inference import reevaluate
 from mbv3_jax.train.loop import train
-from mbv3_jax.train.reevaluate import reevaluate
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mbv3_jax.data.sources import open_pair, open_source
+from mbv3_jax.data.source import open_pair, open_source
 
 
 def test_digits_are_split_by_class_and_share_no_image():

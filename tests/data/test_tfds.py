@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from miniature import photograph, tfds_folder
 
-from mbv3_jax import __main__ as command_line
-from mbv3_jax.data.source import BadExample, NotFound
-from mbv3_jax.data.sources import open_pair
+from mbv3_jax import __main__
+from mbv3_jax.data.source import BadExample, NotFound, open_pair
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {"dusk": (60, 60, 150), "leaf": (60, 150, 60), "rose": (150, 60, 60)}
@@ -79,7 +78,8 @@ def test_tensorflow_is_never_imported(root, tmp_path):
     )
     script = f"""
 import sys
-from mbv3_jax.data import loader, sources
+from mbv3_jax.data import loader
+from mbv3_jax.data import source as sources
 if __name__ == "__main__":
     pair = sources.open_pair("tfds/flowers", resolution=16, data_dir={str(root)!r})
     for workers in (0, 1):
@@ -102,13 +102,13 @@ def test_a_tfrecord_copy_is_named_and_converted(tmp_path, capsys):
     assert f"{folder} is tfrecord" in str(caught.value)
     assert "data prepare tfds/flowers" in str(caught.value)
     arguments = ["data", "prepare", "tfds/flowers", f"--data_dir={tmp_path}"]
-    assert command_line.main(arguments) == 0
+    assert __main__.main(arguments) == 0
     assert f"prepared: {folder}" in capsys.readouterr().out
     train, _ = opened(tmp_path)
     images = {train.read(i)[0] for i in range(12)}
     assert images == {image for image, _ in SPLITS["train"]}
     assert json.loads((folder / "dataset_info.json").read_text())["fileFormat"] == "tfrecord"
-    assert command_line.main(arguments) == 0
+    assert __main__.main(arguments) == 0
     assert "prepared already" in capsys.readouterr().out
 
 
@@ -116,22 +116,22 @@ def test_a_cut_off_tfrecord(tmp_path, capsys):
     folder = make(tmp_path, "tfrecord")
     path = folder / "flowers-train.tfrecord-00001-of-00002"
     path.write_bytes(path.read_bytes()[:-10])
-    assert command_line.main(["data", "prepare", "tfds/flowers", f"--data_dir={tmp_path}"]) == 2
+    assert __main__.main(["data", "prepare", "tfds/flowers", f"--data_dir={tmp_path}"]) == 2
     assert f"{path}: cut off in the middle of a record" in capsys.readouterr().err
     assert not list(folder.glob("*train.array_record-00001*2"))
     path.unlink()
-    assert command_line.main(["data", "prepare", "tfds/flowers", f"--data_dir={tmp_path}"]) == 2
+    assert __main__.main(["data", "prepare", "tfds/flowers", f"--data_dir={tmp_path}"]) == 2
     assert f"{path}: No such file" in capsys.readouterr().err
 
 
 def test_check(root, tmp_path, capsys):
-    assert command_line.main(["data", "check", "tfds/flowers", f"--data_dir={root}"]) == 0
+    assert __main__.main(["data", "check", "tfds/flowers", f"--data_dir={root}"]) == 0
     out = capsys.readouterr().out
     assert "tfds/flowers train: 12 images, 3 classes" in out
     assert f"{root}/flowers/1.0.0, split test, example 5" in out
     splits = {"train": SPLITS["train"], "test": [*SPLITS["test"], (b"no image", 1)]}
     make(tmp_path, splits=splits)
-    assert command_line.main(["data", "check", "tfds/flowers", f"--data_dir={tmp_path}"]) == 1
+    assert __main__.main(["data", "check", "tfds/flowers", f"--data_dir={tmp_path}"]) == 1
     out = capsys.readouterr().out
     assert f"cannot use {tmp_path}/flowers/1.0.0, split test, example" in out
     assert "read 7 of them, 1 cannot be used" in out
@@ -170,5 +170,5 @@ def test_what_is_missing(tmp_path):
 )
 def test_wrong_commands(arguments, message, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    assert command_line.main(["data", *arguments]) == 2
+    assert __main__.main(["data", *arguments]) == 2
     assert message in capsys.readouterr().err

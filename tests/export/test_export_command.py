@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mbv3_jax import __main__ as command_line
-from mbv3_jax.export import check, metadata, tflite, writing
+from mbv3_jax import __main__
+from mbv3_jax.export import check, formats, metadata, tflite
 from mbv3_jax.nn import functional
+from mbv3_jax.run.model import Model, Preprocessing, save_model
 from mbv3_jax.train import loop
-from mbv3_jax.train import model as models
 
 if not os.environ.get("MBV3_REQUIRE_PEERS"):
     for extra in ("litert_converter", "ai_edge_litert", "onnx", "onnxruntime"):
@@ -52,10 +52,10 @@ def model(tiny_spec):
     variables["params"] = jax.tree_util.tree_map_with_path(
         lambda path, x: x - 0.6 if path[-1].key == "kernel" else x, variables["params"]
     )
-    return models.Model(
+    return Model(
         spec=tiny_spec,
         variables=variables,
-        preprocessing=models.Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)),
+        preprocessing=Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)),
         class_names=CLASSES,
     )
 
@@ -63,7 +63,7 @@ def model(tiny_spec):
 @pytest.fixture(scope="module")
 def imported(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("imports") / "tiny"
-    models.save(folder, model, origin={})
+    save_model(folder, model, origin={})
     return folder
 
 
@@ -81,7 +81,7 @@ def do(capsys):
     """do(*arguments) -> (exit code, standard output, standard error) of an export."""
 
     def run(*arguments):
-        code = command_line.main(["export", *map(str, arguments)])
+        code = __main__.main(["export", *map(str, arguments)])
         return code, *capsys.readouterr()
 
     return run
@@ -115,7 +115,7 @@ def test_the_file_is_the_network(
     how = model.preprocessing
     x = ((images / 255 - np.array(how.mean)) / np.array(how.std)).astype(np.float32)
     wanted = np.asarray(functional.apply(model.spec, model.variables, x)[0])
-    target = writing.Target(
+    target = formats.Target(
         file_format=file_format,
         precision=precision,
         batch=None if batch == "any" else batch,
@@ -173,9 +173,9 @@ def test_the_file_is_the_network(
     ],
 )
 def test_the_graph_has_nothing_but_the_layers(model, file_format, wanted):
-    target = writing.Target(file_format=file_format)
-    file = writing.write(model, target)
-    assert writing.counts(file, file_format) == wanted
+    target = formats.Target(file_format=file_format)
+    file = formats.write(model, target)
+    assert formats.counts(file, file_format) == wanted
     assert check.defects(file, target, model) == []
 
 
@@ -258,19 +258,19 @@ def test_without_images_noise_is_said_to_be_noise(do, imported, tmp_path):
 
 
 def test_one_stablehlo_for_all_devices(model):
-    from mbv3_jax.export import stablehlo
+    from mbv3_jax.export import formats
     from mbv3_jax.nn.folded import apply_folded, fold
 
     folded = jax.tree.map(np.asarray, fold(model.spec, model.variables))
     texts = {
         jax.export.deserialize(
             bytearray(
-                stablehlo.to_stablehlo(
+                formats.to_stablehlo(
                     lambda x: apply_folded(model.spec, folded, x), ("N", 32, 32, 3), platform=name
                 )
             )
         ).mlir_module()
-        for name in stablehlo.PLATFORMS
+        for name in formats.PLATFORMS
     }
     assert len(texts) == 1
 
@@ -287,7 +287,7 @@ def vanishing(model, tmp_path_factory):
     params["head"]["kernel"] *= 3e4
     params["logits"]["kernel"] *= 3e4
     folder = tmp_path_factory.mktemp("imports") / "small"
-    models.save(folder, dataclasses.replace(model, variables=variables), origin={})
+    save_model(folder, dataclasses.replace(model, variables=variables), origin={})
     return folder
 
 
@@ -309,9 +309,9 @@ def test_weights_too_large_for_float16_are_named(model):
     variables = jax.tree.map(np.copy, model.variables)
     variables["params"]["logits"]["bias"][3] = 7e4
     changed = dataclasses.replace(model, variables=variables)
-    for file_format in writing.SUFFIXES:
+    for file_format in formats.SUFFIXES:
         with pytest.raises(ValueError, match=r"7e\+04 is too large for float16"):
-            writing.write(changed, writing.Target(file_format=file_format, precision="float16"))
+            formats.write(changed, formats.Target(file_format=file_format, precision="float16"))
 
 
 def test_a_full_disk_leaves_the_earlier_file(do, imported, tmp_path, small_files):
@@ -373,7 +373,7 @@ def test_a_missing_package_is_named(do, imported, tmp_path, monkeypatch):
 
 
 def test_foreign_files_have_no_metadata(tmp_path):
-    from mbv3_jax.train.errors import RunError, UsageError
+    from mbv3_jax.core.errors import RunError, UsageError
 
     (tmp_path / "a.tflite").write_text("none")
     with pytest.raises(RunError, match="no metadata"):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from mbv3_jax.nn import functional, quantized
+from mbv3_jax.nn import fake_quant, functional
 from mbv3_jax.nn.folded import INT8, apply_folded
 from mbv3_jax.quant.observers import observe
 from mbv3_jax.quant.post_training import quantize
@@ -18,8 +18,9 @@ if not os.environ.get("MBV3_REQUIRE_PEERS"):
         if importlib.util.find_spec(extra) is None:
             pytest.skip(f"{extra} is not installed", allow_module_level=True)
 
-from mbv3_jax.export import check, int8, tflite
-from mbv3_jax.export.writing import Target
+from mbv3_jax.export import check, tflite
+from mbv3_jax.export import tflite as int8
+from mbv3_jax.export.formats import Target
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def run(file, images, batch):
 
 def step_of_logits(network):
     low, high = network.ranges()["logits"]
-    return float(quantized.activation_scale(np.float32(low), np.float32(high), np)[0])
+    return float(fake_quant.activation_scale(np.float32(low), np.float32(high), np)[0])
 
 
 def test_the_file_computes_what_is_simulated(network, images):
@@ -84,7 +85,7 @@ def test_kernels_are_the_simulation_s_bit_for_bit(network, tiny_spec, images):
 
     def note(name, kernel, axis):
         if axis is not None:
-            integers, scale = quantized.quantize_weight(kernel, axis, np)
+            integers, scale = fake_quant.quantize_weight(kernel, axis, np)
             # TFLite: [out, k, k, in]; depthwise, whose "in" is 1 here, [1, k, k, out].
             order = (2, 0, 1, 3) if kernel.shape[2] == 1 and "depthwise" in name else (3, 0, 1, 2)
             wanted.append((integers.transpose(order), scale))

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from mbv3_jax.arch import build
-from mbv3_jax.export import packages, tflite
+from mbv3_jax.core import packages
+from mbv3_jax.core.errors import UsageError
+from mbv3_jax.export import tflite
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.folded import Forms, apply_folded, fold
-from mbv3_jax.train.errors import UsageError
 
 if not os.environ.get("MBV3_REQUIRE_PEERS"):
     for extra in ("litert_converter", "ai_edge_litert"):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from peer_compare import import_peer
 
-from mbv3_jax import __main__ as command_line
+from mbv3_jax import __main__
+from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.interop import download, mapping, networks, pretrained
-from mbv3_jax.train.errors import RunError, UsageError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "mobilenetv3_small_050.lamb_in1k"
@@ -54,7 +54,7 @@ def caches(tmp_path, monkeypatch):
 
 
 def test_names():
-    find = pretrained.find
+    find = pretrained.find_pretrained
     assert find("timm", "mobilenetv3_large_100").hub == "timm/mobilenetv3_large_100.ra_in1k"
     entry = find("timm", "mobilenetv3_large_100.miil_in21k")
     assert (entry.num_classes, entry.preprocessing.std) == (11221, (1.0, 1.0, 1.0))
@@ -86,16 +86,18 @@ def test_names():
 )
 def test_names_that_are_none(library, name, reason):
     with pytest.raises(UsageError, match=reason):
-        pretrained.find(library, name)
+        pretrained.find_pretrained(library, name)
 
 
 def test_hashes_tell_files():
     digits = "266a294c" + "0" * 56
-    assert pretrained.of_file("timm", digits, "").name == "mobilenetv3_small_100.lamb_in1k"
-    assert pretrained.of_file("torchvision", digits, "") is None
+    assert (
+        pretrained.pretrained_of_file("timm", digits, "").name == "mobilenetv3_small_100.lamb_in1k"
+    )
+    assert pretrained.pretrained_of_file("torchvision", digits, "") is None
     md5 = "cb65d4e5be93758266aa0a7f2c6708b7"
-    assert pretrained.of_file("keras", "0" * 64, md5).name == "MobileNetV3Small.0.75"
-    assert pretrained.of_file("keras", "0" * 64, "0" * 32) is None
+    assert pretrained.pretrained_of_file("keras", "0" * 64, md5).name == "MobileNetV3Small.0.75"
+    assert pretrained.pretrained_of_file("keras", "0" * 64, "0" * 32) is None
 
 
 def test_by_address(server, caches):
@@ -129,12 +131,12 @@ def test_by_address(server, caches):
 
 def test_no_network(monkeypatch, tmp_path, capsys):
     # A port that nothing listens on.
-    entry = pretrained.find("torchvision", "mobilenet_v2")
+    entry = pretrained.find_pretrained("torchvision", "mobilenet_v2")
     nowhere = {"torchvision": [dataclasses.replace(entry, url="http://127.0.0.1:9/x.pth")]}
     monkeypatch.setattr(pretrained, "PRETRAINED", nowhere)
     out = tmp_path / "out"
     arguments = ["import", "--from=torchvision", "--weights=mobilenet_v2", f"--out={out}"]
-    assert command_line.main(arguments) == 1
+    assert __main__.main(arguments) == 1
     said = capsys.readouterr().err
     assert "cannot download mobilenet_v2.IMAGENET1K_V2 from http://127.0.0.1:9/x.pth" in said
     assert "--weights=FILE --network=mobilenet_v2.IMAGENET1K_V2" in said
@@ -179,7 +181,7 @@ def test_by_the_hub(hub, tmp_path, capsys, revision):
     publish()
     out = tmp_path / "out"
     arguments = ["import", "--from=timm", "--weights=mobilenetv3_small_050", f"--out={out}"]
-    assert command_line.main([*arguments, *([f"--revision={revision}"] if revision else [])]) == 0
+    assert __main__.main([*arguments, *([f"--revision={revision}"] if revision else [])]) == 0
     origin = json.loads((out / "origin.json").read_text())
     assert origin["hub"] == f"timm/{NAME}"
     assert (origin["revision"], origin["sha256"]) == (COMMIT, sha256)
@@ -196,14 +198,14 @@ def test_the_hub_gives_other_bytes(hub, tmp_path, capsys):
     publish(listed="0" * 64)
     out = tmp_path / "out"
     arguments = ["import", "--from=timm", f"--weights={NAME}", f"--out={out}"]
-    assert command_line.main(arguments) == 1
+    assert __main__.main(arguments) == 1
     assert f"is not what https://huggingface.co/timm/{NAME} publishes" in capsys.readouterr().err
     assert not out.exists()
 
 
 def test_the_hub_does_not_know_it(hub, tmp_path, capsys):
     arguments = ["import", "--from=timm", f"--weights={NAME}", f"--out={tmp_path / 'out'}"]
-    assert command_line.main(arguments) == 1
+    assert __main__.main(arguments) == 1
     said = capsys.readouterr().err
     assert f"cannot download {NAME} from https://huggingface.co/timm/{NAME}" in said
     assert f"fetch model.safetensors elsewhere and give --weights=FILE --network={NAME}" in said

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from peer_compare import import_peer
 
-from mbv3_jax import __main__ as command_line
-from mbv3_jax.interop import files, mapping, networks
+from mbv3_jax import __main__
+from mbv3_jax.interop import mapping, networks, weight_files
 from mbv3_jax.nn import functional
-from mbv3_jax.train import model as models
+from mbv3_jax.run.model import Model, Preprocessing, load_model, save_model
 
 safetensors = import_peer("safetensors.numpy", "files of weights")
 
@@ -39,7 +39,7 @@ def attempt(tmp_path, capsys):
         out = tmp_path / "out"
         before = sorted(tmp_path.iterdir())
         arguments = ["import", f"--from={library}", f"--weights={file}", f"--out={out}", *flags]
-        assert command_line.main(arguments) == code
+        assert __main__.main(arguments) == code
         assert sorted(tmp_path.iterdir()) == before, "something was written"
         return capsys.readouterr().err
 
@@ -79,8 +79,8 @@ def test_networks_that_share_their_tensors_need_a_name(tmp_path, attempt, capsys
     assert "mobilenetv3_small_075, tf_mobilenetv3_small_075 alike" in attempt(file)
     out = tmp_path / "out"
     arguments = ["import", "--from=timm", f"--weights={file}", f"--out={out}"]
-    assert command_line.main([*arguments, "--network=tf_mobilenetv3_small_075.in1k"]) == 0
-    got = models.load(out)
+    assert __main__.main([*arguments, "--network=tf_mobilenetv3_small_075.in1k"]) == 0
+    got = load_model(out)
     assert (got.spec.padding, got.spec.bn_eps) == ("same", 1e-3)
     assert got.preprocessing.mean == (0.5, 0.5, 0.5)
     assert got.class_names[:2] == ("tench", "goldfish")
@@ -119,17 +119,17 @@ def test_class_names_that_do_not_fit(tmp_path, tensors, attempt):
     names.write_text('["a", "b", "c", "d", "e"]')
     out = tmp_path / "out"
     arguments = ["import", "--from=timm", f"--weights={file}", f"--out={out}"]
-    assert command_line.main([*arguments, f"--classes={names}"]) == 0
-    assert models.load(out).class_names == ("a", "b", "c", "d", "e")
+    assert __main__.main([*arguments, f"--classes={names}"]) == 0
+    assert load_model(out).class_names == ("a", "b", "c", "d", "e")
 
 
 def test_heads_of_tensorflow_have_background_first():
-    from mbv3_jax.interop import class_names
+    from mbv3_jax.interop.pretrained import find_class_names
 
-    names, where = class_names.find(1001, None)
+    names, where = find_class_names(1001, None)
     assert (len(names), *names[:2], names[-1]) == (1001, "background", "tench", "toilet tissue")
     assert where.endswith("after background")
-    assert class_names.find(3, None)[0] == ("0", "1", "2")
+    assert find_class_names(3, None)[0] == ("0", "1", "2")
 
 
 def test_truncated_and_foreign_files(tmp_path, tensors, attempt):
@@ -154,7 +154,7 @@ def test_integers_are_no_weights(tmp_path, tensors, attempt):
 
 def test_half_precision_is_taken_exactly(tmp_path, tensors):
     half = {n: t.astype(np.float16) for n, t in tensors.items()}
-    got = files.read("timm", _file(tmp_path, half)).tensors
+    got = weight_files.read("timm", _file(tmp_path, half)).tensors
     assert all(v.dtype == np.float32 and np.array_equal(v, half[n]) for n, v in got.items())
 
 
@@ -184,7 +184,7 @@ def test_checkpoints_of_training_scripts(tmp_path, tensors):
     state = {f"module.{n}": torch.from_numpy(t) for n, t in tensors.items()}
     averaged = {n: t + 1 for n, t in state.items()}
     torch.save({"epoch": 3, "state_dict": state, "state_dict_ema": averaged}, tmp_path / "c.pth")
-    got = files.read("timm", tmp_path / "c.pth")
+    got = weight_files.read("timm", tmp_path / "c.pth")
     assert got.inside == "state_dict_ema"
     assert got.tensors.keys() == tensors.keys()
     assert np.array_equal(got.tensors["bn1.bias"], tensors["bn1.bias"] + 1)
@@ -202,7 +202,9 @@ def test_keras_files_of_something_else(tmp_path, attempt):
         file["layers/conv2d/vars/0"] = np.zeros((3, 3, 3, 16), np.float32)
         file["optimizer/vars/0"] = np.zeros((), np.int32)
         file["layers/dropout/seed_generator/vars/0"] = np.zeros(2, np.uint32)
-    assert list(files.read("keras", tmp_path / "y.weights.h5").tensors) == ["layers/conv2d/vars/0"]
+    assert list(weight_files.read("keras", tmp_path / "y.weights.h5").tensors) == [
+        "layers/conv2d/vars/0"
+    ]
     said = attempt(tmp_path / "y.weights.h5", library="keras")
     assert "is none of keras's networks; the nearest is" in said
 
@@ -220,7 +222,7 @@ def test_a_folder_that_is_not_empty(tmp_path, tensors, capsys):
     out.mkdir()
     (out / "mine").write_text("mine")
     arguments = ["import", "--from=timm", f"--weights={file}", f"--out={out}"]
-    assert command_line.main(arguments) == 2
+    assert __main__.main(arguments) == 2
     assert "is there already" in capsys.readouterr().err
     assert [p.name for p in out.iterdir()] == ["mine"]
 
@@ -231,13 +233,13 @@ def tiny(tmp_path_factory, tiny_spec):
     import jax
 
     folder = tmp_path_factory.mktemp("tiny") / "folder"
-    model = models.Model(
+    model = Model(
         spec=tiny_spec,
         variables=functional.init(tiny_spec, jax.random.key(0)),
-        preprocessing=models.Preprocessing(),
+        preprocessing=Preprocessing(),
         class_names=tuple("0123456789"),
     )
-    models.save(folder, model, origin={})
+    save_model(folder, model, origin={})
     return folder
 
 
@@ -245,7 +247,7 @@ def test_a_network_that_a_library_does_not_have(tmp_path, tiny, capsys):
     for library, suffix in (("timm", ".pth"), ("torchvision", ".pth"), ("keras", ".weights.h5")):
         out = tmp_path / f"x{suffix}"
         export = ["export-weights", f"--import={tiny}", f"--to={library}", f"--out={out}"]
-        assert command_line.main(export) == 2
+        assert __main__.main(export) == 2
         said = capsys.readouterr().err
         assert f"{library} has no network like this one; the nearest, " in said
         assert "blocks: 2 here, " in said
@@ -261,11 +263,11 @@ def test_files_that_cannot_be_written(tmp_path, tiny, capsys):
         (tmp_path / "there.pth").write_text("")
         out = tmp_path / name
         export = ["export-weights", f"--import={tiny}", f"--to={library}", f"--out={out}"]
-        assert command_line.main(export) == 2
+        assert __main__.main(export) == 2
         assert reason in capsys.readouterr().err
     export = ["export-weights", f"--import={tiny}", "--to=timm", "--out=x.pth"]
-    assert command_line.main([*export, "--step=best"]) == 2
+    assert __main__.main([*export, "--step=best"]) == 2
     assert "--step: " in (said := capsys.readouterr().err) and "which has one set of" in said
     with pytest.raises(SystemExit, match="2"):
-        command_line.main([*export, "--step=last"])
+        __main__.main([*export, "--step=last"])
     assert "--step: got 'last', expected a number or best" in capsys.readouterr().err

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from peer_compare import IMAGE_SHAPE, TOLERANCE, check_shapes, error, import_peer
 
-from mbv3_jax import __main__ as command_line
-from mbv3_jax.interop import files, networks, pretrained
+from mbv3_jax import __main__
+from mbv3_jax.interop import networks, weight_files
+from mbv3_jax.interop.pretrained import PRETRAINED
 from mbv3_jax.nn import functional
-from mbv3_jax.train import model as models
+from mbv3_jax.run.model import load_model
 
 KerasPeer = import_peer("peer_keras", "imported weights against keras.applications").KerasPeer
 import h5py  # noqa: E402
@@ -29,7 +30,7 @@ CASES = [
 
 
 def run(*arguments) -> int:
-    return command_line.main([str(a) for a in arguments])
+    return __main__.main([str(a) for a in arguments])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3), compiler_options=QUICKLY)
@@ -73,7 +74,7 @@ def test_keras_files(name, options, file, scales, tmp_path, capsys):
     _save(peer.model, source)
     assert run("import", "--from=keras", f"--weights={source}", f"--out={folder}") == 0
     assert f"imported keras's {name}" in capsys.readouterr().out
-    imported = models.load(folder)
+    imported = load_model(folder)
     how = imported.preprocessing
     assert (how.mean, how.std, imported.spec.bn_eps) == ((0.5,) * 3, (0.5,) * 3, 1e-3)
 
@@ -85,9 +86,9 @@ def test_keras_files(name, options, file, scales, tmp_path, capsys):
     assert error(logits, theirs, varied=True) < TOLERANCE
     assert max(map(error, maps, their_maps)) < TOLERANCE
 
-    before, again = files.read("keras", source).tensors, tmp_path / "again.weights.h5"
+    before, again = weight_files.read("keras", source).tensors, tmp_path / "again.weights.h5"
     assert run("export-weights", f"--import={folder}", "--to=keras", f"--out={again}") == 0
-    after = files.read("keras", again).tensors
+    after = weight_files.read("keras", again).tensors
     assert after.keys() == before.keys()
     assert all(np.array_equal(after[n], before[n]) for n in before)
     printed = capsys.readouterr().out
@@ -104,14 +105,14 @@ def test_keras_files(name, options, file, scales, tmp_path, capsys):
                 whole.copy(f"model_weights/{key}", weights)
             for key, value in whole["model_weights"].attrs.items():
                 weights.attrs[key] = value
-        tensors = files.read("keras", older).tensors
+        tensors = weight_files.read("keras", older).tensors
         assert all(np.array_equal(tensors[n], before[n]) for n in before)
 
 
 def test_hashes_and_addresses_are_those_of_keras():
     from keras.src.applications import mobilenet_v2, mobilenet_v3
 
-    entries = {entry.name: entry for entry in pretrained.PRETRAINED["keras"]}
+    entries = {entry.name: entry for entry in PRETRAINED["keras"]}
     v3 = {e.url: e.md5 for e in entries.values() if e.network.startswith("MobileNetV3")}
     base = f"{mobilenet_v3.BASE_WEIGHT_PATH}weights_mobilenet_v3_"
     hashes = mobilenet_v3.WEIGHTS_HASHES

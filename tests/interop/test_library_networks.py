@@ -8,7 +8,8 @@ import functools
 import pytest
 from peer_compare import import_peer
 
-from mbv3_jax.interop import mapping, networks, pretrained
+from mbv3_jax.interop import mapping, networks
+from mbv3_jax.interop.pretrained import PRETRAINED, find_pretrained, usual_preprocessing
 
 peer_torch = import_peer("peer_torch", "the networks' tensors against timm and torchvision")
 torch, timm, torchvision = peer_torch.torch, peer_torch.timm, peer_torch.torchvision
@@ -64,7 +65,7 @@ def test_a_refused_network_is_one_that_a_spec_cannot_say():
 
 
 def test_preprocessing_of_every_timm_tag():
-    ours = {entry.name: entry for entry in pretrained.PRETRAINED["timm"]}
+    ours = {entry.name: entry for entry in PRETRAINED["timm"]}
     kinds = ("*mobilenetv2_*", "*mobilenetv3_*", "*mnasnet_*")
     theirs = {name for kind in kinds for name in timm.list_pretrained(kind)}
     assert theirs - set(ours) == {"mobilenetv3_large_150d.ra4_e3600_r256_in1k"}
@@ -78,10 +79,10 @@ def test_preprocessing_of_every_timm_tag():
         if entry.sha256:
             assert config.url.endswith(f"-{entry.sha256}.pth"), name
     for network in networks.NAMES["timm"]:
-        config, how = timm.get_pretrained_cfg(network), pretrained.usual("timm", network)
+        config, how = timm.get_pretrained_cfg(network), usual_preprocessing("timm", network)
         assert (how.mean, how.interpolation) == (config.mean, config.interpolation), network
         assert (
-            pretrained.find("timm", network).name == f"{network}.{config.tag}"
+            find_pretrained("timm", network).name == f"{network}.{config.tag}"
             if (config.has_weights)
             else True
         )
@@ -92,7 +93,7 @@ def test_preprocessing_of_every_torchvision_tag():
     for name in networks.NAMES["torchvision"]:
         for weights in torchvision.models.get_model_weights(name):
             theirs[f"{name}.{weights.name}"] = weights
-    ours = {entry.name: entry for entry in pretrained.PRETRAINED["torchvision"]}
+    ours = {entry.name: entry for entry in PRETRAINED["torchvision"]}
     assert set(ours) == set(theirs)
     for name, entry in ours.items():
         preset, how = theirs[name].transforms(), entry.preprocessing
@@ -102,14 +103,14 @@ def test_preprocessing_of_every_torchvision_tag():
         assert how.interpolation == preset.interpolation.value
     for name in networks.NAMES["torchvision"]:
         default = torchvision.models.get_model_weights(name).DEFAULT
-        assert pretrained.find("torchvision", name).url == default.url
+        assert find_pretrained("torchvision", name).url == default.url
 
 
 def test_class_names_are_those_of_torchvision():
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-    from mbv3_jax.interop import class_names
+    from mbv3_jax.interop.pretrained import find_class_names, imagenet_names
 
-    assert list(class_names.imagenet()) == list(_IMAGENET_CATEGORIES)
-    names, _ = class_names.find(11221, None)
+    assert list(imagenet_names()) == list(_IMAGENET_CATEGORIES)
+    names, _ = find_class_names(11221, None)
     assert (len(names), names[5]) == (11221, "food, nutrient")

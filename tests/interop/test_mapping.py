@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from mbv3_jax.core.errors import UsageError
 from mbv3_jax.interop import mapping, networks
 from mbv3_jax.nn import functional
-from mbv3_jax.train.errors import UsageError
 
 # One for each way of naming layers.
 KINDS = [

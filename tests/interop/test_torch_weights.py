@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from peer_compare import IMAGE_SHAPE, TOLERANCE, error, import_peer
 
-from mbv3_jax import __main__ as command_line
-from mbv3_jax.interop import files
+from mbv3_jax import __main__
+from mbv3_jax.interop import weight_files
 from mbv3_jax.nn import functional
-from mbv3_jax.train import model as models
+from mbv3_jax.run.model import load_model
 
 TorchPeer = import_peer("peer_torch", "imported weights against timm and torchvision").TorchPeer
 import torch  # noqa: E402
@@ -36,7 +36,7 @@ TORCH = [
 
 
 def run(*arguments) -> int:
-    return command_line.main([str(a) for a in arguments])
+    return __main__.main([str(a) for a in arguments])
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICKLY)
@@ -105,7 +105,7 @@ def test_torch_files(name, width, file, flags, train, tmp_path, capsys):
     assert run("import", f"--from={library}", f"--weights={source}", f"--out={folder}", *flags) == 0
     printed = capsys.readouterr().out
     assert f"imported {library}'s {name.partition('/')[2]}" in printed
-    imported = models.load(folder)
+    imported = load_model(folder)
     spec = imported.spec
     assert (spec.bn_eps, spec.num_classes, len(imported.class_names)) == (eps, 10, 10)
 
@@ -120,11 +120,11 @@ def test_torch_files(name, width, file, flags, train, tmp_path, capsys):
             logits, _ = _train(spec.replace(dropout=0.0), imported.variables, images)
             assert error(logits, peer.forward(images, train=True), varied=True) < TOLERANCE
 
-    before = files.read(library, source).tensors
+    before = weight_files.read(library, source).tensors
     again = tmp_path / f"again{source.suffix}"
     export = ("export-weights", f"--import={folder}", f"--to={library}", f"--out={again}")
     assert run(*export) == 0
-    after = files.read(library, again).tensors
+    after = weight_files.read(library, again).tensors
     assert after.keys() == before.keys()
     assert all(np.array_equal(after[n], before[n]) for n in before)
     # What the command prints is what loads the file.

@@ -5,7 +5,9 @@ import numpy as np
 from peer_compare import import_peer, to_variables
 
 from mbv3_jax.interop import networks
-from mbv3_jax.train import optimizer, placement, state, step
+from mbv3_jax.train import sharding, step
+from mbv3_jax.train.optimizer import make_optimizer
+from mbv3_jax.train.state import TrainState
 
 peer_torch = import_peer("peer_torch", "training against timm's RMSpropTF")
 torch = peer_torch.torch
@@ -41,8 +43,8 @@ def test_ten_steps_of_tf_rmsprop_end_alike():
         their_losses.append(loss.item())
 
     schedule = lambda _: LR  # noqa: E731
-    tx = optimizer.make("rmsprop_tf", schedule, rho=0.9, momentum=0.9, eps=EPS)
-    mesh = placement.make_mesh(jax.devices()[:1])
+    tx = make_optimizer("rmsprop_tf", schedule, rho=0.9, momentum=0.9, eps=EPS)
+    mesh = sharding.make_mesh(jax.devices()[:1])
     update = step.make_train_step(
         spec,
         tx,
@@ -52,7 +54,7 @@ def test_ten_steps_of_tf_rmsprop_end_alike():
         seed=0,
     )
     variables = jax.tree.map(jax.numpy.asarray, start)
-    now = state.TrainState(
+    now = TrainState(
         jax.numpy.zeros((), jax.numpy.int32), variables, tx.init(variables["params"]), None
     )
     losses = []

@@ -6,16 +6,14 @@ import os
 import numpy as np
 import pytest
 
-from mbv3_jax import __main__ as main
-from mbv3_jax.arch import build, to_json
+from mbv3_jax import __main__
+from mbv3_jax.arch import build, spec_to_json
+from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.packages import installed
 from mbv3_jax.export import tflite
-from mbv3_jax.export.packages import installed
-from mbv3_jax.latency import measure, sources
-from mbv3_jax.latency.compare import ratios
-from mbv3_jax.latency.machine import machine
-from mbv3_jax.latency.measure import Effort, Timing, measure_files
-from mbv3_jax.latency.models import random_model, write_file
-from mbv3_jax.train.errors import RunError, UsageError
+from mbv3_jax.latency import measure, subjects
+from mbv3_jax.latency.measure import Effort, Timing, machine, measure_files, ratios
+from mbv3_jax.latency.subjects import random_model, write_file
 
 QUICK = Effort(warmup_seconds=0, seconds=0.02, runs=12, turn_seconds=0.004)
 PACKAGES = {
@@ -112,33 +110,35 @@ def test_precisions_that_there_are_not(model, tmp_path):
 
 def test_sources(tmp_path, tiny_spec):
     file = tmp_path / "net.json"
-    file.write_text(to_json(tiny_spec))
-    found = sources.of_anything(str(file))
+    file.write_text(spec_to_json(tiny_spec))
+    found = subjects.of_anything(str(file))
     assert (found.name, found.model.spec) == ("net", tiny_spec)
     onnx = tmp_path / "net.onnx"
     onnx.touch()
-    assert sources.of_anything(str(onnx)).runtime == "onnxruntime"
+    assert subjects.of_anything(str(onnx)).runtime == "onnxruntime"
     with pytest.raises(UsageError, match="--runtime=onnxruntime, not of litert"):
-        sources.of_anything(str(onnx)).prepare(tmp_path, "litert", "float32")
+        subjects.of_anything(str(onnx)).prepare(tmp_path, "litert", "float32")
     with pytest.raises(UsageError, match="no such file"):
-        sources.of_anything(str(tmp_path / "absent.tflite"))
+        subjects.of_anything(str(tmp_path / "absent.tflite"))
     (tmp_path / "text").touch()
     with pytest.raises(UsageError, match=r"\.tflite or \.onnx"):
-        sources.of_anything(str(tmp_path / "text"))
+        subjects.of_anything(str(tmp_path / "text"))
 
 
 def test_commands(tmp_path, tiny_spec, capsys):
     out, spec = tmp_path / "found.json", tmp_path / "net.json"
     arguments = ["--runtime=xla", "--seconds=0.02", "--runs=5", f"--out={out}"]
-    assert main.main(["latency", "run", "--config=tests/tiny_config.py", *arguments]) == 0
+    assert (
+        __main__.main(["latency", "run", "--config=tests/support/tiny_config.py", *arguments]) == 0
+    )
     found = json.loads(out.read_text())
     assert found["unit"] == "ms" and found["machine"] == machine() and found["runs"] >= 5
     assert found["precision"] == "float32" and set(found["versions"]) == {"jax", "jaxlib"}
     assert f"{found['ms']:.3f}" in capsys.readouterr().out
-    spec.write_text(to_json(tiny_spec))
-    assert main.main(["latency", "compare", str(spec), str(spec), *arguments]) == 0
+    spec.write_text(spec_to_json(tiny_spec))
+    assert __main__.main(["latency", "compare", str(spec), str(spec), *arguments]) == 0
     found = json.loads(out.read_text())["networks"]
     assert [row["name"] for row in found] == ["net", "net"]
     assert found[0]["ratio"]["ratio"] == 1 and found[1]["ratio"]["low"] > 0
-    assert main.main(["latency", "run", "--runtime=xla", "--file=absent.onnx"]) == 2
-    assert main.main(["latency", "compare", str(spec), "--sceonds=1"]) == 2
+    assert __main__.main(["latency", "run", "--runtime=xla", "--file=absent.onnx"]) == 2
+    assert __main__.main(["latency", "compare", str(spec), "--sceonds=1"]) == 2

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mbv3_jax import __main__ as main
+from mbv3_jax import __main__
 from mbv3_jax.latency import phone
 
 PLAIN = """STARTING!
@@ -116,7 +116,7 @@ def test_commands(tmp_path, capsys):
     model, text = tmp_path / "net.tflite", tmp_path / "timing.txt"
     model.touch()
     arguments = [f"--file={model}", "--serial=A1", "--cpu-mask=f0", "--threads=2"]
-    assert main.main(["latency", "android", *arguments]) == 0
+    assert __main__.main(["latency", "android", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "adb -s A1 push benchmark_model /data/local/tmp/benchmark_model"
     assert lines[2] == f"adb -s A1 push {model} /data/local/tmp/net.tflite"
@@ -129,10 +129,10 @@ def test_commands(tmp_path, capsys):
     assert lines[4] == f"{run} {flags} > profile.txt 2>&1"
     text.write_text(PLAIN + TABLES)
     out = tmp_path / "phone.json"
-    assert main.main(["latency", "import", str(text), f"--out={out}", "--machine=P"]) == 0
+    assert __main__.main(["latency", "import", str(text), f"--out={out}", "--machine=P"]) == 0
     assert json.loads(out.read_text())["ms"] == 55.0432
     text.write_text("nothing")
-    assert main.main(["latency", "import", str(text)]) == 2
-    assert main.main(["latency", "android", "--file=absent.tflite"]) == 2
+    assert __main__.main(["latency", "import", str(text)]) == 2
+    assert __main__.main(["latency", "android", "--file=absent.tflite"]) == 2
     with pytest.raises(SystemExit):
-        main.main(["latency", "android", f"--file={model}", "--cpu-mask=big"])
+        __main__.main(["latency", "android", f"--file={model}", "--cpu-mask=big"])

@@ -7,18 +7,27 @@ import os
 import numpy as np
 import pytest
 
-from mbv3_jax import __main__ as main
+from mbv3_jax import __main__
 from mbv3_jax.arch import build, cost
-from mbv3_jax.export.packages import installed
-from mbv3_jax.latency import measuring, model, pixel1
-from mbv3_jax.latency import table as tables
-from mbv3_jax.latency.calibration import calibrate
+from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.packages import installed
+from mbv3_jax.latency import cost_model, pixel1
+from mbv3_jax.latency.cost_model import calibrate
 from mbv3_jax.latency.measure import Effort
 from mbv3_jax.latency.pieces import Piece, network, pieces
-from mbv3_jax.latency.table import Table, Whole
-from mbv3_jax.search.costs import Costs
+from mbv3_jax.latency.table import (
+    TARGETS,
+    Table,
+    Whole,
+    fill_table,
+    open_table,
+    read_table,
+    table_from_csv,
+    table_to_csv,
+    unique,
+)
+from mbv3_jax.search.objective import Costs
 from mbv3_jax.search.presets import preset
-from mbv3_jax.train.errors import UsageError
 
 NAMES = ("mobilenet_v3_large", "mobilenet_v3_small", "mobilenet_v2", "mnasnet_a1")
 QUICK = Effort(warmup_seconds=0, seconds=0.001, runs=2, turn_seconds=0.0005)
@@ -27,8 +36,7 @@ QUICK = Effort(warmup_seconds=0, seconds=0.001, runs=2, turn_seconds=0.0005)
 def made(specs, scale=1.0) -> Table:
     """A table of a machine that takes 1 ms for a million multiply-adds, and 1 us for a piece."""
     found = {
-        p: scale * (1e-3 + 1e-6 * sum(layer.madds for layer in layers_of(p)))
-        for p in measuring.unique(specs)
+        p: scale * (1e-3 + 1e-6 * sum(layer.madds for layer in layers_of(p))) for p in unique(specs)
     }
     return Table("litert", 1, {"cpu": "made"}, {"made": "1"}, found)
 
@@ -55,20 +63,20 @@ def test_pieces_are_the_network(name):
         assert sum(la.params for la in layers_of(piece)) == sum(la.params for la in own)
     # And the counts of `work` are those of arch.cost.
     madds = ("conv", "expand", "project", "depthwise3", "depthwise5", "depthwise7", "dense")
-    counted = sum(model.work(p)[k] for p in found for k in madds)
+    counted = sum(cost_model.work(p)[k] for p in found for k in madds)
     assert counted == pytest.approx(cost.madds(spec) / 1e6, rel=1e-9)
 
 
 def test_equal_pieces_are_one():
     spec = build("mobilenet_v3_small")
     # Blocks 5 and 6 are alike, and so are 10 and 11.
-    assert (len(pieces(spec)), len(measuring.unique([spec, spec]))) == (13, 11)
+    assert (len(pieces(spec)), len(unique([spec, spec]))) == (13, 11)
 
 
 def test_predictions_are_sums_of_entries():
     specs = [build(name, resolution=64) for name in NAMES]
     table = made(specs)
-    fitted = model.fit(table)
+    fitted = cost_model.fit(table)
     for spec in specs:
         assert fitted.covered(spec) == 1
         wanted = sum(table.pieces[p] for p in pieces(spec))
@@ -79,9 +87,9 @@ def test_a_factor_and_a_power_are_found():
     space = preset("small").replace(resolution=64)
     specs = [space.to_spec(p) for p in space.sample(np.random.default_rng(0), 8)]
     table = made(specs)
-    sums = model.fit(table).pieces_ms
+    sums = cost_model.fit(table).pieces_ms
     table.wholes = [Whole(s, 1.2 * sums(s) ** 1.1, False) for s in specs]
-    fitted = model.fit(table)
+    fitted = cost_model.fit(table)
     assert (fitted.whole.factor, fitted.whole.power) == pytest.approx((1.2, 1.1), rel=1e-6)
     assert fitted(specs[0]) == pytest.approx(table.wholes[0].ms)
 
@@ -91,12 +99,12 @@ def test_pieces_that_the_table_lacks_are_predicted():
     specs = [space.to_spec(p) for p in space.sample(np.random.default_rng(0), 20)]
     other = [space.to_spec(p) for p in space.sample(np.random.default_rng(1), 10)]
     table = made(specs)
-    fitted = model.fit(table)
+    fitted = cost_model.fit(table)
     true = made(other).pieces
     sums = [sum(true[p] for p in pieces(s)) for s in other]
     assert max(fitted.covered(s) for s in other) < 1
     table.wholes = [Whole(s, ms, True) for s, ms in zip(other, sums, strict=True)]
-    found = model.judge(fitted, table)
+    found = cost_model.judge(fitted, table)
     assert found.networks == 10 and found.mape < 5 and found.spearman > 0.95
     # A search takes it as a cost.
     points = space.sample(np.random.default_rng(2), 3)
@@ -105,13 +113,13 @@ def test_pieces_that_the_table_lacks_are_predicted():
 
 
 def test_errors():
-    found = model.errors([1.1, 1.8, 4.0], [1, 2, 4])
+    found = cost_model.errors([1.1, 1.8, 4.0], [1, 2, 4])
     assert found.mape == pytest.approx(20 / 3)
     assert (found.low, found.high) == pytest.approx((-10, 10))
     assert (found.spearman, found.kendall) == (1, 1)
-    assert model.errors([3, 2, 1], [1, 2, 3]).kendall == -1
+    assert cost_model.errors([3, 2, 1], [1, 2, 3]).kendall == -1
     with pytest.raises(ValueError, match="at least one"):
-        model.errors([], [])
+        cost_model.errors([], [])
 
 
 def test_files_and_csv(tmp_path):
@@ -119,41 +127,41 @@ def test_files_and_csv(tmp_path):
     table, path = made(specs), tmp_path / "table.json"
     table.wholes = [Whole(specs[0], 1.5, False), Whole(specs[1], 2.5, True)]
     table.write(path)
-    assert tables.read(path) == table
+    assert read_table(path) == table
     out, back = tmp_path / "table.csv", tmp_path / "back.json"
-    assert main.main(["latency", "csv", str(path), f"--out={out}"]) == 0
-    assert tables.from_csv(out.read_text()) == table.pieces
-    assert main.main(["latency", "csv", str(out), f"--out={back}"]) == 2  # of which machine?
-    assert main.main(["latency", "csv", str(out), f"--out={back}", "--machine=P"]) == 0
-    assert tables.read(back) == Table("litert", 1, {"cpu": "P"}, {}, table.pieces)
+    assert __main__.main(["latency", "csv", str(path), f"--out={out}"]) == 0
+    assert table_from_csv(out.read_text()) == table.pieces
+    assert __main__.main(["latency", "csv", str(out), f"--out={back}"]) == 2  # of which machine?
+    assert __main__.main(["latency", "csv", str(out), f"--out={back}", "--machine=P"]) == 0
+    assert read_table(back) == Table("litert", 1, {"cpu": "P"}, {}, table.pieces)
     # What was not measured is left out; what is wrong is said.
-    lines = tables.to_csv({p: None for p in table.pieces}).splitlines()
-    assert tables.from_csv("\n".join(lines)) == {}
+    lines = table_to_csv({p: None for p in table.pieces}).splitlines()
+    assert table_from_csv("\n".join(lines)) == {}
     with pytest.raises(UsageError, match="line 2: ms: got -1"):
-        tables.from_csv("\n".join([lines[0], lines[1] + "-1"]))
+        table_from_csv("\n".join([lines[0], lines[1] + "-1"]))
     with pytest.raises(UsageError, match="no column ms"):
-        tables.from_csv(lines[0].removesuffix(",ms"))
+        table_from_csv(lines[0].removesuffix(",ms"))
     for text in ("{}", "[]", path.read_text().replace('"unit": "ms"', '"unit": "us"')):
         back.write_text(text)
         with pytest.raises(UsageError, match=str(back)):
-            tables.read(back)
+            read_table(back)
 
 
-@pytest.mark.parametrize("target", measuring.TARGETS)
+@pytest.mark.parametrize("target", TARGETS)
 def test_measuring_goes_on_and_refuses_to_mix(target, tmp_path, capsys):
     packages = {"litert": ("litert_converter", "ai_edge_litert"), "xla": ("jax",)}[target]
     if not (installed(*packages) or os.environ.get("MBV3_REQUIRE_PEERS")):
         pytest.skip("not installed")
     space, path = preset("toy"), tmp_path / "table.json"
     specs = [space.to_spec(p) for p in space.sample(np.random.default_rng(0), 2)]
-    wanted = measuring.unique(specs)[:3]
-    table = measuring.open_table(path, target, 1)
-    measuring.fill(path, table, tmp_path, wanted[:2], effort=QUICK)
-    first = tables.read(path).pieces
+    wanted = unique(specs)[:3]
+    table = open_table(path, target, 1)
+    fill_table(path, table, tmp_path, wanted[:2], effort=QUICK)
+    first = read_table(path).pieces
     assert set(first) == set(wanted[:2]) and all(ms > 0 for ms in first.values())
     seen = []
-    table = measuring.open_table(path, target, 1)
-    measuring.fill(
+    table = open_table(path, target, 1)
+    fill_table(
         path,
         table,
         tmp_path,
@@ -163,17 +171,17 @@ def test_measuring_goes_on_and_refuses_to_mix(target, tmp_path, capsys):
         note=lambda done, of: seen.append((done, of)),
     )
     assert seen == [(2, 2)]  # a piece and a network: the first two pieces are not measured again
-    again = tables.read(path)
+    again = read_table(path)
     assert set(again.pieces) == set(wanted) and first.items() <= again.pieces.items()
     assert [w.spec for w in again.wholes] == specs[:1]
     tree = json.loads(path.read_text())
     assert tree["unit"] == "ms" and tree["machine"] and tree["versions"]
     path.write_text(json.dumps(tree | {"machine": {"cpu": "another"}}))
     with pytest.raises(UsageError, match=r"is of machine .*another"):
-        measuring.open_table(path, target, 1)
+        open_table(path, target, 1)
     with pytest.raises(UsageError, match="threads"):
         path.write_text(json.dumps(tree))
-        measuring.open_table(path, target, 2)
+        open_table(path, target, 2)
 
 
 def test_published_latencies_of_a_pixel_1():
@@ -182,8 +190,8 @@ def test_published_latencies_of_a_pixel_1():
     madds = [cost.madds(p.spec) for p in old], [cost.madds(p.spec) for p in new]
     fitted = calibrate(madds[0], [p.ms for p in old])
     assert fitted.power == pytest.approx(0.877, abs=0.001)
-    on_old = model.errors(fitted(madds[0]), [p.ms for p in old])
-    on_new = model.errors(fitted(madds[1]), [p.ms for p in new])
+    on_old = cost_model.errors(fitted(madds[0]), [p.ms for p in old])
+    on_new = cost_model.errors(fitted(madds[1]), [p.ms for p in new])
     assert on_old.mape == pytest.approx(3.6, abs=0.1)
     # MAdds alone think that V3 is slower than it is, by up to a third.
     assert (on_new.mape, on_new.low, on_new.high) == pytest.approx((15.7, 6.1, 33.7), abs=0.1)
@@ -198,5 +206,5 @@ def test_published_latencies_of_a_pixel_1():
 
 def test_the_command_needs_a_space(tmp_path):
     arguments = ["latency", "measure", f"--out={tmp_path / 't.json'}"]
-    assert main.main([*arguments, "--space=none"]) == 2
-    assert main.main([*arguments, "--space=toy", "--only-files"]) == 2
+    assert __main__.main([*arguments, "--space=none"]) == 2
+    assert __main__.main([*arguments, "--space=toy", "--only-files"]) == 2

@@ -10,8 +10,7 @@ from small_net import NET, apply, random_images
 
 from mbv3_jax.arch import BlockSpec, ConvSpec, SESpec
 from mbv3_jax.nn import functional
-from mbv3_jax.nn.blocks import Bneck, Compute, SqueezeExcite, drop_path
-from mbv3_jax.nn.mobilenet import MobileNet
+from mbv3_jax.nn.modules import Bneck, Compute, MobileNet, SqueezeExcite, drop_path
 
 # Squeeze-and-excite
 

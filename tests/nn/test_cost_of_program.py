@@ -8,7 +8,7 @@ from jax.extend import core
 
 from mbv3_jax.arch import build, cost
 from mbv3_jax.nn import functional
-from mbv3_jax.nn.blocks import Compute
+from mbv3_jax.nn.modules import Compute
 
 CASES = [
     *({"name": f"mobilenet_v3_{size}"} for size in ("large", "small")),

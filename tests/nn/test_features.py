@@ -12,7 +12,7 @@ from small_net import NET, apply, random_images
 from mbv3_jax.arch import build
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.activations import ACTIVATIONS
-from mbv3_jax.nn.blocks import Compute
+from mbv3_jax.nn.modules import Compute
 
 VARIABLES = random_variables(functional.shapes(NET))
 features = jax.jit(functional.features, static_argnums=0, static_argnames=("stages", "compute"))

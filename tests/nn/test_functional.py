@@ -11,7 +11,7 @@ from small_net import NET, apply, random_images
 
 from mbv3_jax.arch import ConvSpec, build
 from mbv3_jax.nn import functional
-from mbv3_jax.nn.blocks import Compute
+from mbv3_jax.nn.modules import Compute
 
 VARIABLES = random_variables(functional.shapes(NET))
 IMAGES = random_images(NET, batch=4)

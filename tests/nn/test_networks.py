@@ -11,7 +11,7 @@ from reference_net import Reference, random_variables
 
 from mbv3_jax.arch import build
 from mbv3_jax.nn import functional
-from mbv3_jax.nn.blocks import Compute
+from mbv3_jax.nn.modules import Compute
 
 NETWORKS = (
     "mobilenet_v3_large",

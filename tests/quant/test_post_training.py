@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from mbv3_jax.arch import BlockSpec, ConvSpec, HeadSpec, NetSpec, SESpec
-from mbv3_jax.nn import functional, quantized
+from mbv3_jax.nn import fake_quant, functional
 from mbv3_jax.nn.folded import apply_folded, fold
-from mbv3_jax.quant import bias_correction, equalization, network, observers, post_training
-from mbv3_jax.quant.post_training import Options
+from mbv3_jax.quant import observers
+from mbv3_jax.quant.post_training import Options, correct_bias, equalize, quantize, trained_int8
 
 NET = NetSpec(
     name="net",
@@ -56,7 +56,7 @@ def folded(variables):
 
 def test_min_max_is_what_occurs(folded, batches):
     low, high = observers.observe(NET, folded, batches, observer="min_max")
-    names = quantized.tensors(NET)
+    names = fake_quant.tensors(NET)
     logits = np.concatenate([run(folded, b) for b in batches])
     np.testing.assert_allclose(
         [low[-1], high[-1]], [logits.min(), logits.max()], rtol=1e-3, atol=1e-5
@@ -97,7 +97,7 @@ def test_mse_is_the_least_of_what_can_be_cut():
 
 
 def test_equalisation_is_exact_and_evens_channels(folded, batches):
-    equal, blocks = equalization.equalize(NET, folded)
+    equal, blocks = equalize(NET, folded)
     assert blocks == 2
     want = run(folded, batches[0])
     np.testing.assert_allclose(run(equal, batches[0]), want, atol=1e-4 * np.abs(want).max())
@@ -116,7 +116,7 @@ def test_equalisation_is_exact_and_evens_channels(folded, batches):
 
 def test_bias_correction_takes_the_mean_shift_away(folded, batches):
     batches = [b + 1 for b in batches]  # of images of mean 0 there is next to no shift
-    corrected = bias_correction.correct(NET, folded, batches)
+    corrected = correct_bias(NET, folded, batches)
 
     def means(weights, **hooks):
         """Of each channel behind the stem's convolution."""
@@ -126,7 +126,7 @@ def test_bias_correction_takes_the_mean_shift_away(folded, batches):
         return np.mean(found["stem/pre"], axis=(0, 1, 2))
 
     def shift(weights):
-        rounded = means(weights, on_weight=lambda name, k, axis: quantized.fake_weight(k, axis))
+        rounded = means(weights, on_weight=lambda name, k, axis: fake_quant.fake_weight(k, axis))
         return np.abs(rounded - means(folded)).max()
 
     assert shift(folded) > 1e-4
@@ -143,17 +143,17 @@ def test_bias_correction_takes_the_mean_shift_away(folded, batches):
     ids=str,
 )
 def test_int8_follows_float(variables, batches, folded, options):
-    int8 = post_training.quantize(NET, variables, batches, options)
+    int8 = quantize(NET, variables, batches, options)
     want = np.asarray(run(folded, batches[0]))
     error = np.asarray(int8.simulate(batches[0])) - want
     assert np.square(error).mean() < 0.1 * np.square(want - want.mean(0)).mean()
     assert int8.how.startswith(f"32 calibration images, {options.observer}")
-    assert set(int8.ranges()) == set(quantized.tensors(NET))
+    assert set(int8.ranges()) == set(fake_quant.tensors(NET))
 
 
 def test_what_was_trained_for_int8_needs_no_images(variables):
     with pytest.raises(ValueError, match="was not trained for int8"):
-        network.trained(NET, variables)
+        trained_int8(NET, variables)
 
 
 def test_refusals(folded):

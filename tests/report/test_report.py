@@ -10,8 +10,9 @@ import pytest
 
 from mbv3_jax.__main__ import main
 from mbv3_jax.arch import cost
-from mbv3_jax.report import charts, compare, formats
+from mbv3_jax.report import charts, tables
 from mbv3_jax.report.collect import collect
+from mbv3_jax.report.compare import _difference, fields, metrics, missing_pairs, pairs
 from mbv3_jax.report.rows import Latencies, rows
 
 
@@ -121,38 +122,38 @@ def test_the_front_has_those_that_no_other_beats():
 
 def test_formats_for_papers_and_programs(sweep):
     table = rows(sweep, unmeasured)
-    (stored,) = json.loads(formats.write([(sweep.title, table)], "json"))
+    (stored,) = json.loads(tables.write([(sweep.title, table)], "json"))
     assert stored["trials"] == table
-    lines = list(csv.DictReader(io.StringIO(formats.write([(sweep.title, table)], "csv"))))
+    lines = list(csv.DictReader(io.StringIO(tables.write([(sweep.title, table)], "csv"))))
     assert [float(line["top1"]) if line["top1"] else None for line in lines] == [
         row["top1"] for row in table
     ]
-    markdown = formats.write([(sweep.title, table)], "md")
+    markdown = tables.write([(sweep.title, table)], "md")
     assert f"| both | {table[0]['top1']:.2f} ± {table[0]['top1_std']:.2f} |" in markdown
     assert "- cut: interrupted, at step 12" in markdown
     odd = [{**table[0], "trial": "50%_of & {all}\\x^~"}]
-    latex = formats.write([("t", odd)], "latex")
+    latex = tables.write([("t", odd)], "latex")
     assert r"50\%\_of \& \{all\}\textbackslash{}x\textasciicircum{}\textasciitilde{}" in latex
     body = latex.splitlines()
     assert body[5].count("&") - body[5].count(r"\&") == body[3].count("&") - body[3].count(r"\&")
 
 
 def test_a_sweep_without_trials():
-    assert formats.write([("t", [])], "md") == "## t\n\nNo trials.\n"
+    assert tables.write([("t", [])], "md") == "## t\n\nNo trials.\n"
 
 
 class TestCompare:
     def test_fields_and_metrics(self, sweep):
         both, each, *_ = sweep.trials
-        assert compare.fields(both, each) == {"net.nonlinearity": ("paper", "relu")}
-        found = {d.metric: d for d in compare.metrics(both, each)}
+        assert fields(both, each) == {"net.nonlinearity": ("paper", "relu")}
+        found = {d.metric: d for d in metrics(both, each)}
         assert found["top1"].b == pytest.approx(np.mean(each.values("top1")))
         assert found["loss"].real is (not found["loss"].low <= 0 <= found["loss"].high)
 
     def test_the_interval_is_welch_s(self):
         """Against the formula, with the degrees of freedom of Welch and Satterthwaite."""
         a, b = [1.0, 2.0, 4.0], [5.0, 5.5, 7.0, 8.0]
-        d = compare._difference("loss", a, b)
+        d = _difference("loss", a, b)
         va, vb = np.var(a, ddof=1) / 3, np.var(b, ddof=1) / 4
         freedom = (va + vb) ** 2 / (va**2 / 2 + vb**2 / 3)
         from scipy.stats import t
@@ -163,14 +164,14 @@ class TestCompare:
         assert d.real
 
     def test_one_seed_cannot_say(self):
-        assert compare._difference("top1", [70.0], [75.0, 76.0]).real is None
-        same = compare._difference("top1", [70.0, 70.0], [70.0, 70.0])
+        assert _difference("top1", [70.0], [75.0, 76.0]).real is None
+        same = _difference("top1", [70.0, 70.0], [70.0, 70.0])
         assert same.real is False and (same.low, same.high) == (0, 0)
 
     def test_an_unfinished_trial_does_not_hide_the_others(self, sweep, sweep_folder, capsys):
         both, _, cut, *_ = sweep.trials
-        assert compare.metrics(both, cut) == []
-        assert compare.missing(both, cut) == "cut: interrupted, at step 12, no run has ended"
+        assert metrics(both, cut) == []
+        assert missing_pairs(both, cut) == "cut: interrupted, at step 12, no run has ended"
         assert main(["report", "--compare", str(sweep_folder), str(sweep_folder)]) == 0
         out = capsys.readouterr().out
         assert out.count("real: Welch") == 5 and "waiting: waiting" in out
@@ -187,10 +188,10 @@ class TestCompare:
 
     def test_pairs(self, sweep):
         a, b, c, *_ = sweep.trials
-        assert compare.pairs([a], [b, c]) == [(a, b), (a, c)]
-        assert compare.pairs([a, b], [c, b]) == [(b, b)]
+        assert pairs([a], [b, c]) == [(a, b), (a, c)]
+        assert pairs([a, b], [c, b]) == [(b, b)]
         with pytest.raises(ValueError, match="no trial of the same name"):
-            compare.pairs([a, b], [c, dataclasses.replace(c, name="d")])
+            pairs([a, b], [c, dataclasses.replace(c, name="d")])
 
     def test_as_a_command(self, sweep_folder, capsys):
         a, b = str(sweep_folder / "both"), str(sweep_folder / "each-seed0")

@@ -12,8 +12,8 @@ from ended_search import make, result
 from mbv3_jax.__main__ import main
 from mbv3_jax.arch import cost
 from mbv3_jax.arch.tables import mobilenet_v3_small
-from mbv3_jax.report import search, search_charts
-from mbv3_jax.report.search_page import stages
+from mbv3_jax.report import search, search_report
+from mbv3_jax.report.search_report import stages
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +172,8 @@ def test_a_search_by_multiply_adds_with_little_on_record(tmp_path, said):
 
 def test_costs_far_apart_stand_on_a_logarithmic_axis(folder, monkeypatch):
     called = []
-    monkeypatch.setattr(search_charts, "_logarithmic", called.append)
-    assert "V3-Large" in search_charts.front(search.read(folder))
+    monkeypatch.setattr(search_report, "_logarithmic", called.append)
+    assert "V3-Large" in search_report.front(search.read(folder))
     assert len(called) == 1
 
 

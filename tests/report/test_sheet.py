@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mbv3_jax.report.confusion import confusion, plot_confusion
-from mbv3_jax.report.sheet import image_sheet, mistakes_sheet, shorten
+from mbv3_jax.report.pictures import confusion, image_sheet, mistakes_sheet, plot_confusion, shorten
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@ import json
 import numpy as np
 import pytest
 
-from mbv3_jax.search.evaluators.agreement import agreement, split_half_reliability
-from mbv3_jax.search.evaluators.surrogate import Rounds, Surrogate
-from mbv3_jax.search.evaluators.table import Table
+from mbv3_jax.search.evaluators import Table, agreement, split_half_reliability
+from mbv3_jax.search.policy_gradient import PolicyGradient
 from mbv3_jax.search.presets import preset
-from mbv3_jax.search.searchers import PolicyGradient, run
+from mbv3_jax.search.searchers import run
+from mbv3_jax.search.surrogate import Rounds, Surrogate
 
 TOY = preset("toy")
 POINTS = list(TOY.points())

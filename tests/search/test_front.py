@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from mbv3_jax.arch import cost
+from mbv3_jax.core.errors import UsageError
 from mbv3_jax.search.presets import preset
-from mbv3_jax.search.searchers.front import front, hypervolume, nsga2
-from mbv3_jax.train.errors import UsageError
+from mbv3_jax.search.searchers import front, hypervolume, nsga2
 
 
 def test_front_and_hypervolume_by_hand():

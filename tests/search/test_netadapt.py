@@ -7,14 +7,14 @@ import pytest
 from rich.console import Console
 
 from mbv3_jax.__main__ import main
-from mbv3_jax.arch import cost, from_json
-from mbv3_jax.latency.model import work
+from mbv3_jax.arch import cost, spec_from_json
+from mbv3_jax.core.errors import Preempted, RunError, UsageError
+from mbv3_jax.latency.cost_model import work
 from mbv3_jax.latency.pieces import pieces
 from mbv3_jax.latency.table import Table
-from mbv3_jax.search.netadapt import masks, shrink, tuning
-from mbv3_jax.train import model as models
-from mbv3_jax.train.errors import Preempted, RunError, UsageError
-from mbv3_jax.train.interrupt import Interrupt
+from mbv3_jax.run.interrupt import Interrupt
+from mbv3_jax.run.model import load_model
+from mbv3_jax.search.netadapt import adapt, masks, tuning
 from mbv3_jax.train.loop import train
 
 TOP1 = tuning.Tuner.top1
@@ -44,14 +44,14 @@ def run(tiny_config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def target(run):
-    return 0.88 * cost.madds(models.load(run).spec)
+    return 0.88 * cost.madds(load_model(run).spec)
 
 
 @pytest.fixture(scope="module")
 def whole(run, target, tmp_path_factory):
     """A run that nothing cut off, and its result."""
     out = tmp_path_factory.mktemp("netadapt") / "whole"
-    return out, shrink.shrink(run, cost.madds, target, out, **OPTIONS)
+    return out, adapt.shrink(run, cost.madds, target, out, **OPTIONS)
 
 
 def _texts(folder):
@@ -60,7 +60,7 @@ def _texts(folder):
 
 def test_it_takes_the_best_proposal_until_the_target(run, target, whole):
     out, found = whole
-    seed, spec = models.load(run), from_json((out / "spec.json").read_text())
+    seed, spec = load_model(run), spec_from_json((out / "spec.json").read_text())
     assert found["spec"] == spec and spec.name == "tiny_netadapt"
     costs = [found["seed"]["cost"], *(s["cost"] for s in found["steps"])]
     assert costs[0] == cost.madds(seed.spec) and costs[-1] == cost.madds(spec) == found["cost"]
@@ -76,9 +76,9 @@ def test_it_takes_the_best_proposal_until_the_target(run, target, whole):
 
 def test_the_result_is_a_network_like_any_other(run, whole, capsys):
     out, found = whole
-    model = models.load(out / "model")
+    model = load_model(out / "model")
     assert model.spec == found["spec"]
-    assert model.preprocessing == models.load(run).preprocessing
+    assert model.preprocessing == load_model(run).preprocessing
     assert main(["eval", f"--import={out / 'model'}", "--data=synthetic", "--batch=16"]) == 0
     assert "top1" in capsys.readouterr().out
 
@@ -87,7 +87,7 @@ def test_what_is_done_is_not_done_again(run, target, whole, monkeypatch):
     out, found = whole
     monkeypatch.setattr(tuning.Tuner, "tune", None)
     before = _texts(out)
-    assert shrink.shrink(run, cost.madds, target, out, **OPTIONS) == found
+    assert adapt.shrink(run, cost.madds, target, out, **OPTIONS) == found
     assert _texts(out) == before
 
 
@@ -107,18 +107,18 @@ def test_cut_off_anywhere_it_ends_as_if_it_had_not_been(
     with monkeypatch.context() as patch:
         patch.setattr(Interrupt, "check", stop)
         with pytest.raises(Preempted):
-            shrink.shrink(run, cost.madds, target, out, **OPTIONS)
+            adapt.shrink(run, cost.madds, target, out, **OPTIONS)
     log = json.loads((out / "netadapt.json").read_text())
     assert log["pending"] or log["steps"]
-    shrink.shrink(run, cost.madds, target, out, **OPTIONS)
+    adapt.shrink(run, cost.madds, target, out, **OPTIONS)
     assert _texts(out) == _texts(whole[0])
-    ours, theirs = (models.load(f / "model").variables for f in (out, whole[0]))
+    ours, theirs = (load_model(f / "model").variables for f in (out, whole[0]))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 @pytest.fixture
 def tuner(run):
-    model = models.load(run)
+    model = load_model(run)
     config = json.loads((run / "config.json").read_text())
     config = tuning.tuning_config(
         tuning.ConfigDict(config), steps=2, rate=0.1, eval_split=None, seed=3
@@ -128,12 +128,12 @@ def tuner(run):
 
 def test_the_accuracy_is_that_of_an_evaluation(run, tuner):
     summary = json.loads((run / "summary.json").read_text())
-    assert TOP1(tuner, models.load(run).variables) == summary["eval"]["top1"]
+    assert TOP1(tuner, load_model(run).variables) == summary["eval"]["top1"]
     assert tuner.split == summary["split"]
 
 
 def test_all_proposals_share_one_program_and_leave_the_rest_zero(run, tuner):
-    model = models.load(run)
+    model = load_model(run)
     kept = masks.whole(model.spec)
     narrower = kept | {
         "block1/expansion": np.arange(3, 11),
@@ -179,40 +179,40 @@ def test_the_fine_tuning_is_at_a_tenth_of_the_rate(tiny_config):
 )
 def test_a_wrong_option_is_refused_and_nothing_written(run, target, tmp_path, option, message):
     with pytest.raises(UsageError, match=message):
-        shrink.shrink(run, cost.madds, target, tmp_path / "out", **OPTIONS | option)
+        adapt.shrink(run, cost.madds, target, tmp_path / "out", **OPTIONS | option)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_target_that_is_reached_already_is_refused(run, tmp_path):
     with pytest.raises(UsageError, match=r"target: got .* expected above zero and below"):
-        shrink.shrink(run, cost.madds, 1e9, tmp_path / "out", **OPTIONS)
+        adapt.shrink(run, cost.madds, 1e9, tmp_path / "out", **OPTIONS)
 
 
 def test_another_run_in_the_folder_is_refused(run, target, whole, tmp_path):
     out, _ = whole
     with pytest.raises(UsageError, match=r"target: this command 100000\.0, the folder"):
-        shrink.shrink(run, cost.madds, 1e5, out, **OPTIONS)
+        adapt.shrink(run, cost.madds, 1e5, out, **OPTIONS)
     with pytest.raises(UsageError, match=r"schedule\.base_lr: this command 0\.5"):
-        shrink.shrink(run, cost.madds, target, out, **OPTIONS, rate=0.5)
+        adapt.shrink(run, cost.madds, target, out, **OPTIONS, rate=0.5)
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UsageError, match=r"holds notes\.txt and no netadapt\.json"):
-        shrink.shrink(run, cost.madds, target, tmp_path, **OPTIONS)
+        adapt.shrink(run, cost.madds, target, tmp_path, **OPTIONS)
 
 
 def test_a_damaged_log_is_named(run, target, tmp_path):
     (tmp_path / "netadapt.json").write_text("{")
     with pytest.raises(RunError, match=r"netadapt\.json is damaged"):
-        shrink.shrink(run, cost.madds, target, tmp_path, **OPTIONS)
+        adapt.shrink(run, cost.madds, target, tmp_path, **OPTIONS)
 
 
 def test_it_says_what_is_reached_where_nothing_saves_enough(run, target, tmp_path):
     with pytest.raises(RunError, match=r"after 0 steps no proposal saves .* reached .*, not"):
-        shrink.shrink(run, cost.madds, target, tmp_path / "out", **OPTIONS | {"delta": 0.9})
+        adapt.shrink(run, cost.madds, target, tmp_path / "out", **OPTIONS | {"delta": 0.9})
 
 
 def test_a_loss_that_is_not_finite_ends_it(run, target, tmp_path):
     with pytest.raises(RunError, match="the loss of a fine-tuning is nan after 2 steps"):
-        shrink.shrink(run, cost.madds, target, tmp_path / "out", **OPTIONS, rate=1e30)
+        adapt.shrink(run, cost.madds, target, tmp_path / "out", **OPTIONS, rate=1e30)
 
 
 def test_a_request_to_stop_is_met_with_the_code_that_says_so(run, tmp_path, monkeypatch, capsys):
@@ -228,7 +228,7 @@ def test_a_request_to_stop_is_met_with_the_code_that_says_so(run, tmp_path, monk
 
 
 def test_the_command_shrinks_to_a_latency(run, tmp_path, capsys):
-    spec, table, out = models.load(run).spec, tmp_path / "table.json", tmp_path / "out"
+    spec, table, out = load_model(run).spec, tmp_path / "table.json", tmp_path / "out"
     ms = {p: sum(work(p).values()) - work(p)["call"] for p in pieces(spec)}
     Table("litert", 1, {"cpu": "a phone"}, {}, ms).write(table)
     command = ["search", "netadapt", f"--run={run}", f"--out={out}", "--steps=1", "--divisor=4"]
@@ -239,7 +239,7 @@ def test_the_command_shrinks_to_a_latency(run, tmp_path, capsys):
     assert main([*command, *options]) == 0
     text = capsys.readouterr().out
     assert " ms " in text and f"--config=configs/found.py:spec={out}/spec.json,TASK" in text
-    assert from_json((out / "spec.json").read_text()).name == "tiny_netadapt"
+    assert spec_from_json((out / "spec.json").read_text()).name == "tiny_netadapt"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import pytest
 
 from mbv3_jax.arch import cost
 from mbv3_jax.arch.tables import mnasnet_a1, mobilenet_v3_large, mobilenet_v3_small
-from mbv3_jax.search.netadapt.proposals import DELTA, bottlenecks, proposals
+from mbv3_jax.search.netadapt.masks import DELTA, bottlenecks, proposals
 
 LARGE = mobilenet_v3_large()
 

@@ -2,17 +2,17 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+from paths import ROOT
 from rich.console import Console
 
-from mbv3_jax.arch import cost, from_json
+from mbv3_jax.arch import cost, spec_from_json
+from mbv3_jax.cli import train
+from mbv3_jax.core.errors import UsageError
+from mbv3_jax.run.config import config_differences, config_from_json, config_to_json, parse_config
 from mbv3_jax.search import presets, program
 from mbv3_jax.search.space import Space, Stage
-from mbv3_jax.train import cli
-from mbv3_jax.train import config as configs
-from mbv3_jax.train.errors import UsageError
 
 SEARCH = str(ROOT / "configs" / "search" / "small.py")
 QUIET = Console(quiet=True)
@@ -72,9 +72,9 @@ def test_finds_and_trains_a_network_at_each_target(search, whole):
     folder, text = whole
     result = json.loads((folder / "search.json").read_text())
     for name in ("small", "large"):
-        found, spec = result["found"][name], from_json((folder / f"{name}.json").read_text())
+        found, spec = result["found"][name], spec_from_json((folder / f"{name}.json").read_text())
         assert found["cost"] == cost.madds(spec) == search.targets[name]
-        trained = from_json((folder / "runs" / name / "spec.json").read_text())
+        trained = spec_from_json((folder / "runs" / name / "spec.json").read_text())
         assert trained.blocks == spec.blocks
         summary = json.loads((folder / "runs" / name / "summary.json").read_text())
         assert found["top1"] == summary["eval"]["top1"]
@@ -111,7 +111,7 @@ def test_shared_weights_then_netadapt(search, tmp_path):
     text = program.run(config.lock(), folder, QUIET)
     result = json.loads((folder / "search.json").read_text())
     one = result["found"]["one"]
-    spec = from_json((folder / "one.json").read_text())
+    spec = spec_from_json((folder / "one.json").read_text())
     assert one["cost"] == cost.madds(spec) <= config.targets.one
     assert one["adapted"][-1]["cost"] == one["cost"]
     assert (folder / "runs" / "one_found" / "summary.json").exists()
@@ -150,7 +150,7 @@ def test_another_configuration_is_refused(search, whole):
 
 @pytest.mark.parametrize("argument", ["clutter", "imagenet"])
 def test_the_configuration_opens_a_search(argument, tmp_path):
-    config = configs.parse(f"{SEARCH}:{argument}")
+    config = parse_config(f"{SEARCH}:{argument}")
     search = program.Search(config, tmp_path, QUIET)
     assert set(search.references) == set(config.references)
     with config.unlocked():
@@ -165,7 +165,7 @@ def test_the_configuration_opens_a_search(argument, tmp_path):
         )
     )
     assert cheapest < search.targets["small"] < search.targets["large"] < dearest
-    assert not configs.differences(config, configs.from_json(configs.to_json(config)))
+    assert not config_differences(config, config_from_json(config_to_json(config)))
 
 
 @pytest.mark.parametrize(
@@ -187,17 +187,17 @@ def test_the_configuration_opens_a_search(argument, tmp_path):
     ],
 )
 def test_wrong_values_name_the_field(tmp_path, override, message):
-    config = configs.parse(SEARCH, [f"--config.{override}"])
+    config = parse_config(SEARCH, [f"--config.{override}"])
     with pytest.raises(UsageError, match=message):
         program.Search(config, tmp_path, QUIET)
 
 
 def test_only_the_entry_that_has_a_program_runs_it(tmp_path, capsys):
     arguments = [f"--config={SEARCH}", f"--workdir={tmp_path / 'run'}"]
-    assert cli.main(arguments) == 2
+    assert train.main(arguments) == 2
     assert "config.program: got 'search'" in capsys.readouterr().err
     ran = []
     programs = {"search": lambda config, workdir, console: ran.append(workdir) or "done"}
-    assert cli.main(arguments, programs) == 0
+    assert train.main(arguments, programs) == 0
     assert ran == [tmp_path / "run"]
-    assert cli.default_workdir("configs/search/small.py").name == "search-small"
+    assert train.default_workdir("configs/search/small.py").name == "search-small"

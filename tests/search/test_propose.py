@@ -5,16 +5,15 @@ import pytest
 from ml_collections.config_dict import placeholder
 from rich.console import Console
 
-from mbv3_jax.arch import cost, from_json
-from mbv3_jax.search import trainings as search_trainings
-from mbv3_jax.search.costs import Costs
-from mbv3_jax.search.evaluators.table import Table
+from mbv3_jax.arch import cost, spec_from_json
+from mbv3_jax.run.folder import lock_folder
+from mbv3_jax.search import candidates
+from mbv3_jax.search.candidates import Trainings, work
+from mbv3_jax.search.evaluators import Table
+from mbv3_jax.search.objective import COUNTS, Costs, Reward
 from mbv3_jax.search.presets import preset
-from mbv3_jax.search.propose import propose
-from mbv3_jax.search.rewards import COUNTS, Reward
+from mbv3_jax.search.selection import propose
 from mbv3_jax.search.space import Space, Stage
-from mbv3_jax.search.trainings import Trainings, work
-from mbv3_jax.train.run_folder import hold
 
 QUIET = Console(quiet=True)
 TOY = preset("toy")
@@ -66,7 +65,7 @@ def test_trainings_are_runs_that_are_found_again(trainings):
     first = trainings([(1,)], 3)
     assert first.shape == (1,) and np.all((first >= 0) & (first <= 1))
     run = trainings.run_folder((1,), 3)
-    assert from_json((run / "spec.json").read_text()).blocks == space.to_spec((1,)).blocks
+    assert spec_from_json((run / "spec.json").read_text()).blocks == space.to_spec((1,)).blocks
     before = (run / "summary.json").stat().st_mtime_ns
     np.testing.assert_array_equal(trainings([(1,)], 3), first)
     assert (run / "summary.json").stat().st_mtime_ns == before
@@ -87,13 +86,13 @@ def test_a_worker_trains_what_another_process_wants(trainings):
 
 
 def test_what_another_process_is_at_is_waited_for(trainings, monkeypatch):
-    taken, naps = hold(_made(trainings.run_folder((0,), 3))), []
+    taken, naps = lock_folder(_made(trainings.run_folder((0,), 3))), []
 
     def nap(seconds):
         naps.append((trainings.run_folder((1,), 3) / "summary.json").exists())
         taken.close()  # killed
 
-    monkeypatch.setattr(search_trainings.time, "sleep", nap)
+    monkeypatch.setattr(candidates.time, "sleep", nap)
     assert trainings([(0,), (1,)], 3).shape == (2,)
     assert naps == [True]  # the other was trained meanwhile
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mbv3_jax.arch import build, cost
-from mbv3_jax.search.rewards import COUNTS, PUBLISHED, Reward
+from mbv3_jax.search.objective import COUNTS, PUBLISHED, Reward
 
 ACCURACY = np.array([0.7, 0.75, 0.6])
 LATENCY = {"latency_ms": np.array([80.0, 160.0, 40.0])}

@@ -5,9 +5,9 @@ import jax
 import numpy as np
 import pytest
 
+from mbv3_jax.search.policy_gradient import PolicyGradient, warm_up
 from mbv3_jax.search.presets import preset
-from mbv3_jax.search.searchers import Evolution, PolicyGradient, Random, run
-from mbv3_jax.search.searchers.policy_gradient import warm_up
+from mbv3_jax.search.searchers import Evolution, Random, run
 from mbv3_jax.search.space import Space, Stage
 
 TOY = preset("toy")

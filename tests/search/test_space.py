@@ -7,8 +7,7 @@ import pytest
 from mbv3_jax.arch import build
 from mbv3_jax.arch.spec import SESpec
 from mbv3_jax.search.presets import PRESETS, preset
-from mbv3_jax.search.size import combinations, size
-from mbv3_jax.search.space import Space, Stage
+from mbv3_jax.search.space import Space, Stage, combinations, network_count
 
 TOY = preset("toy")
 
@@ -103,7 +102,7 @@ def test_sizes_are_those_of_enumeration(name):
     space = SMALL_SPACES[name]
     every = itertools.product(*(range(len(d.choices)) for d in space.decisions))
     seen = {space.to_spec(point).blocks for point in every}
-    assert size(space) == len(seen)
+    assert network_count(space) == len(seen)
     assert combinations(space) >= len(seen)
     points = list(space.points())
     assert len(points) == len(seen) == len({space.to_spec(p).blocks for p in points})
@@ -112,12 +111,12 @@ def test_sizes_are_those_of_enumeration(name):
 
 
 def test_sizes_by_hand():
-    assert size(TOY) == combinations(TOY) == 128
+    assert network_count(TOY) == combinations(TOY) == 128
     # Depths 1 to 3 of blocks with 2 kernels each, an expansion for all: 2 * (2 + 4 + 8).
-    assert size(SMALL_SPACES["depths"]) == 28
+    assert network_count(SMALL_SPACES["depths"]) == 28
     assert combinations(SMALL_SPACES["depths"]) == 3 * 2 * 2**3
     # ProxylessNAS: 6 blocks a place; four stages of 1 to 4 blocks, and one of 1.
-    assert size(preset("proxylessnas")) == (6 + 6**2 + 6**3 + 6**4) ** 5 * 6
+    assert network_count(preset("proxylessnas")) == (6 + 6**2 + 6**3 + 6**4) ** 5 * 6
 
 
 def test_one_hot_has_a_one_for_each_active_decision():

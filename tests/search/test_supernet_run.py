@@ -7,16 +7,16 @@ import pytest
 from ml_collections.config_dict import placeholder
 from rich.console import Console
 
+from mbv3_jax.core.errors import UsageError
 from mbv3_jax.nn import functional
-from mbv3_jax.search.costs import Costs
-from mbv3_jax.search.evaluators.supernet import SharedWeights
-from mbv3_jax.search.rewards import COUNTS, Reward
+from mbv3_jax.run.checkpoint import Checkpoints
+from mbv3_jax.search.evaluators import SharedWeights
+from mbv3_jax.search.objective import COUNTS, Costs, Reward
 from mbv3_jax.search.space import Space, Stage
 from mbv3_jax.search.supernet import network, run
 from mbv3_jax.search.supernet.training import Controllers, Programs
-from mbv3_jax.train import placement, state
-from mbv3_jax.train.checkpoint import Checkpoints
-from mbv3_jax.train.errors import UsageError
+from mbv3_jax.train import sharding
+from mbv3_jax.train.state import create_state
 
 QUIET = Console(quiet=True)
 
@@ -94,11 +94,11 @@ def test_one_and_two_devices_give_the_same_numbers(space):
             space,
             tx,
             preprocess=(lambda b, _: (b["image"] / 127.5 - 1, b["label"]), lambda x: x / 127.5 - 1),
-            mesh=placement.make_mesh(jax.devices()[:count]),
+            mesh=sharding.make_mesh(jax.devices()[:count]),
         )
         spec = network.largest(space)
-        weights = state.create(spec, tx, seed=0, with_ema=False)
-        weights = jax.device_put(weights, placement.replicated(programs.mesh))
+        weights = create_state(spec, tx, seed=0, with_ema=False)
+        weights = jax.device_put(weights, sharding.replicated(programs.mesh))
         for _ in range(2):
             weights, (loss, _) = programs.step(weights, batch, point, 0)
         right = programs.correct(weights.variables["params"], batch, [point, (0,) * len(point)])

@@ -3,13 +3,12 @@
 import importlib
 
 import pytest
-from conftest import ROOT
+from paths import ROOT
 
 from mbv3_jax.arch import build
 from mbv3_jax.arch.published import ABLATIONS, ablation
+from mbv3_jax.run.config import parse_config, spec_of
 from mbv3_jax.sweep.combinators import group_of
-from mbv3_jax.train import config as configs
-from mbv3_jax.train.config import spec_of
 
 NAMES = sorted(ABLATIONS)
 
@@ -22,7 +21,7 @@ def specs_of(sweep):
     """The network of every trial, by the trial's name."""
     found = {}
     for trial in sweep.trials:
-        config = configs.parse(sweep.config).unlock()
+        config = parse_config(sweep.config).unlock()
         for field, value in trial.overrides.items():
             *groups, last = field.split(".")
             node = config
@@ -86,8 +85,8 @@ def test_wrong_edits(edit, message):
 
 def test_training_for_int8_has_a_trial_for_each_seed_and_its_twin_in_float(sweep_folder):
     """Of a run with two seeds and of one with one; all of them valid."""
+    from mbv3_jax.core.errors import UsageError
     from mbv3_jax.sweep import plan
-    from mbv3_jax.train.errors import UsageError
 
     runs = f"{sweep_folder / 'both'},{sweep_folder / 'each-seed0'}"
     loaded = plan.load(f"{ROOT / 'configs/ablations/qat.py'}:{runs}")

@@ -8,13 +8,14 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT, TINY
+from paths import ROOT, TINY
 from sweep_tools import jobs_of, named, recorded, stand_in, states, sweep_file
 
-from mbv3_jax.sweep import cli, record
+from mbv3_jax.cli import sweep as cli
+from mbv3_jax.core.errors import UsageError
+from mbv3_jax.run.metrics import read_metrics
+from mbv3_jax.sweep import state
 from mbv3_jax.sweep.combinators import trial
-from mbv3_jax.train.errors import UsageError
-from mbv3_jax.train.logging import read
 
 
 @pytest.fixture
@@ -91,18 +92,18 @@ def test_stopped_and_started_again(tmp_path, sweep, number, code):
 
 def test_a_sweep_that_cannot_write_leaves_no_trial_behind(tmp_path, sweep, capfd, monkeypatch):
     folder = tmp_path / "sweep"
-    original = record.Record.save
+    original = state.Record.save
 
     def save(self, **more):
         if (folder / "slow" / "ready").exists():
             raise OSError(28, "No space left on device")
         original(self, **more)
 
-    monkeypatch.setattr(record.Record, "save", save)
+    monkeypatch.setattr(state.Record, "save", save)
     assert sweep(named("slow", "fine"), "--executor.jobs=2") == 1
     assert "error: stopped in " in (err := capfd.readouterr().err)
     assert "No space left on device; the same command goes on" in err
-    with record.claim(folder):  # no trial holds it any more
+    with state.claim(folder):  # no trial holds it any more
         pass
 
 
@@ -153,25 +154,25 @@ def test_folders_that_cannot_be_used(tmp_path, sweep, capfd):
 
 def test_one_sweep_command_at_a_time(tmp_path, sweep, capfd):
     folder = tmp_path / "sweep"
-    with record.claim(folder):
+    with state.claim(folder):
         assert sweep("seeds(1)") == 2
     assert f"{folder}: a sweep is running there" in capfd.readouterr().err
     # Also while a trial lives whose sweep command was killed.
-    with record.claim(folder) as lock:
+    with state.claim(folder) as lock:
         child = subprocess.Popen(["sleep", "60"], pass_fds=[lock.fileno()])
     try:
         with pytest.raises(UsageError, match="or trials of one that was killed still are"):
-            record.claim(folder).__enter__()
+            state.claim(folder).__enter__()
     finally:
         child.kill()
         child.wait()
-    with record.claim(folder):
+    with state.claim(folder):
         pass
 
 
 def test_another_executor_waits_for_the_jobs_of_the_first(tmp_path, sweep, capfd):
     folder = tmp_path / "sweep"
-    entries = record.Record(folder, jobs_of(folder, trial("a")), sweep="s", executor="slurm")
+    entries = state.Record(folder, jobs_of(folder, trial("a")), sweep="s", executor="slurm")
     entries["a"].handle = "17_0"
     entries.save()
     assert sweep(named("a")) == 2
@@ -204,7 +205,11 @@ def test_real_trials_interrupted_and_resumed(tmp_path):
     arguments = [sys.executable, "launch/sweep.py", f"--sweep={file}", f"--workdir={folder}"]
     process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not read(folder / "seed0") and process.poll() is None and time.monotonic() < deadline:
+    while (
+        not read_metrics(folder / "seed0")
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)

@@ -1,14 +1,14 @@
 import json
 
 import pytest
-from conftest import ROOT, TINY
+from paths import ROOT, TINY
 from sweep_tools import jobs_of, named, sweep_file
 
 from mbv3_jax.arch.published import published
+from mbv3_jax.core.errors import UsageError
+from mbv3_jax.run.config import config_to_json, spec_of
 from mbv3_jax.sweep import plan
 from mbv3_jax.sweep.combinators import chain, product, seeds, trial
-from mbv3_jax.train import config as configs
-from mbv3_jax.train.errors import UsageError
 
 
 def test_jobs_are_commands_of_main(tmp_path):
@@ -67,7 +67,7 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
     jobs = jobs_of(tmp_path, seeds(2))
     for job in jobs:
         job.folder.mkdir()
-        (job.folder / "config.json").write_text(configs.to_json(job.config))
+        (job.folder / "config.json").write_text(config_to_json(job.config))
     assert len(jobs_of(tmp_path, seeds(2))) == 2
     with pytest.raises(UsageError, match="another configuration: batch_size 8, now 16") as caught:
         jobs_of(tmp_path, seeds(2), "--config.batch_size=16")
@@ -113,7 +113,7 @@ ABLATIONS = [
 def test_ablations_are_valid(tmp_path, monkeypatch, path, argument):
     monkeypatch.chdir(ROOT)
     jobs = plan.make_jobs(plan.load(f"{path}:{argument}"), tmp_path)
-    names = [configs.spec_of(job.config) for job in jobs]
+    names = [spec_of(job.config) for job in jobs]
     assert len({json.dumps([str(s), j.config.seed]) for s, j in zip(names, jobs, strict=True)}) == (
         len(jobs)
     ), "two trials are the same run"
@@ -123,7 +123,7 @@ def test_ablations_are_valid(tmp_path, monkeypatch, path, argument):
 def test_the_paper_s_table_5(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     jobs = plan.make_jobs(plan.load("configs/ablations/nonlinearity.py:imagenet"), tmp_path)
-    specs = {job.group: configs.spec_of(job.config) for job in jobs}
+    specs = {job.group: spec_of(job.config) for job in jobs}
     assert published(specs["v3"]).madds_m == 219
     acts = {name: [block.act for block in spec.blocks] for name, spec in specs.items()}
     assert acts["v3"] == ["relu"] * 6 + ["h_swish"] * 9

@@ -3,7 +3,7 @@ import json
 from sweep_tools import jobs_of
 
 from mbv3_jax.sweep.combinators import trial
-from mbv3_jax.sweep.progress import Progress, Reader, summaries
+from mbv3_jax.sweep.state import Progress, Reader, summaries
 
 
 def write(run, *records, end=""):

@@ -12,12 +12,13 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT
+from paths import ROOT
 from sweep_tools import jobs_of, sweep_file
 
-from mbv3_jax.sweep import cli
+from mbv3_jax.cli import sweep
 from mbv3_jax.sweep.combinators import trial
-from mbv3_jax.sweep.executors import base, skypilot, tpu_types
+from mbv3_jax.sweep.executors import base, skypilot
+from mbv3_jax.sweep.executors import base as tpu_types
 
 HERE = sys.executable if importlib.util.find_spec("sky") else None
 PYTHON = os.environ.get("MBV3_SKY_PYTHON") or HERE
@@ -67,7 +68,7 @@ def test_gpus_and_a_setup_of_one_s_own(task_file):
     ["tpu-v2-8", "tpu-v3-2048", "tpu-v4-384", "tpu-v5litepod-1", "tpu-v5p-12288", "tpu-v6e-256"],
 )
 def test_tpus_that_exist(name):
-    assert tpu_types.check("accelerators", name) == name
+    assert tpu_types.check_tpu_type("accelerators", name) == name
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_tpus_that_exist(name):
 def test_tpus_that_do_not(tmp_path, capfd, name, message):
     arguments = [f"--sweep={sweep_file(tmp_path, 'seeds(1)')}", "--executor=skypilot", "--dry-run"]
     options = [f"--executor.accelerators={name}", "--executor.bucket=gs://b"]
-    assert cli.main([*arguments, *options]) == 2
+    assert sweep.main([*arguments, *options]) == 2
     err = capfd.readouterr().err
     assert err.startswith(f"error: accelerators: got '{name}'") and message in err
 
@@ -121,7 +122,7 @@ def test_without_skypilot_it_says_so(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PATH", str(tmp_path))
     arguments = [f"--sweep={sweep_file(tmp_path, 'seeds(1)')}", f"--workdir={tmp_path}/sweep"]
     options = ["--executor.accelerators=A100:1", "--executor.bucket=gs://b"]
-    assert cli.main([*arguments, "--executor=skypilot", *options]) == 2
+    assert sweep.main([*arguments, "--executor=skypilot", *options]) == 2
     assert "the program 'sky' is not installed here; pip install -r requirements-launch-sk" in (
         capfd.readouterr().err
     )

@@ -11,7 +11,7 @@ import pytest
 import slurm_cluster
 from sweep_tools import jobs_of, named, recorded, stand_in, states, sweep_file
 
-from mbv3_jax.sweep import cli
+from mbv3_jax.cli import sweep as cli
 from mbv3_jax.sweep.combinators import seeds
 from mbv3_jax.sweep.executors import base, slurm
 

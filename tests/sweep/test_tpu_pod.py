@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import ROOT
+from paths import ROOT
 
 SCRIPT = str(ROOT / "launch" / "tpu_pod.sh")
 

@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from mbv3_jax.sweep.progress import Progress
+from mbv3_jax.sweep.state import Progress
 from mbv3_jax.sweep.view import Row, View, groups_table, table
 
 HALF = Progress(step=12, total_steps=24, top1=0.5, seconds_left=3725.0)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from sweep_tools import jobs_of, sweep_file
 
-from mbv3_jax.sweep import cli
+from mbv3_jax.cli import sweep
 from mbv3_jax.sweep.combinators import product, seeds, trial
 from mbv3_jax.sweep.executors import base, xpk
 
@@ -87,7 +87,7 @@ def test_states_are_those_of_the_jobset(tmp_path, monkeypatch, executor, spec, s
 def test_without_xpk_it_says_so(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PATH", str(tmp_path))
     flags = [f"--executor.{name}={value}" for name, value in OPTIONS.items()]
-    code = cli.main(
+    code = sweep.main(
         [
             f"--sweep={sweep_file(tmp_path, 'seeds(1)')}",
             f"--workdir={tmp_path}/sweep",

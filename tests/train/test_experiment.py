@@ -2,9 +2,9 @@ import jax
 import numpy as np
 import pytest
 
-from mbv3_jax.train.errors import UsageError
+from mbv3_jax.core.errors import UsageError
 from mbv3_jax.train.experiment import make_experiment
-from mbv3_jax.train.placement import put_batch
+from mbv3_jax.train.sharding import put_batch
 
 
 @pytest.fixture(scope="module")

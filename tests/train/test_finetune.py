@@ -5,7 +5,14 @@ import pytest
 
 from mbv3_jax.arch import build
 from mbv3_jax.nn import functional
-from mbv3_jax.train import finetune, optimizer, schedules
+from mbv3_jax.train import schedules
+from mbv3_jax.train.optimizer import (
+    frozen_stages,
+    make_optimizer,
+    rate_factors,
+    scale_rates,
+    stages,
+)
 
 SMALL = build("mobilenet_v3_small")
 V2 = build("mobilenet_v2")
@@ -13,9 +20,9 @@ V2 = build("mobilenet_v2")
 
 def test_stages():
     blocks = [f"block{i}" for i in range(1, 12)]
-    assert finetune.stages(SMALL) == ("stem", *blocks, "last", "head", "logits")
-    assert finetune.stages(V2)[-2:] == ("last", "logits")
-    assert set(finetune.stages(SMALL)) == set(functional.shapes(SMALL)["params"])
+    assert stages(SMALL) == ("stem", *blocks, "last", "head", "logits")
+    assert stages(V2)[-2:] == ("last", "logits")
+    assert set(stages(SMALL)) == set(functional.shapes(SMALL)["params"])
 
 
 @pytest.mark.parametrize(
@@ -29,7 +36,7 @@ def test_stages():
     ],
 )
 def test_frozen_stages(text, names):
-    assert finetune.frozen_stages(SMALL, text) == names
+    assert frozen_stages(SMALL, text) == names
 
 
 @pytest.mark.parametrize(
@@ -44,7 +51,7 @@ def test_frozen_stages(text, names):
 )
 def test_frozen_stages_that_are_none(text, message):
     with pytest.raises(ValueError, match=message):
-        finetune.frozen_stages(SMALL, text)
+        frozen_stages(SMALL, text)
 
 
 PARAMS = {
@@ -55,7 +62,7 @@ PARAMS = {
 
 
 def test_factors():
-    factors = finetune.rate_factors(
+    factors = rate_factors(
         PARAMS, backbone=0.1, patterns=[("block1/bn/.*", 0.5), (".*/kernel", 2)], frozen=("stem",)
     )
     assert factors == {
@@ -63,7 +70,7 @@ def test_factors():
         "block1": {"conv": {"kernel": 2.0}, "bn": {"scale": 0.5}},
         "logits": {"kernel": 2.0, "bias": 1.0},
     }
-    assert finetune.rate_factors(PARAMS, backbone=0.1)["stem"]["conv"]["kernel"] == 0.1
+    assert rate_factors(PARAMS, backbone=0.1)["stem"]["conv"]["kernel"] == 0.1
 
 
 @pytest.mark.parametrize(
@@ -78,7 +85,7 @@ def test_factors():
 )
 def test_factors_that_are_none(options, message):
     with pytest.raises(ValueError, match=message):
-        finetune.rate_factors(PARAMS, **options)
+        rate_factors(PARAMS, **options)
 
 
 @pytest.mark.parametrize("name", ["rmsprop_tf", "sgd", "adamw", "lamb"])
@@ -86,10 +93,12 @@ def test_a_factor_is_that_of_the_learning_rate_and_zero_stops_weight_decay(name)
     """Where all other things are equal: each group trains as if alone at its own rate."""
 
     def trained(rate, params, factors=None):
-        schedule = schedules.make("constant", base_lr=rate, total_steps=9, steps_per_epoch=1)
-        tx = optimizer.make(name, schedule, weight_decay=0.1)
+        schedule = schedules.make_schedule(
+            "constant", base_lr=rate, total_steps=9, steps_per_epoch=1
+        )
+        tx = make_optimizer(name, schedule, weight_decay=0.1)
         if factors:
-            tx = finetune.scaled(tx, lambda _: factors)
+            tx = scale_rates(tx, lambda _: factors)
         state = tx.init(params)
         for step in range(4):
             gradients = jax.tree.map(lambda x, s=step: np.sin(x + s).astype(np.float32), params)

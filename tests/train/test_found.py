@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from mbv3_jax.arch import build, from_json, to_json
-from mbv3_jax.train import config as configs
-from mbv3_jax.train import run_folder
-from mbv3_jax.train.errors import UsageError
+from mbv3_jax.arch import build, spec_from_json, spec_to_json
+from mbv3_jax.core.errors import UsageError
+from mbv3_jax.run.config import config_from_json, config_to_json, parse_config, spec_of
+from mbv3_jax.run.folder import claim_folder
 
 FOUND = str(Path(__file__).resolve().parents[2] / "configs" / "found.py")
 
@@ -15,29 +15,31 @@ FOUND = str(Path(__file__).resolve().parents[2] / "configs" / "found.py")
 @pytest.fixture
 def file(tmp_path, tiny_spec):
     path = tmp_path / "spec.json"
-    path.write_text(to_json(tiny_spec.replace(resolution=48, padding="symmetric", bn_eps=1e-5)))
+    path.write_text(
+        spec_to_json(tiny_spec.replace(resolution=48, padding="symmetric", bn_eps=1e-5))
+    )
     return path
 
 
 def test_the_network_is_the_files_and_the_constants_are_the_recipes(file, tiny_spec):
-    config = configs.parse(f"{FOUND}:spec={file}")
-    assert configs.spec_of(config) == tiny_spec.replace(
+    config = parse_config(f"{FOUND}:spec={file}")
+    assert spec_of(config) == tiny_spec.replace(
         resolution=48, padding="symmetric", bn_eps=1e-5, bn_decay=0.9, dropout=0.2, num_classes=10
     )
-    imagenet = configs.spec_of(configs.parse(f"{FOUND}:spec={file},imagenet,recipe=timm"))
+    imagenet = spec_of(parse_config(f"{FOUND}:spec={file},imagenet,recipe=timm"))
     assert (imagenet.num_classes, imagenet.resolution) == (1000, 48)
     assert (imagenet.padding, imagenet.bn_eps, imagenet.drop_path) == ("symmetric", 1e-5, 0.2)
-    assert configs.parse(f"{FOUND}:spec={file},folder=/photos").data.name == "folder:/photos"
-    assert configs.spec_of(configs.from_json(configs.to_json(config))) == configs.spec_of(config)
+    assert parse_config(f"{FOUND}:spec={file},folder=/photos").data.name == "folder:/photos"
+    assert spec_of(config_from_json(config_to_json(config))) == spec_of(config)
 
 
 def test_what_is_no_layer_can_be_changed(file):
     overrides = ("--config.net.resolution=32", "--config.net.padding=same")
-    spec = configs.spec_of(configs.parse(f"{FOUND}:spec={file}", overrides))
+    spec = spec_of(parse_config(f"{FOUND}:spec={file}", overrides))
     assert (spec.resolution, spec.padding) == (32, "same")
     published = build("mobilenet_v3_large")
-    file.write_text(to_json(published))
-    same = configs.spec_of(configs.parse(f"{FOUND}:spec={file},imagenet"))
+    file.write_text(spec_to_json(published))
+    same = spec_of(parse_config(f"{FOUND}:spec={file},imagenet"))
     assert same == published
 
 
@@ -54,25 +56,25 @@ def test_what_is_no_layer_can_be_changed(file):
     ],
 )
 def test_what_contradicts_the_file_is_refused(file, override, words):
-    config = configs.parse(f"{FOUND}:spec={file}", [override])
+    config = parse_config(f"{FOUND}:spec={file}", [override])
     with pytest.raises(UsageError, match=words):
-        configs.spec_of(config)
+        spec_of(config)
 
 
 def test_a_file_that_is_no_network_is_refused_with_its_path(file):
-    config = configs.parse(f"{FOUND}:spec={file}")
+    config = parse_config(f"{FOUND}:spec={file}")
     file.write_text('{"name": "half"}')
     with pytest.raises(UsageError, match=r"spec.json: spec: unknown fields \[\], missing fields"):
-        configs.spec_of(config)
+        spec_of(config)
     with pytest.raises(UsageError, match="expected spec=FILE"):
-        configs.parse(f"{FOUND}:digits")
+        parse_config(f"{FOUND}:digits")
 
 
 def test_another_network_in_the_same_file_is_another_run(tmp_path, file):
-    config, run = configs.parse(f"{FOUND}:spec={file}"), tmp_path / "run"
-    spec = configs.spec_of(config)
-    run_folder.claim(run, config, spec).close()
-    run_folder.claim(run, config, spec).close()
-    file.write_text(to_json(from_json(file.read_text()).replace(resolution=32)))
+    config, run = parse_config(f"{FOUND}:spec={file}"), tmp_path / "run"
+    spec = spec_of(config)
+    claim_folder(run, config, spec).close()
+    claim_folder(run, config, spec).close()
+    file.write_text(spec_to_json(spec_from_json(file.read_text()).replace(resolution=32)))
     with pytest.raises(UsageError, match="holds a run of another network"):
-        run_folder.claim(run, config, configs.spec_of(config))
+        claim_folder(run, config, spec_of(config))

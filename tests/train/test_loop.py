@@ -5,13 +5,14 @@ import shutil
 import numpy as np
 import pytest
 from run_checks import assert_same_end, assert_same_records, checkpoint_steps
-from test_logging import from_records, scalars
+from test_metrics import from_records, scalars
 
+from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.run.checkpoint import Position
+from mbv3_jax.run.folder import read_config, read_summary
+from mbv3_jax.run.metrics import Metrics, read_metrics
 from mbv3_jax.train import loop
-from mbv3_jax.train.checkpoint import Position
-from mbv3_jax.train.errors import RunError, UsageError
-from mbv3_jax.train.logging import Metrics, read
-from mbv3_jax.train.reevaluate import reevaluate
+from mbv3_jax.train.inference import reevaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
@@ -34,7 +35,7 @@ def snapshot(run):
 
 
 def test_what_a_run_leaves(finished):
-    records = read(finished)
+    records = read_metrics(finished)
     assert [(r["step"], r["kind"]) for r in records] == [
         *[(step, "train") for step in (5, 6, 10, 12)],
         (12, "eval"),
@@ -42,7 +43,7 @@ def test_what_a_run_leaves(finished):
         (24, "eval"),
     ]
     # A record is the mean over the steps since the one before it: here of 7 to 10.
-    schedule = loop.make_experiment(loop.run_folder.read_config(finished)).schedule
+    schedule = loop.make_experiment(read_config(finished)).schedule
     assert records[2]["lr"] == pytest.approx(np.mean([schedule(t) for t in range(6, 10)]))
     assert scalars(finished) == from_records(finished)
     assert checkpoint_steps(finished) == [12, 18, 24]
@@ -50,7 +51,7 @@ def test_what_a_run_leaves(finished):
 
 
 def test_the_summary_is_what_evaluating_again_gives(finished):
-    summary = loop.run_folder.read_summary(finished)
+    summary = read_summary(finished)
     assert (summary["steps"], summary["weights"], summary["split"]) == (24, "ema", "test")
     assert summary["epochs"] == 24 / (50 / 8)
     for name, weights in (("eval", "ema"), ("eval_raw", "raw")):
@@ -59,7 +60,7 @@ def test_the_summary_is_what_evaluating_again_gives(finished):
         assert {k: again[k] for k in summary[name]} == summary[name]
     assert summary["eval"]["loss"] != summary["eval_raw"]["loss"]
     middle = reevaluate(finished, step=12)
-    assert middle["loss"] == next(r["loss"] for r in read(finished) if r["kind"] == "eval")
+    assert middle["loss"] == next(r["loss"] for r in read_metrics(finished) if r["kind"] == "eval")
 
 
 def test_the_same_again_gives_the_result_without_training(finished, config, monkeypatch):
@@ -100,7 +101,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(finished, config, tmp_path, mon
     assert f"the last good checkpoint is {tmp_path / 'checkpoints' / '6'}." in message
     assert "\n" not in message
     assert checkpoint_steps(tmp_path) == [6]
-    assert [r["step"] for r in read(tmp_path)] == [5, 6]
+    assert [r["step"] for r in read_metrics(tmp_path)] == [5, 6]
     loop.train(config, tmp_path)
     assert_same_end(tmp_path, finished)
     assert_same_records(tmp_path, finished)

@@ -2,9 +2,9 @@
 
 import jax
 import pytest
-from conftest import ROOT
+from paths import ROOT
 
-from mbv3_jax.train import config
+from mbv3_jax.run.config import parse_config
 from mbv3_jax.train.experiment import make_experiment
 
 
@@ -13,7 +13,7 @@ from mbv3_jax.train.experiment import make_experiment
 def test_the_step_lowers_for_tpu_and_cuda(network):
     overrides = ["--config.net.resolution=32", "--config.batch_size=8"]
     path = f"{ROOT / 'configs' / network}.py:synthetic"
-    experiment = make_experiment(config.parse(path, overrides))
+    experiment = make_experiment(parse_config(path, overrides))
     batch = {
         "image": jax.ShapeDtypeStruct((8, 32, 32, 3), "uint8"),
         "label": jax.ShapeDtypeStruct((8,), "int32"),

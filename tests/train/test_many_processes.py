@@ -7,7 +7,7 @@ import pytest
 from processes import run
 from run_checks import checkpoint_steps
 
-from mbv3_jax.train.logging import read
+from mbv3_jax.run.metrics import read_metrics
 
 SHARDED = "--config.compute.shard_optimizer=True"
 
@@ -22,7 +22,7 @@ def lone(tmp_path_factory):
 
 def assert_same_curve(folder, other):
     """The same records at the same steps, to float32 rounding."""
-    ours, theirs = read(folder), read(other)
+    ours, theirs = read_metrics(folder), read_metrics(other)
     assert [(r["step"], r["kind"]) for r in ours] == [(r["step"], r["kind"]) for r in theirs]
     for a, b in zip(ours, theirs, strict=True):
         for name in a.keys() - {"step", "kind", "images_per_second"}:
@@ -39,7 +39,7 @@ def test_two_processes_make_the_curve_of_one(lone, tmp_path):
     assert second.strip() == ""  # the first alone prints
     assert_same_curve(folder, lone)
     assert checkpoint_steps(folder) == [12, 18, 24]
-    evaluations = [r["count"] for r in read(folder) if r["kind"] == "eval"]
+    evaluations = [r["count"] for r in read_metrics(folder) if r["kind"] == "eval"]
     assert evaluations == [50, 50]  # the second process has none of the last batch
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import optax
 import pytest
 
-from mbv3_jax.train import optimizer, schedules
+from mbv3_jax.train import schedules
+from mbv3_jax.train.optimizer import OPTIMIZERS, make_optimizer, parameter_paths, select
 
 LEAVES = {
     "stem/conv/kernel": True,
@@ -45,7 +46,7 @@ def nest(leaves):
 
 
 def constant(lr):
-    return schedules.make("constant", base_lr=lr, total_steps=10, steps_per_epoch=1)
+    return schedules.make_schedule("constant", base_lr=lr, total_steps=10, steps_per_epoch=1)
 
 
 def run(transformation, params, gradients):
@@ -60,13 +61,13 @@ def run(transformation, params, gradients):
 
 
 def one_step(name, params, gradient, lr=0.1, **settings):
-    return run(optimizer.make(name, constant(lr), **settings), params, [gradient])[0]
+    return run(make_optimizer(name, constant(lr), **settings), params, [gradient])[0]
 
 
 def test_rmsprop_tf_numbers():
     # w = 1; g = 2 at lr 0.1, then g = -1 at lr 0.05; rho = momentum = 0.9, eps negligible:
     # ms 1.3, mom 0.2/sqrt(1.3) = 0.17541160; ms 1.27, mom 0.9*mom - 0.05/sqrt(1.27) = 0.11350262
-    rmsprop = optimizer.make("rmsprop_tf", lambda t: jnp.array([0.1, 0.05])[t], eps=1e-10)
+    rmsprop = make_optimizer("rmsprop_tf", lambda t: jnp.array([0.1, 0.05])[t], eps=1e-10)
     course = run(
         rmsprop, {"kernel": jnp.ones(1)}, [{"kernel": jnp.array([g])} for g in (2.0, -1.0)]
     )
@@ -81,7 +82,7 @@ def test_rmsprop_tf_trajectory(momentum):
     rng = np.random.default_rng(0)
     w = {"kernel": rng.normal(size=[1, 1, 3, 2]), "bias": rng.normal(size=2)}
     gradients = [{k: rng.normal(size=v.shape) for k, v in w.items()} for _ in rates]
-    rmsprop = optimizer.make(
+    rmsprop = make_optimizer(
         "rmsprop_tf",
         lambda t: jnp.asarray(rates)[t],
         weight_decay=weight_decay,
@@ -102,7 +103,7 @@ def test_rmsprop_tf_trajectory(momentum):
 
 
 def test_rmsprop_tf_rests_without_gradients_and_survives_their_return():
-    rmsprop = optimizer.make("rmsprop_tf", constant(0.1), rho=0.0, eps=0.01, momentum=0.0)
+    rmsprop = make_optimizer("rmsprop_tf", constant(0.1), rho=0.0, eps=0.01, momentum=0.0)
     gradients = [{"kernel": jnp.array([g])} for g in (0.0, 0.0, 1.0)]
     course = [p["kernel"][0] for p in run(rmsprop, {"kernel": jnp.ones(1)}, gradients)]
     np.testing.assert_allclose(course, [1, 1, 1 - 0.1 / np.sqrt(1.01)], rtol=1e-6)
@@ -112,7 +113,7 @@ def test_rmsprop_tf_rests_without_gradients_and_survives_their_return():
 def test_sgd_trajectory(nesterov):
     momentum, weight_decay, w, trace = 0.9, 0.1, 2.0, 0.0
     rates, gradients = [0.1, 0.1, 0.01], [1.0, -0.5, 0.25]
-    sgd = optimizer.make(
+    sgd = make_optimizer(
         "sgd",
         lambda t: jnp.asarray(rates)[t],
         weight_decay=weight_decay,
@@ -155,7 +156,7 @@ def test_decoupled_decay_is_outside_adams_moments_and_follows_the_learning_rate(
 def test_adamw_trajectory():
     b1, b2, eps, weight_decay, w, m, v = 0.8, 0.9, 0.1, 0.2, 2.0, 0.0, 0.0
     gradients = [1.0, -0.5, 0.25, 4.0]
-    adamw = optimizer.make("adamw", constant(0.1), weight_decay=weight_decay, b1=b1, b2=b2, eps=eps)
+    adamw = make_optimizer("adamw", constant(0.1), weight_decay=weight_decay, b1=b1, b2=b2, eps=eps)
     course = run(adamw, {"kernel": jnp.array(w)}, [{"kernel": jnp.array(g)} for g in gradients])
     for t, (g, got) in enumerate(zip(gradients, course, strict=True), start=1):
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
@@ -200,7 +201,7 @@ def test_clipping_is_by_global_norm_and_before_the_decay():
     )
 
 
-@pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_nan_gradient_is_not_hidden(name):
     params = {"kernel": jnp.ones(2), "bias": jnp.ones(1)}
     gradient = {"kernel": jnp.array([1.0, np.nan]), "bias": jnp.ones(1)}
@@ -225,7 +226,7 @@ def test_a_nan_gradient_is_not_hidden(name):
     ],
 )
 def test_rules_on_the_paths_of_the_networks(rule, expected):
-    assert optimizer.select(nest(dict.fromkeys(LEAVES, 0.0)), rule) == nest(expected)
+    assert select(nest(dict.fromkeys(LEAVES, 0.0)), rule) == nest(expected)
 
 
 def test_the_rule_decides_what_decays():
@@ -242,22 +243,22 @@ def test_the_rule_decides_what_decays():
 
 def test_paths_are_in_the_order_of_the_leaves():
     tree = nest({path: path for path in LEAVES})
-    assert optimizer.parameter_paths(tree) == jax.tree.leaves(tree)
+    assert parameter_paths(tree) == jax.tree.leaves(tree)
 
 
 def test_every_parameter_is_matched_by_exactly_one_expression():
     params = nest({"a/kernel": jnp.ones(1), "a/bias": jnp.ones(1), "b/gamma": jnp.ones(1)})
-    adamw = optimizer.make("adamw", constant(0.1), weight_decay=0.1)
+    adamw = make_optimizer("adamw", constant(0.1), weight_decay=0.1)
     with pytest.raises(ValueError, match=r"^optimizer.decay_rule: .* b/gamma \(matched by none\)$"):
         adamw.init(params)
     with pytest.raises(ValueError) as error:
-        optimizer.select(params, [(r".*kernel", True), (r"a/.*", False)], path="here")
+        select(params, [(r".*kernel", True), (r"a/.*", False)], path="here")
     assert "here: " in str(error.value)
     assert "a/kernel (matched by '.*kernel', 'a/.*')" in str(error.value)
     assert "b/gamma (matched by none)" in str(error.value)
     assert "a/bias" not in str(error.value)
     with pytest.raises(ValueError, match="a/kernel"):  # the whole path, not a part of it
-        optimizer.select(params, [("kernel", True), ("a/bias|b/gamma", False)])
+        select(params, [("kernel", True), ("a/bias|b/gamma", False)])
 
 
 @pytest.mark.parametrize(
@@ -285,7 +286,7 @@ def test_every_parameter_is_matched_by_exactly_one_expression():
 def test_bad_input(settings, message):
     settings = {"name": "sgd", **settings}
     with pytest.raises(ValueError, match=message):
-        optimizer.make(settings.pop("name"), constant(0.1), **settings)
+        make_optimizer(settings.pop("name"), constant(0.1), **settings)
 
 
 def test_none_is_not_given():

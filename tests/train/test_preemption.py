@@ -4,14 +4,15 @@ import os
 import signal
 
 import pytest
-from conftest import TINY
+from paths import TINY
 from run_checks import assert_same_end, assert_same_records, checkpoint_steps
 
-from mbv3_jax.train import cli, evaluate, loop
+from mbv3_jax.cli import train
+from mbv3_jax.train import evaluate, loop
 
 
 def main(run):
-    return cli.main([f"--config={TINY}", f"--workdir={run}"])
+    return train.main([f"--config={TINY}", f"--workdir={run}"])
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_the_same_command_again_ends_with_the_same_bits(
 
 
 def test_before_anything_is_trained(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(cli.configs, "parse", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(train, "parse_config", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert main(tmp_path / "run") == 75
     assert capfd.readouterr().err == "stopped on request, before anything was trained\n"
     assert not (tmp_path / "run").exists()

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from run_checks import assert_same_end, assert_same_records
 
+from mbv3_jax.core.errors import Preempted, UsageError
 from mbv3_jax.nn import functional
-from mbv3_jax.quant import network
-from mbv3_jax.train import experiment, loop, model, placement
-from mbv3_jax.train.errors import Preempted, UsageError
+from mbv3_jax.quant.post_training import trained_int8
+from mbv3_jax.run.model import load_model
+from mbv3_jax.train import experiment, loop, sharding
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
@@ -41,14 +42,14 @@ def finished(tmp_path_factory, qat, float_run):
 
 
 def test_from_a_float_run_to_ranges(finished, float_run):
-    trained = model.load(finished)
+    trained = load_model(finished)
     assert trained.spec.quant.delay_steps == 3 and trained.spec.quant.freeze_steps == 9
     state = trained.variables["batch_stats"]["quant"]
     assert np.all(state["high"] > state["low"])
-    raw = model.load(finished, weights="raw").variables["batch_stats"]["quant"]
+    raw = load_model(finished, weights="raw").variables["batch_stats"]["quant"]
     assert (float(raw["steps"]), float(raw["on"])) == (14, 1)
-    int8 = network.trained(trained.spec, trained.variables)
-    assert int8.spec == model.load(float_run).spec
+    int8 = trained_int8(trained.spec, trained.variables)
+    assert int8.spec == load_model(float_run).spec
     images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
     want, _ = functional.apply(trained.spec, trained.variables, images)
     np.testing.assert_allclose(int8.simulate(images), want, atol=1e-6)
@@ -83,12 +84,12 @@ def test_interrupted_it_ends_with_the_same_bits(finished, float_run, tmp_path, q
 
 def test_two_devices_give_the_numbers_of_one(qat, monkeypatch):
     def states(count):
-        row = placement.make_mesh(jax.devices()[:count])
+        row = sharding.make_mesh(jax.devices()[:count])
         monkeypatch.setattr(experiment, "make_mesh", lambda: row)
         made = experiment.make_experiment(qat())
         state, batches, losses = made.create_state(), made.train_batches(0), []
         for _ in range(6):
-            state, metrics = made.train_step(state, placement.put_batch(next(batches), row))
+            state, metrics = made.train_step(state, sharding.put_batch(next(batches), row))
             losses.append(float(metrics["loss"]))
         batches.close()
         return losses, jax.device_get(state.variables["batch_stats"]["quant"])

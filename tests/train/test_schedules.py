@@ -10,7 +10,7 @@ from mbv3_jax.train import schedules
 
 def make(name, **changes):
     settings = {"base_lr": 0.1, "total_steps": 1000, "steps_per_epoch": 10}
-    return schedules.make(name, **{**settings, **changes})
+    return schedules.make_schedule(name, **{**settings, **changes})
 
 
 def values(schedule, steps):

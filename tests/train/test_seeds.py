@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from run_checks import assert_same_end, assert_same_records, checkpoint_steps
 
+from mbv3_jax.core.errors import Preempted, RunError, UsageError
+from mbv3_jax.run.checkpoint import Checkpoints
+from mbv3_jax.run.folder import read_config
+from mbv3_jax.run.metrics import read_metrics
 from mbv3_jax.train import loop, seeds
-from mbv3_jax.train.checkpoint import Checkpoints
-from mbv3_jax.train.errors import Preempted, RunError, UsageError
 from mbv3_jax.train.experiment import make_experiment
-from mbv3_jax.train.logging import read
-from mbv3_jax.train.reevaluate import reevaluate
+from mbv3_jax.train.inference import reevaluate
 
 SHORT = (
     "--config.total_steps=12",
@@ -39,11 +40,11 @@ def test_each_is_its_run_alone(both, tiny_config, tmp_path):
         ours, alone = folder / f"seed{seed}", tmp_path / str(seed)
         loop.train(tiny_config(*SHORT, f"--config.seed={seed}"), alone)
         assert (ours / "config.json").read_text() == (alone / "config.json").read_text()
-        for a, b in zip(read(ours), read(alone), strict=True):
+        for a, b in zip(read_metrics(ours), read_metrics(alone), strict=True):
             assert (a["step"], a["kind"]) == (b["step"], b["kind"])
             for name in a.keys() - {"kind", "images_per_second"}:
                 np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6, err_msg=name)
-        experiment = make_experiment(loop.run_folder.read_config(ours))
+        experiment = make_experiment(read_config(ours))
         (state, position), (other, same_position) = (
             Checkpoints(f, read_only=True).restore(12, experiment.abstract_state())
             for f in (ours, alone)

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from mbv3_jax.nn import functional
-from mbv3_jax.nn.blocks import Compute
-from mbv3_jax.train import losses, optimizer, schedules
-from mbv3_jax.train import state as states
-from mbv3_jax.train.placement import make_mesh, put_batch, replicated
+from mbv3_jax.nn.modules import Compute
+from mbv3_jax.train import losses, schedules
+from mbv3_jax.train.optimizer import make_optimizer
+from mbv3_jax.train.sharding import make_mesh, put_batch, replicated
+from mbv3_jax.train.state import create_state
 from mbv3_jax.train.step import make_train_step
 
 BATCH = 8
@@ -35,10 +36,10 @@ class Trainer:
 
     def __init__(self, spec, *, devices=1, seed=0, base_lr=0.5, ema_decay=None, **options):
         self.spec, self.mesh = spec, make_mesh(jax.devices()[:devices])
-        self.schedule = schedules.make(
+        self.schedule = schedules.make_schedule(
             "cosine", base_lr=base_lr, total_steps=10, steps_per_epoch=5, warmup_steps=2
         )
-        tx = optimizer.make("sgd", self.schedule, momentum=0.9)
+        tx = make_optimizer("sgd", self.schedule, momentum=0.9)
         self.step = make_train_step(
             spec,
             tx,
@@ -49,7 +50,7 @@ class Trainer:
             ema_decay=ema_decay,
             **options,
         )
-        state = states.create(spec, tx, seed=0, with_ema=ema_decay is not None)
+        state = create_state(spec, tx, seed=0, with_ema=ema_decay is not None)
         # The fresh head is so small that hardly any gradient passes it.
         params = state.variables["params"]
         params |= {

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mbv3_jax.arch.spec import choose, whole
+from mbv3_jax.core.checks import check_whole, choose
 from mbv3_jax.data.augment import colour, mix, policies, warp
 
 # name -> (mean, standard deviation) of each channel, of values from 0 to 1.
@@ -204,7 +204,7 @@ def _make_policy(name: str, **options) -> policies.Policy | None:
         if key not in allowed:
             raise ValueError(f"augment.{full}: got {value!r}, but augment.policy={name!r} has none")
         if key == "layers":
-            whole(f"augment.{full}", value, 1)
+            check_whole(f"augment.{full}", value, 1)
         else:
             most = {"magnitude": policies.MAX_LEVEL, "prob": 1.0}.get(key, math.inf)
             _number(full, value, most)

@@ -9,7 +9,7 @@ from collections.abc import Collection
 import jax
 import jax.numpy as jnp
 
-from mbv3_jax.data.augment import tone, warp
+from mbv3_jax.data.augment import colour, warp
 
 MOVING = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 LEVELLING = (
@@ -69,13 +69,13 @@ def apply(images, op, arg, centre, *, among: Collection[str] = OPS, interpolatio
         images = moved(images)
     if any_of(BLENDING):
         factor = jnp.where(on("color") | on("sharpness"), arg, 1.0)[:, None, None, None]
-        images = tone.blend(_less(source, on, among), images, factor)
+        images = colour.blend(_less(source, on, among), images, factor)
     if "cutout" in among:
         half = jnp.where(on("cutout"), arg, 0).astype(jnp.int32)
         inside = box(centre - half[:, None], centre + half[:, None], *source.shape[1:3])
         images = jnp.where(inside, jnp.uint8(FILL), images)
     if any_of(LEVELLING):
-        images = tone.look_up(images, _tables(source, on, arg, among))
+        images = colour.look_up(images, _tables(source, on, arg, among))
     if any_of(MOVING) and interpolation == "nearest":
         images = moved(images)
     return images
@@ -110,18 +110,18 @@ def _matrices(on, arg, height: int, width: int):
 def _tables(images, on, arg, among):
     count = images.shape[0]
     tables = {
-        "autocontrast": lambda: tone.autocontrast(images),
-        "equalize": lambda: tone.equalize(images),
-        "invert": lambda: tone.invert(count),
-        "posterize": lambda: tone.posterize(jnp.clip(arg, 0, 8)),
-        "solarize": lambda: tone.solarize(arg),
-        "solarize_add": lambda: tone.solarize_add(arg),
-        "brightness": lambda: tone.brightness(arg),
-        "contrast": lambda: tone.contrast(images, arg),
+        "autocontrast": lambda: colour.autocontrast(images),
+        "equalize": lambda: colour.equalize(images),
+        "invert": lambda: colour.invert(count),
+        "posterize": lambda: colour.posterize(jnp.clip(arg, 0, 8)),
+        "solarize": lambda: colour.solarize(arg),
+        "solarize_add": lambda: colour.solarize_add(arg),
+        "brightness": lambda: colour.brightness(arg),
+        "contrast": lambda: colour.contrast(images, arg),
     }
     used = [name for name in LEVELLING if name in among]
-    shape = (count, images.shape[3], tone.LEVELS)
-    made = [tone.identity(count), *(tables[name]() for name in used)]
+    shape = (count, images.shape[3], colour.LEVELS)
+    made = [colour.identity(count), *(tables[name]() for name in used)]
     chosen = [on(name) for name in used]
     chosen = jnp.stack([~jnp.any(jnp.stack(chosen), axis=0), *chosen])
     stacked = jnp.stack([jnp.broadcast_to(table, shape) for table in made])
@@ -133,10 +133,10 @@ def _tables(images, on, arg, among):
 def _less(images, on, among):
     """What the blends start from: a grey image for colour, a smooth one for sharpness."""
     if "sharpness" not in among:
-        return tone.luma(images)
+        return colour.luma(images)
     if "color" not in among:
         return smooth(images)
-    return jnp.where(on("sharpness")[:, None, None, None], smooth(images), tone.luma(images))
+    return jnp.where(on("sharpness")[:, None, None, None], smooth(images), colour.luma(images))
 
 
 def smooth(images):

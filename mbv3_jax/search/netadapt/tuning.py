@@ -10,15 +10,15 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.data.source import BadExample
 from mbv3_jax.nn.functional import Variables
+from mbv3_jax.run.interrupt import Interrupt
+from mbv3_jax.run.model import Model
 from mbv3_jax.search.netadapt.masks import Kept, mask
-from mbv3_jax.train import state
-from mbv3_jax.train.errors import RunError, UsageError
 from mbv3_jax.train.experiment import make_experiment
-from mbv3_jax.train.interrupt import Interrupt
-from mbv3_jax.train.model import Model
-from mbv3_jax.train.placement import put_batch
+from mbv3_jax.train.sharding import put_batch
+from mbv3_jax.train.state import create_state
 
 _UNITS = ("steps", "epochs", "examples")
 RATE_FACTOR = 0.1  # of the run's learning rate, where none is given
@@ -74,7 +74,7 @@ class Tuner:
         self.split = experiment.eval_source.split
 
         def create(variables, ones, step):
-            made = state.create(spec, tx, seed=0, with_ema=False, initial=variables)
+            made = create_state(spec, tx, seed=0, with_ema=False, initial=variables)
             opt_state = made.opt_state._replace(mask=ones)
             return dataclasses.replace(made, step=step, opt_state=opt_state)
 

@@ -10,21 +10,20 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from mbv3_jax.arch.spec import to_json
+from mbv3_jax.arch.spec import spec_to_json
+from mbv3_jax.core.errors import Preempted, RunError, UsageError
+from mbv3_jax.core.files import write_atomically
 from mbv3_jax.data import loader
-from mbv3_jax.search.costs import Costs
-from mbv3_jax.search.evaluators.supernet import SharedWeights
-from mbv3_jax.search.rewards import Reward
+from mbv3_jax.run.checkpoint import Checkpoints, Position
+from mbv3_jax.run.interrupt import Interrupt
+from mbv3_jax.run.metrics import ProgressBar
+from mbv3_jax.run.processes import other_processes
+from mbv3_jax.search.evaluators import SharedWeights
+from mbv3_jax.search.objective import Costs, Reward
 from mbv3_jax.search.space import Space
 from mbv3_jax.search.supernet import network
 from mbv3_jax.search.supernet.training import Controllers, Programs
-from mbv3_jax.train import distributed
-from mbv3_jax.train.checkpoint import Checkpoints, Position
-from mbv3_jax.train.errors import Preempted, RunError, UsageError
 from mbv3_jax.train.experiment import Experiment, make_experiment
-from mbv3_jax.train.interrupt import Interrupt
-from mbv3_jax.train.logging import ProgressBar
-from mbv3_jax.train.run_folder import write_atomically
 
 # Held-out batches that the trained weights are evaluated on.
 _BATCHES = 16
@@ -65,7 +64,7 @@ def train(
         spec = network.largest(space)
     except ValueError as e:
         raise UsageError(f"config: space: {e}") from e
-    write_atomically(folder / "largest.json", to_json(spec))
+    write_atomically(folder / "largest.json", spec_to_json(spec))
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.spec, config.seed, config.ema_decay = str(folder / "largest.json"), seed, None
@@ -144,7 +143,7 @@ class _Session:
         began = step, time.perf_counter()
         try:
             with (
-                Interrupt(distributed.peers()) as interrupt,
+                Interrupt(other_processes()) as interrupt,
                 ProgressBar(self.console, total_steps=total, start_step=step) as bar,
             ):
                 for number in interrupt.between(range(step + 1, total + 1)):

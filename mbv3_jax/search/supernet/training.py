@@ -12,14 +12,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from mbv3_jax.nn.blocks import Compute
-from mbv3_jax.search.costs import Costs
-from mbv3_jax.search.rewards import Reward
-from mbv3_jax.search.searchers.policy_gradient import QUIET, PolicyGradient, warm_up
+from mbv3_jax.nn.modules import Compute
+from mbv3_jax.search.objective import Costs, Reward
+from mbv3_jax.search.policy_gradient import QUIET, PolicyGradient, warm_up
 from mbv3_jax.search.space import Point, Space
 from mbv3_jax.search.supernet import network
 from mbv3_jax.train import losses
-from mbv3_jax.train.placement import batch_sharded, put_batch, replicated
+from mbv3_jax.train.sharding import batch_sharded, put_batch, replicated
 from mbv3_jax.train.state import STEP_STREAM, TrainState
 from mbv3_jax.train.step import Preprocess
 

@@ -13,6 +13,7 @@ import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mbv3_jax.core.checks import check_number, check_whole
 from mbv3_jax.sweep.executors.base import (
     ENDED,
     EXIT_RESTART,
@@ -25,7 +26,6 @@ from mbv3_jax.sweep.executors.base import (
     log_of,
 )
 from mbv3_jax.sweep.plan import Job
-from mbv3_jax.train.options import check_number, check_whole
 
 # Libraries that would start a thread for every core of the machine, whatever the trial may use.
 # XLA and this package's own workers follow the affinity.

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from mbv3_jax.sweep.executors import tpu_types
+from mbv3_jax.core.checks import check_whole
+from mbv3_jax.sweep.executors import base
 from mbv3_jax.sweep.executors.base import (
     ENDED,
     EXIT_RESTART,
@@ -25,7 +26,6 @@ from mbv3_jax.sweep.executors.base import (
     run,
 )
 from mbv3_jax.sweep.plan import Job
-from mbv3_jax.train.options import check_whole
 
 _ADVICE = "pip install -r requirements-launch-skypilot.txt, in an environment of its own"
 _MOUNT = "/sweeps"
@@ -57,7 +57,7 @@ def make(
       setup: lines of shell that install what a trial needs; None: requirements.txt and JAX for
         the accelerator.
     """
-    tpu_types.check("accelerators", accelerators)
+    base.check_tpu_type("accelerators", accelerators)
     check_whole("nodes", nodes, at_least=1)
     if not bucket.startswith(("gs://", "s3://")):
         raise ValueError(f"bucket: got {bucket!r}, expected gs://NAME or s3://NAME")

@@ -8,6 +8,7 @@ import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mbv3_jax.core.checks import check_whole
 from mbv3_jax.sweep.executors.base import (
     ENDED,
     EXIT_RESTART,
@@ -22,7 +23,6 @@ from mbv3_jax.sweep.executors.base import (
     run,
 )
 from mbv3_jax.sweep.plan import Job
-from mbv3_jax.train.options import check_whole
 
 # Single braces are fields of `Slurm.script`.
 _SCRIPT = """\

@@ -8,6 +8,7 @@ import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mbv3_jax.core.checks import check_whole
 from mbv3_jax.sweep.executors.base import (
     ENDED,
     EXIT_RESTART,
@@ -20,7 +21,6 @@ from mbv3_jax.sweep.executors.base import (
     run,
 )
 from mbv3_jax.sweep.plan import Job
-from mbv3_jax.train.options import check_whole
 
 _NAME_LIMIT = 39  # xpk's validators.py: less than 40 characters
 _XPK = "pip install -r requirements-launch-xpk.txt, in an environment of its own"

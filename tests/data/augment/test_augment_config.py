@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from mbv3_jax.data import augment
-from mbv3_jax.train import config
+from mbv3_jax.run.config import parse_config
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 def options_of(argument):
-    return config.parse(f"{CONFIGS / 'large.py'}:{argument}").augment.to_dict()
+    return parse_config(f"{CONFIGS / 'large.py'}:{argument}").augment.to_dict()
 
 
 def test_fields_are_the_options_and_defaults_agree():

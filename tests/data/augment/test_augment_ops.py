@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from mbv3_jax.data.augment import ops, tone
+from mbv3_jax.data.augment import colour, ops
 
 HEIGHT, WIDTH = 30, 41
 ARGS = {
@@ -151,9 +151,9 @@ def test_flat_and_two_valued_channels():
 
 @jax.jit
 def both_forms(images):
-    counts, tables = tone.histogram(images), tone.equalize(images)
-    compared = tone.histogram_by_comparing(images), tone.look_up_by_comparing(images, tables)
-    return (counts, tone.look_up(images, tables)), compared
+    counts, tables = colour.histogram(images), colour.equalize(images)
+    compared = colour.histogram_by_comparing(images), colour.look_up_by_comparing(images, tables)
+    return (counts, colour.look_up(images, tables)), compared
 
 
 def test_forms_for_tpus_are_equal():

@@ -1,0 +1,211 @@
+"""mbv3 eval, predict, embed: using trained networks."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mbv3_jax.cli.arguments import add_model, no_more
+from mbv3_jax.core.errors import UsageError
+from mbv3_jax.run.config import parse_config
+
+# What `eval --config` takes of a configuration.
+_OF_EVALUATION = ("--config.data.", "--config.eval_batch_size")
+_ON_SHEET = 120  # images at most
+
+
+def add_parsers(commands) -> None:
+    """Adds the commands to the subparsers; `run_command(flags, overrides)` runs one."""
+    evaluate = commands.add_parser(
+        "eval", help="evaluate on every held-out example, or on other data", allow_abbrev=False
+    )
+    add_model(evaluate)
+    evaluate.add_argument("--data", help="evaluate on this instead: folder:PATH, tfds/NAME, ...")
+    evaluate.add_argument("--config", help="or on the data of this configuration; overrides too")
+    evaluate.add_argument("--batch", type=int, help="images at a time; of --data or --config")
+    evaluate.set_defaults(run_command=_eval)
+
+    predict = commands.add_parser(
+        "predict", help="the most probable classes of image files", allow_abbrev=False
+    )
+    _add_images(predict)
+    predict.add_argument("--json", action="store_true", help="a line of JSON for each image")
+    predict.add_argument("--save", type=Path, help="FILE.png: the images with the predictions")
+    predict.set_defaults(run_command=_predict)
+
+    embed = commands.add_parser(
+        "embed", help="embeddings of image files, from before the logits", allow_abbrev=False
+    )
+    _add_images(embed)
+    embed.add_argument("--out", required=True, type=Path, help="FILE.npz: embedding, path")
+    embed.set_defaults(run_command=_embed)
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument("images", nargs="*", help="files, folders, or @LIST with a path a line")
+    parser.add_argument("--list", action="append", default=[], help="the same as @LIST")
+    parser.add_argument("--batch", type=int, default=32, help="images at a time; default 32")
+
+
+def _eval(flags, overrides: Sequence[str]) -> int:
+    if flags.data and flags.config:
+        raise UsageError("eval takes --data or --config, not both")
+    if overrides and not flags.config:
+        raise UsageError(
+            f"unknown option {overrides[0]}; eval takes --run or --import, --step, --weights, "
+            "--data or --config, --batch"
+        )
+    for override in overrides:
+        if override.startswith("--") and not override.startswith(_OF_EVALUATION):
+            raise UsageError(
+                f"{override}: has no part in an evaluation, which takes network and preprocessing "
+                f"from {flags.run or flags.imported}; only {' and '.join(_OF_EVALUATION)} have"
+            )
+    batch = flags.batch
+    if flags.config:
+        config = parse_config(flags.config, overrides)
+        data, batch = config.data.to_dict(), batch or config.eval_batch_size
+    elif flags.data:
+        data = {"name": flags.data}
+    elif flags.imported:
+        raise UsageError("eval --import needs data: --data=folder:PATH, or --config=FILE[:ARG]")
+    options = {"step": flags.step, "weights": flags.weights}
+    if flags.config or flags.data:
+        from mbv3_jax.train.inference import evaluate_on
+
+        folder = flags.run or flags.imported
+        values = evaluate_on(folder, data, **options, batch=32 if batch is None else batch)
+    else:
+        if batch is not None:
+            raise UsageError("--batch: without --data, the run's own eval_batch_size counts")
+        from mbv3_jax.train.inference import reevaluate
+
+        values = reevaluate(flags.run, **options)
+    print(json.dumps(values, indent=1))
+    return 0
+
+
+def _open(flags, overrides: Sequence[str]):
+    """The files that a command names, and the network."""
+    no_more(overrides, flags.command)
+    from mbv3_jax.data.folder import find_files
+
+    try:
+        paths = find_files(flags.images, flags.list)
+    except FileNotFoundError as e:
+        raise UsageError(f"{e}") from e
+    from mbv3_jax.train.inference import Inference
+
+    folder = flags.run or flags.imported
+    return paths, Inference(folder, step=flags.step, weights=flags.weights, batch=flags.batch)
+
+
+def _need_file(option: str, path: Path, suffixes: Sequence[str]) -> None:
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(
+            f"{option}: got {path}, expected a name that ends in {', '.join(suffixes)}"
+        )
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{option}: {path.parent}: no such folder")
+    if path.is_dir():
+        raise UsageError(f"{option}: {path} is a folder")
+
+
+def _predict(flags, overrides: Sequence[str]) -> int:
+    if flags.save:
+        _need_file("--save", flags.save, (".png", ".jpg", ".pdf", ".svg"))
+    paths, inference = _open(flags, overrides)
+    names, results = inference.model.class_names, inference.predictions(paths)
+    table, sheet = None if flags.json else _table(), []
+    for path, view, found in results:
+        if found is None:
+            if flags.json:
+                print(json.dumps({"image": path, "error": results.problems[path]}), flush=True)
+            continue
+        top = [
+            {"class": names[label], "label": int(label), "probability": float(probability)}
+            for label, probability in zip(found["classes"], found["probabilities"], strict=True)
+        ]
+        if flags.json:
+            line = {"image": path, "predictions": top}
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+        else:
+            for i, guess in enumerate(top):
+                name, share = guess["class"], f"{guess['probability']:.2%}"
+                table.add_row("" if i else path, name, share, end_section=i == len(top) - 1)
+        if flags.save and len(sheet) < _ON_SHEET:
+            guesses = (f"{g['class'][:24]} {g['probability']:.1%}" for g in top[:3])
+            sheet.append((view, "\n".join((Path(path).name[-28:], *guesses))))
+    if table is not None and table.row_count:
+        _print_table(table)
+    code = _report(results, paths)
+    if flags.save and sheet:
+        _save_sheet(flags, sheet, len(paths) - len(results.problems))
+    return code
+
+
+def _table():
+    from rich.table import Table
+
+    table = Table(header_style="bold")
+    for name, justify in (("image", "left"), ("class", "left"), ("probability", "right")):
+        table.add_column(name, justify=justify, overflow="fold")
+    return table
+
+
+def _print_table(table) -> None:
+    from rich.console import Console
+
+    # Without a terminal rich would wrap the table at 80 columns.
+    Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False).print(table)
+
+
+def _save_sheet(flags, sheet, count: int) -> None:
+    from mbv3_jax.report.pictures import image_sheet
+
+    try:
+        image_sheet(*zip(*sheet, strict=True)).savefig(flags.save, dpi=120)
+    except OSError as e:
+        raise UsageError(f"--save: cannot write {flags.save}: {e.strerror}") from e
+    of = f" of the first {len(sheet)}" if len(sheet) < count else ""
+    print(f"sheet{of}: {flags.save}", file=sys.stderr)
+
+
+def _embed(flags, overrides: Sequence[str]) -> int:
+    _need_file("--out", flags.out, (".npz",))
+    paths, inference = _open(flags, overrides)
+    results = inference.embeddings(paths)
+    found = [(path, values["embedding"]) for path, _, values in results if values is not None]
+    code = _report(results, paths)
+    if not found:
+        return code
+    import numpy as np
+
+    files, embeddings = zip(*found, strict=True)
+    temporary = flags.out.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, embedding=np.stack(embeddings), path=np.array(files))
+        temporary.replace(flags.out)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(f"--out: cannot write {flags.out}: {e.strerror}") from e
+    print(f"{len(files)} embeddings of {len(embeddings[0])} values: {flags.out}", file=sys.stderr)
+    return code
+
+
+def _report(results, paths: Sequence[str]) -> int:
+    """Says on standard error how fast it was, and what could not be read; the exit code."""
+    for path, reason in results.problems.items():
+        print(f"error: {path}: {reason}", file=sys.stderr)
+    bad = sum(path in results.problems for path in paths)
+    rate = len(paths) / max(results.seconds, 1e-9)
+    not_read = f", {bad} could not be read" if bad else ""
+    print(
+        f"{len(paths)} images in {results.seconds:.2f} s, {rate:.3g} images/s "
+        f"(compilation not counted){not_read}",
+        file=sys.stderr,
+    )
+    return 1 if bad else 0

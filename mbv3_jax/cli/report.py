@@ -1,0 +1,120 @@
+"""mbv3 summary, report, plot: what networks, runs, sweeps and searches came to."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from mbv3_jax.cli.arguments import no_more
+from mbv3_jax.core.errors import RunError, UsageError
+
+
+def add_parsers(commands) -> None:
+    """Adds the commands to the subparsers; `run_command(flags, overrides)` runs one."""
+    summary = commands.add_parser("summary", help="layer table and totals of a network")
+    summary.add_argument("--config", required=True, help="as for train, overrides too")
+    summary.set_defaults(run_command=_summary)
+
+    plot = commands.add_parser("plot", help="a picture of a run: curves, confusion, mistakes")
+    plot.add_argument("--run", required=True, type=Path, help="run folder")
+    plot.add_argument("--out", required=True, type=Path, help="file.png, file.svg or file.pdf")
+    plot.add_argument(
+        "--what",
+        choices=("curves", "confusion", "mistakes"),
+        default="curves",
+        help="training curves, confusion matrix, or the worst mistakes; default curves",
+    )
+    plot.set_defaults(run_command=_plot)
+
+    report = commands.add_parser(
+        "report", help="results of runs, sweeps or searches as a page or a table"
+    )
+    report.add_argument("runs", nargs="*", type=Path, help="run and sweep folders; or searches")
+    report.add_argument(
+        "--compare", nargs=2, type=Path, metavar=("A", "B"), help="two of them side by side"
+    )
+    report.add_argument("--out", type=Path, help="file; default: the terminal")
+    report.add_argument(
+        "--format",
+        choices=("html", "md", "csv", "json", "latex"),
+        help="default: as --out ends (.html, .md, .csv, .json, .tex), else md",
+    )
+    report.add_argument("--no-latency", action="store_true", help="measure no latency")
+    report.set_defaults(run_command=_report)
+
+
+def _console() -> Console:
+    # Without a terminal rich would wrap tables at 80 columns.
+    return Console(width=None if sys.stdout.isatty() else 140)
+
+
+def _summary(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from mbv3_jax.report.summary import layer_table, totals_table
+    from mbv3_jax.run.config import parse_config, spec_of
+
+    config = parse_config(flags.config, overrides)
+    if config.init is None:
+        spec = spec_of(config)
+    if config.init is not None or config.net.num_classes is None:  # as many as the data has
+        from mbv3_jax.train.experiment import open_data
+        from mbv3_jax.train.warm_start import read_start
+
+        spec, *_ = open_data(config, read_start(config))
+    console = _console()
+    console.print(layer_table(spec))
+    console.print(totals_table(spec))
+
+
+def _plot(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
+    no_more(overrides, "plot")
+    from mbv3_jax.report import charts, pictures
+
+    draw = {
+        "curves": charts.plot_run,
+        "confusion": pictures.plot_confusion,
+        "mistakes": pictures.mistakes_sheet,
+    }
+    try:
+        draw[flags.what](flags.run).savefig(flags.out, dpi=120)
+    except (ValueError, OSError) as e:
+        raise UsageError(f"plot: {e}") from e
+    print(flags.out)
+
+
+def _report(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
+    no_more(overrides, "report")
+    from mbv3_jax.report import build
+
+    try:
+        if flags.compare:
+            text = build.compare(*flags.compare, flags.out, form=flags.format, console=_console())
+        else:
+            measure, runtime = (None, "") if flags.no_latency else _latency()
+            text = build.report(
+                flags.runs, flags.out, form=flags.format, measure=measure, runtime=runtime
+            )
+        if flags.out:
+            build.write(flags.out, text)
+            print(flags.out)
+        elif text:
+            print(text, end="")
+    except (ValueError, OSError) as e:
+        raise UsageError(f"report: {e}") from e
+
+
+def _latency():
+    """A function that measures a network's latency, and the runtime that it uses."""
+    from mbv3_jax.latency.measure import best_runtime, describe, measure_spec
+
+    chosen = best_runtime()
+    runtime = describe(chosen)
+
+    def measure(spec):
+        try:
+            return {"ms": measure_spec(spec, chosen).ms, "runtime": runtime}
+        except RunError as e:  # the rest of a report does not depend on it
+            return {"error": str(e)}
+
+    return measure, runtime

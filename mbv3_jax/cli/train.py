@@ -1,0 +1,169 @@
+"""The command line of `main.py`: flags to configuration, errors to exit codes."""
+
+import argparse
+import logging
+import re
+import shlex
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from mbv3_jax.core.checks import choose
+from mbv3_jax.core.errors import EXIT_INTERRUPTED, EXIT_RESTART, Preempted, RunError, UsageError
+from mbv3_jax.run import interrupt
+from mbv3_jax.run.config import parse_config
+from mbv3_jax.run.processes import (
+    PATIENCE,
+    is_first,
+    is_loss_of_a_process,
+    other_processes,
+    process_label,
+    start_processes,
+)
+
+
+def default_workdir(config: str) -> Path:
+    """runs/small for configs/small.py, runs/small-imagenet for configs/small.py:imagenet,
+    runs/search-small for configs/search/small.py."""
+    path, _, argument = config.partition(":")
+    *folders, name = Path(path).with_suffix("").parts
+    if "configs" in folders:
+        name = "-".join([*folders[folders.index("configs") + 1 :], name])
+    argument = re.sub(r"[^A-Za-z0-9._=-]+", "-", argument).strip("-")
+    return Path("runs") / "-".join(filter(None, (name, argument)))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command and returns its exit code.
+
+    A configuration with `program = "search"` is a search, any other is trained.
+
+    0: trained to the end. 1: the run failed, its checkpoints are intact. 2: the command or the
+    configuration is wrong, nothing was started. 75: asked to leave, or another process of the run
+    was lost; the same command goes on. 130: interrupted.
+    """
+    flags, overrides = _parser().parse_known_args(arguments)
+    workdir = flags.workdir or default_workdir(flags.config)
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    try:
+        with interrupt.stops_at_once():
+            config = parse_config(flags.config, overrides)
+            start_processes(vars(flags), patience=flags.patience)
+            console.quiet = not is_first()
+            program = choose("config.program", config.get("program", "train"), _PROGRAMS)
+            console.print(_PROGRAMS[program](config, workdir, console))
+            code = 0
+    except (UsageError, RunError) as e:
+        # A failed write leaves coroutines of Orbax behind, which Python would name at the end.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        code = _ended(e, e.exit_code, f"error: {process_label()}{e}", console, style="red")
+    except Preempted as e:
+        reason = str(e) or "stopped on request, before anything was trained"
+        code = _ended(e, EXIT_RESTART, f"{process_label()}{reason}", console)
+    except KeyboardInterrupt as e:
+        text = f"interrupted; the same command goes on from the last checkpoint in {workdir}"
+        code = _ended(e, EXIT_INTERRUPTED, f"{process_label()}{text}", console)
+    except Exception as e:
+        if not other_processes():
+            raise
+        if not is_loss_of_a_process(e):
+            other_processes().failed(f"{type(e).__name__}: {e}".splitlines()[0], 1)
+            raise
+        code = _ended(e, 1, "", console)
+    if peers := other_processes():
+        peers.close(code)
+    return code
+
+
+def _train(config, workdir: Path, console: Console) -> str:
+    from mbv3_jax.train.loop import train  # here: a wrong flag does not wait for jax
+
+    return _report(train(config, workdir, console), workdir)
+
+
+def _search(config, workdir: Path, console: Console) -> str:
+    from mbv3_jax.search import program
+
+    return program.run(config, workdir, console)
+
+
+_PROGRAMS = {"train": _train, "search": _search}
+
+
+def _ended(error: BaseException, code: int, text: str, console: Console, **how) -> int:
+    """Says what ended the run, to the person and to the other processes; returns the code."""
+    console.quiet = False
+    peers = other_processes()
+    if peers and is_loss_of_a_process(error):
+        peers.lost(error)
+    if peers:
+        peers.failed(text.removeprefix("error: ").removeprefix(process_label()), code)
+    if text:
+        console.print(text, **how)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="main.py",
+        description="Trains a network and evaluates it. The same command again resumes.",
+        epilog="Any field of the configuration: --config.seed=1 --config.net.width=0.5 ...",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="configs/NAME.py or configs/NAME.py:ARG")
+    parser.add_argument("--workdir", type=Path, help="run folder; default runs/NAME-ARG")
+    several = parser.add_argument_group(
+        "several processes", "under srun, in a JobSet and on a TPU pod they find each other"
+    )
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    several.add_argument("--num-processes", type=int, metavar="N")
+    several.add_argument("--process-id", type=int, metavar="I", help="0 to N-1")
+    several.add_argument(
+        "--patience",
+        type=float,
+        default=PATIENCE,
+        metavar="SECONDS",
+        help="after so long without a sign or a step of another process, exit 75; default 300",
+    )
+    return parser
+
+
+def _report(summary: dict, workdir: Path) -> str:
+    values, quoted = summary["eval"], shlex.quote(str(workdir))
+    done = (
+        f"done: {summary['steps']} steps, {summary['epochs']:.1f} epochs, "
+        f"{summary['seconds']:.0f} s, {summary['images_per_second']:.0f} images/s"
+    )
+    if "seeds" in summary:
+        top1, seeds = values["top1"], ", ".join(map(str, summary["seeds"]))
+        deviation = "" if top1["std"] is None else f" +- {top1['std']:.2%}"
+        return (
+            f"{done}\ntop-1 {top1['mean']:.2%}{deviation} of seeds {seeds} on all "
+            f"{summary['count']} {summary['split']} images ({summary['weights']} weights)\n"
+            f"run folders: {workdir}/seed*"
+        )
+    lines = [
+        done,
+        f"top-1 {values['top1']:.2%} on {_images(values)} {summary['split']} images "
+        f"({summary['weights']} weights)",
+        f"run folder: {workdir}",
+        f"next: python -m mbv3_jax plot --run={quoted} --out=curves.png   draw its curves",
+        f"      python -m mbv3_jax eval --run={quoted}                    evaluate it again",
+    ]
+    if best := summary.get("best"):
+        at = f"at step {best['step']}; --run={quoted} --step=best uses that checkpoint"
+        lines.insert(2, f"best: top-1 {best['top1']:.2%} {at}")
+    if (workdir / "predictions.npz").exists():
+        out = "--what=mistakes --out=mistakes.png"
+        lines.append(f"      python -m mbv3_jax plot --run={quoted} {out}   its worst mistakes")
+    return "\n".join(lines)
+
+
+def _images(values: dict) -> str:
+    if "unreadable" not in values:
+        return f"all {values['count']}"
+    whole = values["count"] + values["unreadable"]
+    return f"{values['count']} of {whole} ({values['unreadable']} could not be read)"

@@ -1,0 +1,1 @@
+"""What every room uses: argument checks, errors, atomic files, optional packages."""

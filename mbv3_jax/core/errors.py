@@ -1,0 +1,35 @@
+"""What can go wrong in a run, by who has to act. Messages are one line for a person."""
+
+# "Saved; start me again": sysexits.h's EX_TEMPFAIL. See README, "Many devices".
+EXIT_RESTART = 75
+EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
+
+
+class UsageError(Exception):
+    """The command or its configuration is wrong; nothing was started or changed."""
+
+    exit_code = 2
+
+
+class InUse(UsageError):
+    """Another command holds the folder."""
+
+
+class RunError(Exception):
+    """The run could not go on; what it had saved is intact."""
+
+    exit_code = 1
+
+
+class Preempted(Exception):
+    """The run was asked to leave, and has saved; the same command goes on."""
+
+    exit_code = EXIT_RESTART
+
+
+def first_line(e: Exception) -> str:
+    """The first line of an exception's message, shortened, for a message of one line."""
+    text = str(e).strip()
+    line = text.splitlines()[0] if text else type(e).__name__
+    # TensorStore begins with the layers that it went through and ends with the reason.
+    return line if len(line) <= 300 else f"{line[:100]} ... {line[-200:]}"

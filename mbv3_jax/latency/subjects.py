@@ -1,0 +1,191 @@
+"""Networks as files of a runtime: trained ones, and ones with random weights."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from mbv3_jax.arch import spec_from_json
+from mbv3_jax.arch.spec import NetSpec, spec_to_json
+from mbv3_jax.core.errors import UsageError
+from mbv3_jax.export import tflite
+from mbv3_jax.export.formats import Target, write
+from mbv3_jax.nn import functional
+from mbv3_jax.nn.folded import Forms, apply_folded, fold
+from mbv3_jax.quant.post_training import Options, quantize
+from mbv3_jax.run.config import parse_config, spec_of
+from mbv3_jax.run.model import Model, Preprocessing, load_model
+
+_FORMATS = {"litert": "tflite", "onnxruntime": "onnx"}
+_CALIBRATION_IMAGES = 8
+
+
+def random_model(spec: NetSpec) -> Model:
+    """The network with random weights, by NumPy: `functional.init` compiles for seconds."""
+    shapes = jax.eval_shape(lambda key: functional.init(spec, key), jax.random.key(0))
+    return Model(
+        spec=spec,
+        variables=_draw(shapes),
+        preprocessing=Preprocessing(),
+        class_names=tuple(map(str, range(spec.num_classes))),
+    )
+
+
+def write_random(folder: Path, spec: NetSpec, runtime: str, precision: str, name="model") -> Path:
+    """`write_file` of random weights; without a compilation where it can."""
+    if (runtime, precision) != ("litert", "float32"):
+        return write_file(folder, random_model(spec), runtime, precision, name)
+    folded, forms = random_folded(spec), Forms(hard_sigmoid="rescaled")  # as export.writing has
+    shape = (1, spec.resolution, spec.resolution, spec.in_channels)
+    file = tflite.to_tflite(
+        lambda x: apply_folded(spec, folded, x, forms=forms), jax.ShapeDtypeStruct(shape, "float32")
+    )
+    path = folder / f"{name}.tflite"
+    path.write_bytes(file)
+    return path
+
+
+def random_folded(spec: NetSpec) -> dict:
+    """Its weights as `nn.folded.fold` has them."""
+    return _draw(
+        jax.eval_shape(lambda key: fold(spec, functional.init(spec, key)), jax.random.key(0))
+    )
+
+
+def _draw(shapes):
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if path[-1].key == "kernel":
+            fan_in = np.prod(leaf.shape[:-1])
+            return (rng.standard_normal(leaf.shape) * np.sqrt(2 / fan_in)).astype(np.float32)
+        center = path[-1].key in ("scale", "var")
+        return (center + rng.uniform(0, 0.1, leaf.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def write_file(folder: Path, model: Model, runtime: str, precision: str, name="model") -> Path:
+    """Writes what `measure.measure_files` takes, for batches of one.
+
+    Args:
+      folder: where.
+      model: the network.
+      runtime: of `measure.RUNTIMES`.
+      precision: "float32", or "int8" for "litert", with ranges from random images: they do not
+        matter to the time.
+      name: of the file, without its ending.
+
+    Returns:
+      Its path.
+
+    Raises:
+      UsageError: the runtime has no such precision, or is not installed.
+    """
+    if runtime == "xla":
+        if precision != "float32":
+            raise UsageError(f"--precision={precision}: XLA has float32 only; --runtime=litert")
+        path = folder / f"{name}.json"
+        path.write_text(spec_to_json(model.spec.replace(quant=None)))
+        return path
+    target = Target(file_format=_FORMATS[runtime], precision=precision)
+    network = None
+    if precision == "int8":
+        spec = model.spec.replace(quant=None)
+        shape = (_CALIBRATION_IMAGES, spec.resolution, spec.resolution, spec.in_channels)
+        images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+        options = Options(observer="min_max")
+        network = quantize(spec, model.variables, [images], options)
+    path = folder / f"{name}.{target.file_format}"
+    path.write_bytes(write(model, target, network))
+    return path
+
+
+# What a person names to have it measured: a run, an import, a configuration, a file.
+
+_RUNTIMES = {".tflite": "litert", ".onnx": "onnxruntime"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A file to measure, or the network to write one from.
+
+    name: for people.
+    runtime: the only one that reads the file; None of a network.
+    """
+
+    name: str
+    path: Path | None = None
+    runtime: str | None = None
+    model: Model | None = None
+
+    def prepare(self, folder: Path, runtime: str, precision: str, name: str = "model") -> Path:
+        """The file for `measure.measure_files`.
+
+        Raises:
+          UsageError: it is not one of this runtime, or cannot be written for it.
+        """
+        if self.path is None:
+            return write_file(folder, self.model, runtime, precision, name)
+        if self.runtime != runtime:
+            raise UsageError(f"{self.path}: a file of --runtime={self.runtime}, not of {runtime}")
+        return self.path
+
+
+def of_file(path: Path) -> Source:
+    """A TFLite or ONNX file.
+
+    Raises:
+      UsageError: there is none, or it is of another kind.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    if path.suffix not in _RUNTIMES:
+        raise UsageError(f"{path}: expected a name that ends in .tflite or .onnx")
+    return Source(name=path.name, path=path, runtime=_RUNTIMES[path.suffix])
+
+
+def of_folder(folder: Path, step: int | str | None = None, weights: str = "auto") -> Source:
+    """A run folder or an import folder, as `train.model.load` reads it."""
+    model = load_model(folder, step=step, weights=weights)
+    return Source(name=folder.absolute().name, model=model)
+
+
+def of_spec(spec: NetSpec, name: str | None = None) -> Source:
+    """A network, with random weights."""
+    return Source(name=name or spec.name, model=random_model(spec.replace(quant=None)))
+
+
+def of_config(text: str, overrides=()) -> Source:
+    """The network of a configuration, FILE[:ARGUMENT], with random weights.
+
+    Raises:
+      UsageError: it is wrong, or leaves the network to a run or to data.
+    """
+    config = parse_config(text, overrides)
+    if config.init is not None:
+        raise UsageError(f"--config={text}: takes its network from weights; give --import or --run")
+    if config.net.num_classes is None:  # as many as the data has: a thousand of a thousand
+        config.net.num_classes = 1000
+    return of_spec(spec_of(config))
+
+
+def of_anything(text: str) -> Source:
+    """By what is there: a folder of a run or an import, a .tflite or .onnx file, a spec (.json),
+    or a configuration (.py, with an argument after a colon).
+
+    Raises:
+      UsageError: nothing of these.
+    """
+    path = Path(text)
+    if path.is_dir():
+        return of_folder(path)
+    if path.suffix == ".json" and path.is_file():
+        try:
+            return of_spec(spec_from_json(path.read_text()), path.stem)
+        except ValueError as e:
+            raise UsageError(f"{path}: {e}") from e
+    if text.partition(":")[0].endswith(".py"):
+        return dataclasses.replace(of_config(text), name=Path(text).name)
+    return of_file(path)

@@ -1,0 +1,235 @@
+"""sessions.jsonl of a run folder: how, where and with what the run was started, each time."""
+
+import contextlib
+import functools
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
+from mbv3_jax.core.errors import InUse, RunError, UsageError
+from mbv3_jax.core.files import temporary_of, write_atomically
+from mbv3_jax.run.config import config_differences, config_from_json, config_to_json
+
+SESSIONS = "sessions.jsonl"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def note_session(run: Path) -> None:
+    """Adds a line about this process: time, command, host, devices, versions, commit."""
+    devices = jax.devices()
+    session = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.orig_argv),
+        "host": socket.gethostname(),
+        "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} processes",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in _PACKAGES},
+        },
+        "commit": _commit(),
+    }
+    with (run / SESSIONS).open("a") as file:
+        file.write(json.dumps(session, ensure_ascii=False) + "\n")
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The commit of this code, with "-dirty" if it was changed; None outside of git."""
+    command = ("git", "describe", "--always", "--dirty", "--abbrev=12")
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+# The folder of a run: its configuration, metrics, checkpoints and result.
+#
+# config.json       what the run was started with; another configuration is refused
+# spec.json         the network
+# classes.json      the names of the classes, by label
+# sessions.jsonl    a line for each start: command, commit, versions, devices
+# init.json         the folder whose weights the run started from, if any; see `start.py`
+# metrics.jsonl     a line per log and evaluation
+# events.out.*      the same for TensorBoard
+# checkpoints/      a folder per step, see `checkpoint.py`
+# predictions.npz   of every held-out image, if config.save_predictions; see `predictions.py`
+# summary.json      the result, once the run has ended
+# lock              held by the command that writes here
+
+LOCK = "lock"
+
+
+def claim_folder(
+    run: Path,
+    config: ConfigDict,
+    spec: NetSpec,
+    class_names: Sequence[str] = (),
+    init: dict | None = None,
+) -> contextlib.AbstractContextManager:
+    """Makes the folder of a new run, or finds that an old one is of the same configuration.
+
+    Returns:
+      A context manager at whose end another command may use the folder; so it may when this
+      process has died, however it did.
+
+    Raises:
+      UsageError: the path is no folder, cannot be written, looks like a pattern, is in use by
+        another command, or holds a run of another configuration (the message lists the fields
+        that differ) or network.
+    """
+    path = run / "config.json"
+    ours = (temporary_of(path).name, LOCK)
+    if wild := set("*?[") & set(str(run.absolute())):
+        raise UsageError(
+            f"{run}: checkpoints cannot be read from a path with {' '.join(sorted(wild))} in it, "
+            "which Orbax takes for a pattern; choose another --workdir"
+        )
+    lock = contextlib.ExitStack()
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            stored = read_config(run)
+            check_same_config(run, config, stored)
+            _compare_network(run, spec)
+            lock = lock_folder(run)
+            if config_to_json(config) != config_to_json(stored):  # where the data lies now
+                write_atomically(path, config_to_json(config))
+        elif foreign := [p.name for p in run.iterdir() if p.name not in ours]:
+            raise UsageError(
+                f"{run} is no run folder (it holds {foreign[0]} and no config.json); "
+                "choose another with --workdir"
+            )
+        else:
+            lock = lock_folder(run)
+            write_atomically(path, config_to_json(config))
+        if not (run / "spec.json").exists():  # new, or killed since it wrote the other
+            write_atomically(run / "spec.json", spec_to_json(spec))
+        if class_names and not (run / "classes.json").exists():
+            names = json.dumps(class_names, indent=1, ensure_ascii=False)
+            write_atomically(run / "classes.json", names)
+        if init:
+            write_atomically(run / "init.json", json.dumps(init, indent=1, ensure_ascii=False))
+        if not (run / "summary.json").exists():
+            note_session(run)
+    except OSError as e:
+        lock.close()
+        raise UsageError(f"cannot write to {run}: {e.strerror}; choose another --workdir") from e
+    return lock
+
+
+def lock_folder(run: Path) -> contextlib.ExitStack:
+    """Holds the lock of the folder until closed; the kernel drops it when the process dies."""
+    held = contextlib.ExitStack()
+    if (run / "summary.json").exists():  # nothing more will be written
+        return held
+    try:
+        import fcntl
+
+        file = held.enter_context((run / LOCK).open("a+"))
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        held.close()
+        raise InUse(
+            f"{run} is in use by another command ({(run / LOCK).read_text()}); wait for it, stop "
+            "it, or choose another --workdir"
+        ) from e
+    except (ImportError, OSError) as e:  # Windows, or a file system that has no locks
+        reason = getattr(e, "strerror", None) or e
+        note = f"note: {run} cannot be locked ({reason}); see that no other command uses it"
+        Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True).print(note)
+        return held
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return held
+
+
+def wait_for_folder(run: Path, *, seconds: float = 30.0) -> None:
+    """Waits until the folder that another process has claimed is seen here too.
+
+    Raises:
+      RunError: it is not; each machine has its own folder of that name.
+    """
+    end = time.monotonic() + seconds
+    while not (run / "config.json").exists():
+        if time.monotonic() > end:
+            raise RunError(
+                f"{run} is not the folder that the first process made: all processes need one "
+                "--workdir, on a file system that they share"
+            )
+        time.sleep(0.1)
+
+
+def check_same_config(run: Path, config: ConfigDict, stored: ConfigDict) -> None:
+    """Raises UsageError, naming the fields, where the folder's configuration is another."""
+    different = config_differences(config, stored)
+    if different:
+        listed = "\n".join(
+            f"  {field}: this command {ours!r}, the folder {theirs!r}"
+            for field, (ours, theirs) in different.items()
+        )
+        raise UsageError(
+            f"{run} holds a run with another configuration:\n{listed}\n"
+            "give these values, or choose another folder with --workdir"
+        )
+
+
+def _compare_network(run: Path, spec: NetSpec) -> None:
+    """The same configuration may have another network: the file of config.spec has changed."""
+    path = run / "spec.json"
+    if not path.exists():  # killed before it was written
+        return
+    try:
+        stored = spec_from_json(path.read_text())
+    except ValueError as e:
+        raise UsageError(f"{path} is damaged ({e}); choose another --workdir") from e
+    if stored != spec:
+        raise UsageError(
+            f"{run} holds a run of another network than the configuration gives now, "
+            f"{spec.name}; choose another folder with --workdir"
+        )
+
+
+def read_config(run: Path) -> ConfigDict:
+    """The configuration of an existing run folder.
+
+    Raises:
+      UsageError: the folder is none.
+    """
+    path = run / "config.json"
+    if not path.is_file():
+        raise UsageError(f"{run} is no run folder: it has no config.json")
+    try:
+        return config_from_json(path.read_text())
+    except ValueError as e:
+        raise UsageError(f"{path} is damaged ({e}); choose another --workdir") from e
+
+
+def read_summary(run: Path) -> dict | None:
+    """What the run ended with, or None if it has not ended.
+
+    Raises:
+      RunError: the file is damaged.
+    """
+    path = run / "summary.json"
+    try:
+        return json.loads(path.read_text()) if path.is_file() else None
+    except ValueError as e:
+        raise RunError(f"{path} is damaged ({e}); remove it and run the same command again") from e

@@ -1,0 +1,154 @@
+"""Metrics as they come: lines of JSON, TensorBoard events, a progress bar."""
+
+import contextlib
+import json
+import os
+import socket
+import struct
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
+
+FILE = "metrics.jsonl"
+
+
+class Metrics:
+    """Appends records to `metrics.jsonl` and to TensorBoard events in the same folder.
+
+    A record is {"step": int, "kind": "train" or "eval", ...floats}. A run that resumes at a step
+    drops the records past it, which it is about to write again: each step stands there once.
+    """
+
+    def __init__(self, run: Path, *, resume_step: int):
+        self._path = run / FILE
+        records = [r for r in read_metrics(run) if r["step"] <= resume_step]
+        self._written = {(r["step"], r["kind"]) for r in records}
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in records))
+        temporary.replace(self._path)
+        self._file = self._path.open("a")
+        self._events = _Events(run, purge_step=resume_step + 1)
+
+    def write(self, step: int, kind: str, values: dict[str, float]) -> None:
+        """Adds one record; it is with the operating system when this returns.
+
+        Nothing is added where the record stands already: the last evaluation comes after the
+        last checkpoint, and a run killed after both evaluates again.
+        """
+        if (step, kind) in self._written:
+            return
+        self._written.add((step, kind))
+        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        self._file.flush()
+        self._events.write(step, {f"{kind}/{name}": value for name, value in values.items()})
+
+    def close(self) -> None:
+        """Closes both."""
+        for file in (self._file, self._events):
+            # What could not be written has been reported by `write`.
+            with contextlib.suppress(OSError):
+                file.close()
+
+
+def best_record(run: Path) -> dict | None:
+    """The record of the best evaluation by top-1, the earliest of equals; None before the first."""
+    records = [r for r in read_metrics(run) if r["kind"] == "eval"]
+    return max(records, key=lambda r: r["top1"], default=None)
+
+
+class _Events:
+    """A TensorBoard event file.
+
+    tensorboardX writes by a thread of its own: a kill loses what is queued for it, and a full
+    disk ends it, after which the next events wait for ever. Hence its formats, but not its thread.
+    """
+
+    def __init__(self, run: Path, *, purge_step: int):
+        # TensorBoard reads the files of a folder in the order of their names.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = (run / name).open("xb")
+        self._add(Event(file_version="brain.Event:2"))
+        # Readers drop what an earlier file has from this step on.
+        self._add(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self._add(Event(step=step, summary=Summary(value=scalars)))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        checked = (length, struct.pack("<I", masked_crc32c(length)))
+        self._file.write(b"".join((*checked, data, struct.pack("<I", masked_crc32c(data)))))
+        self._file.flush()
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """The records of a run folder; a last line that a kill cut short is left out."""
+    path = run / FILE
+    records = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+class ProgressBar:
+    """A live line: step, loss, top-1, images/s, time left. Plain lines where there is no terminal.
+
+    Use as a context manager.
+    """
+
+    _SECONDS_BETWEEN_LINES = 5.0
+
+    def __init__(self, console: Console, *, total_steps: int, start_step: int):
+        self._console, self._total = console, total_steps
+        self._live = console.is_terminal
+        self._last_line = 0.0
+        self._progress = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=None),
+            TextColumn("loss {task.fields[loss]:.3f}  top-1 {task.fields[top1]:6.2%}"),
+            TextColumn("{task.fields[rate]:.0f} images/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self._live,
+        )
+        self._task = self._progress.add_task(
+            "train", total=total_steps, completed=start_step, loss=float("nan"), top1=0.0, rate=0.0
+        )
+
+    def __enter__(self) -> "ProgressBar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._progress.stop()
+
+    def update(self, step: int, *, loss: float, top1: float, rate: float) -> None:
+        """Shows the numbers of the latest steps; `rate` in images/s."""
+        self._progress.update(self._task, completed=step, loss=loss, top1=top1, rate=rate)
+        now = time.monotonic()
+        due = now - self._last_line >= self._SECONDS_BETWEEN_LINES or step == self._total
+        if not self._live and due:
+            self._last_line = now
+            self._console.print(
+                f"step {step}/{self._total}  loss {loss:.3f}  top-1 {top1:.2%}  {rate:.0f} images/s"
+            )
+
+    def print(self, text: str) -> None:
+        """A line above the bar."""
+        self._console.print(text)

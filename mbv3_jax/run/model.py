@@ -1,0 +1,279 @@
+"""A trained network with all that its use needs, read from a run folder or an import folder.
+
+An import folder holds weights that come from elsewhere, or go there:
+
+spec.json            the network
+classes.json         the names of the classes, by label
+preprocessing.json   how an image becomes its input
+origin.json          where the weights come from; for people
+weights/             parameters and BatchNorm statistics, as Orbax stores them
+digests.json         checksums of the files in weights/
+"""
+
+import dataclasses
+import json
+import math
+import numbers
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
+from mbv3_jax.core.checks import choose, flag
+from mbv3_jax.core.errors import RunError, UsageError, first_line
+from mbv3_jax.data import augment
+from mbv3_jax.data.decode import CENTRAL, CENTRAL_FRACTION, INTERPOLATIONS
+from mbv3_jax.nn import functional
+from mbv3_jax.run.checkpoint import (
+    DIGESTS,
+    Checkpoints,
+    check_digests,
+    is_averaged,
+    read_arrays,
+    write_arrays,
+    write_digests,
+)
+
+WEIGHTS = ("auto", "ema", "raw")
+_SPEC, _CLASSES, _PREPROCESSING, _ORIGIN, _ARRAYS = (
+    "spec.json",
+    "classes.json",
+    "preprocessing.json",
+    "origin.json",
+    "weights",
+)
+_IMPORT = (_SPEC, _CLASSES, _PREPROCESSING, _ORIGIN, _ARRAYS, DIGESTS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image file becomes the input of a network; the resolution is its spec's.
+
+    mean, std: of each channel, of values from 0 to 1: the input is (value - mean) / std.
+    interpolation, crop_fraction, central, exif_rotate: of `data.decode.decode_view`.
+    """
+
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    crop_fraction: float = CENTRAL_FRACTION
+    interpolation: str = "bilinear"
+    central: str = "square"
+    exif_rotate: bool = True
+
+    def __post_init__(self):
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if not isinstance(values, list | tuple) or len(values) != 3:
+                raise ValueError(f"{name}: got {values!r}, expected 3 numbers")
+            for value in values:
+                if not _is_number(value) or (name == "std" and value <= 0):
+                    wanted = "positive numbers" if name == "std" else "numbers"
+                    raise ValueError(f"{name}: got {values!r}, expected 3 {wanted}")
+            object.__setattr__(self, name, tuple(map(float, values)))
+        if not _is_number(self.crop_fraction) or not 0 < self.crop_fraction <= 1:
+            raise ValueError(
+                f"crop_fraction: got {self.crop_fraction!r}, expected above 0 and at most 1"
+            )
+        choose("interpolation", self.interpolation, INTERPOLATIONS)
+        choose("central", self.central, CENTRAL)
+        flag("exif_rotate", self.exif_rotate)
+
+    @property
+    def crop(self) -> dict:
+        """The options of `data.decode.decode_view`."""
+        names = ("crop_fraction", "interpolation", "central", "exif_rotate")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def normalize(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The option of `data.augment.make_preprocess`."""
+        return self.mean, self.std
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A trained network.
+
+    spec: the network.
+    variables: {"params", "batch_stats"}, float32 arrays of NumPy or JAX.
+    preprocessing: from an image file to its input.
+    class_names: one per label.
+    """
+
+    spec: NetSpec
+    variables: functional.Variables
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+
+    def __post_init__(self):
+        if len(self.class_names) != self.spec.num_classes:
+            raise ValueError(
+                f"class_names: got {len(self.class_names)}, expected the "
+                f"{self.spec.num_classes} of the network {self.spec.name}"
+            )
+        functional.check(self.spec, self.variables)
+
+
+def save_model(folder: Path, model: Model, *, origin: Mapping) -> None:
+    """Writes an import folder, whole or not at all.
+
+    Args:
+      folder: a path where there is nothing yet, or an empty folder.
+      model: what to write.
+      origin: what JSON can hold: where the weights come from.
+
+    Raises:
+      UsageError: the folder is not empty, or Orbax cannot read from a path like that.
+      RunError: it cannot be written; nothing is left of it.
+    """
+    folder = Path(folder)
+    if wild := set("*?[") & set(str(folder.absolute())):
+        raise UsageError(f"{folder}: Orbax takes {' '.join(sorted(wild))} for a pattern")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is there already; give a folder that is new or empty")
+    aside = folder.absolute().with_name(f".{folder.name}.tmp")
+    texts = {
+        _SPEC: spec_to_json(model.spec),
+        _CLASSES: _to_json(model.class_names),
+        _PREPROCESSING: _to_json(dataclasses.asdict(model.preprocessing)),
+        _ORIGIN: _to_json(dict(origin)),
+    }
+    try:
+        shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+        aside.mkdir(parents=True)
+        for name, text in texts.items():
+            (aside / name).write_text(text)
+        arrays = jax.tree.map(np.asarray, model.variables)
+        write_arrays(epath.Path(aside / _ARRAYS), arrays)
+        write_digests(epath.Path(aside))
+        aside.replace(folder)
+    except Exception as e:  # whatever the storage raises
+        raise RunError(f"cannot write {folder}: {first_line(e)}") from e
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def load_model(folder: Path, *, step: int | str | None = None, weights: str = "auto") -> Model:
+    """Reads a run folder or an import folder; which of the two, its files tell.
+
+    Args:
+      folder: of either kind; it is only read.
+      step: which checkpoint of a run; None for the newest, "best" for the best.
+      weights: of a run: "ema" or "raw"; "auto" takes the average if the run keeps one.
+
+    Returns:
+      The model, its variables NumPy arrays.
+
+    Raises:
+      UsageError: no such folder, one of neither kind, or an option that it does not have.
+      RunError: it is damaged, or has no such checkpoint.
+    """
+    folder = Path(folder)
+    choose("weights", weights, WEIGHTS)
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    if (folder / "config.json").is_file():
+        return _load_run(folder, step, weights)
+    missing = [name for name in _IMPORT if not (folder / name).exists()]
+    if len(missing) == len(_IMPORT):
+        raise UsageError(
+            f"{folder} is neither a run folder (it has no config.json) nor an import folder "
+            f"(it has no {_PREPROCESSING})"
+        )
+    if missing:
+        raise RunError(f"{folder} is no whole import folder: it has no {missing[0]}")
+    if step is not None or weights != "auto":
+        option = "step" if step is not None else "weights"
+        raise UsageError(f"--{option}: {folder} is an import folder, which has one set of weights")
+    return _load_import(folder)
+
+
+def preprocessing_of_config(config: ConfigDict) -> Preprocessing:
+    """The preprocessing that a configuration asks for in evaluation."""
+    mean, std = augment.normalization(config.augment.normalize)
+    return Preprocessing(mean=mean, std=std, **crop_options(config))
+
+
+def preprocessing_of_run(run: Path, config: ConfigDict) -> Preprocessing:
+    """The preprocessing of a run: its configuration's, or that of the weights it started from.
+
+    Raises:
+      RunError: the record of these is damaged.
+    """
+    if config.init is None:
+        return preprocessing_of_config(config)
+    return _read(run / "init.json", lambda text: Preprocessing(**json.loads(text)["preprocessing"]))
+
+
+def crop_options(config: ConfigDict) -> dict:
+    """The fields of `Preprocessing` that a configuration gives, but for the normalisation."""
+    fields = ("crop_fraction", "interpolation", "central", "exif_rotate")
+    return {name: config.data[name] for name in fields if config.data[name] is not None}
+
+
+def _load_run(run: Path, step: int | str | None, weights: str) -> Model:
+    checkpoints = Checkpoints(run, read_only=True)
+    try:
+        step = checkpoints.find(step)
+        spec, config = checkpoints.description(step)
+        averaged = is_averaged(run, config, weights)
+        variables = checkpoints.variables(step, functional.shapes(spec), averaged=averaged)
+    finally:
+        checkpoints.close()
+    # Older runs have no names.
+    names = _read(run / _CLASSES, _names) if (run / _CLASSES).exists() else None
+    names = names or tuple(map(str, range(spec.num_classes)))
+    return _make(run, spec, variables, preprocessing_of_run(run, config), names)
+
+
+def _load_import(folder: Path) -> Model:
+    spec = _read(folder / _SPEC, spec_from_json)
+    names = _read(folder / _CLASSES, _names)
+    preprocessing = _read(folder / _PREPROCESSING, _preprocessing)
+    try:
+        check_digests(epath.Path(folder))
+        variables = read_arrays(epath.Path(folder) / _ARRAYS, functional.shapes(spec))
+    except Exception as e:  # whatever a damaged file makes the storage raise
+        raise RunError(f"{folder} cannot be read: {first_line(e)}") from e
+    return _make(folder, spec, variables, preprocessing, names)
+
+
+def _make(folder: Path, spec, variables, preprocessing, names) -> Model:
+    try:
+        return Model(spec=spec, variables=variables, preprocessing=preprocessing, class_names=names)
+    except ValueError as e:
+        raise RunError(f"{folder} does not fit together: {e}") from e
+
+
+def _read(path: Path, parse):
+    try:
+        return parse(path.read_text())
+    except (OSError, ValueError, TypeError) as e:
+        raise RunError(f"{path} is damaged: {first_line(e)}") from e
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = json.loads(text)
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise ValueError("expected a list of names")
+    return tuple(names)
+
+
+def _preprocessing(text: str) -> Preprocessing:
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise ValueError(f"got {fields!r}, expected an object")
+    return Preprocessing(**fields)
+
+
+def _to_json(value) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,223 @@
+"""predict, embed, eval and plot as commands, on a run and on an import, with bad files among."""
+
+import json
+
+import numpy as np
+import pytest
+from paths import TINY
+from PIL import Image
+
+from mbv3_jax import __main__
+from mbv3_jax.run.model import load_model, save_model
+from mbv3_jax.train import loop
+from mbv3_jax.train.inference import label_map
+
+LEVELS = {"dark": 60, "light": 190, "mid": 125}
+
+
+def draw(path, level, rng):
+    pixels = np.clip(rng.normal(level, 40, (40, 52, 3)), 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(path, quality=90)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 16), ("val", 7)):
+        for name, level in LEVELS.items():
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                draw(root / split / name / f"{i}.jpg", level, rng)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(images, tmp_path_factory, tiny_config):
+    """A run that has learnt something, with a crop and a normalisation of its own."""
+    fields = {
+        "data.name": f"folder:{images}",
+        "data.num_examples": None,
+        "data.num_workers": 0,
+        "data.crop_fraction": 0.7,
+        "data.interpolation": "bicubic",
+        "net.num_classes": None,
+        "augment.normalize": "torch",
+        "augment.rotate_degrees": 0.0,
+        "schedule.base_lr": 0.05,
+        "total_steps": 40,
+        "eval_every_steps": 40,
+        "checkpoint_every_steps": 40,
+        "ema_decay": None,
+        "save_predictions": True,
+    }
+    run = tmp_path_factory.mktemp("runs") / "run"
+    loop.train(tiny_config(*(f"--config.{k}={v}" for k, v in fields.items())), run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def imported(run):
+    save_model(run.parent / "import", load_model(run), origin={"run": str(run)})
+    return run.parent / "import"
+
+
+@pytest.fixture
+def do(capsys):
+    """do(*arguments) -> (exit code, standard output, standard error) of a command."""
+
+    def run(*arguments):
+        code = __main__.main([str(a) for a in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_predict_equals_eval(do, run, imported, images):
+    code, out, _ = do("eval", "--run", run)
+    evaluated = json.loads(out)
+    assert code == 0 and evaluated["count"] == 21
+    assert evaluated["top1"] > 0.6  # by chance: 0.33
+    for folder in (["--run", run], ["--import", imported]):
+        code, out, err = do("predict", *folder, images / "val", "--json", "--batch", "5")
+        lines = [json.loads(line) for line in out.splitlines()]
+        assert code == 0 and len(lines) == 21
+        right = [line["predictions"][0]["class"] in line["image"].split("/") for line in lines]
+        assert sum(right) / 21 == evaluated["top1"]
+        for line in lines:
+            assert sum(p["probability"] for p in line["predictions"]) == pytest.approx(1, abs=1e-5)
+        assert err.startswith("21 images in ")
+        # Each prediction is that of the last evaluation, to rounding in another batch size.
+        said = np.load(run / "predictions.npz")
+        assert [line["image"] for line in lines] == said["path"].tolist()
+        top = [line["predictions"][0] for line in lines]
+        assert [p["label"] for p in top] == said["prediction"].tolist()
+        np.testing.assert_allclose([p["probability"] for p in top], said["probability"], rtol=1e-4)
+
+
+def test_eval_of_an_import_on_data_uses_its_preprocessing(do, run, imported, images, tmp_path):
+    _, out, _ = do("eval", "--run", run)
+    want = json.loads(out)
+    code, out, _ = do("eval", "--import", imported, f"--data=folder:{images}", "--batch=8")
+    got = json.loads(out)
+    assert code == 0
+    assert (got["split"], got["labels"], got["count"]) == ("val", "by name", 21)
+    assert got["top1"] == want["top1"]
+    assert got["loss"] == pytest.approx(want["loss"], rel=1e-5)
+    # Two of the classes, in a folder without splits: all images count, labels go by name.
+    flat = tmp_path / "flat"
+    for name in ("mid", "light"):
+        (flat / name).mkdir(parents=True)
+        for file in (images / "val" / name).iterdir():
+            (flat / name / file.name).write_bytes(file.read_bytes())
+    code, out, _ = do("eval", "--import", imported, f"--data=folder:{flat}")
+    got = json.loads(out)
+    said = np.load(run / "predictions.npz")
+    chosen = said["label"] > 0
+    assert (got["split"], got["count"]) == ("all", 14)
+    right = said["label"][chosen] == said["prediction"][chosen]
+    assert got["top1"] == pytest.approx(right.mean())
+    # A configuration gives data too, and may change the view.
+    where = [f"--config.data.name=folder:{images}", "--config.data.num_examples=None"]
+    options = ["--config.data.crop_fraction=0.3", "--config.eval_batch_size=4"]
+    code, out, _ = do("eval", "--import", imported, f"--config={TINY}", *where, *options)
+    assert code == 0 and json.loads(out)["loss"] != want["loss"]
+
+
+def test_a_table_a_list_and_bad_files_among_good_ones(do, run, images, tmp_path):
+    bad, note = tmp_path / "bad.jpg", tmp_path / "list.txt"
+    bad.write_bytes(b"no image")
+    good = images / "val" / "dark" / "3.jpg"
+    note.write_text(f"{good}\n\n{bad}\n{tmp_path / 'gone.png'}\n")
+    for given in ([f"@{note}"], ["--list", note]):
+        code, out, err = do("predict", "--run", run, *given)
+        assert code == 1
+        assert str(good) in out and "dark" in out and "light" in out
+        lines = err.splitlines()
+        assert lines[0].startswith(f"error: {bad}: cannot decode 8 bytes as an image: ")
+        assert lines[1] == f"error: {tmp_path / 'gone.png'}: No such file or directory"
+        assert lines[2].startswith("3 images in ") and lines[2].endswith(", 2 could not be read")
+    code, out, _ = do("predict", "--run", run, bad, good, "--json")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 1
+    assert lines[0]["image"] == str(bad) and "cannot decode" in lines[0]["error"]
+    assert lines[1]["predictions"][0]["class"] == "dark"
+
+
+def test_sheets_and_plots(do, run, images, tmp_path):
+    files = [tmp_path / f"{name}.png" for name in ("sheet", "curves", "confusion")]
+    code, _, err = do("predict", "--run", run, images / "val", f"--save={files[0]}")
+    assert code == 0 and f"sheet: {files[0]}" in err
+    for what, file in zip(("curves", "confusion"), files[1:], strict=True):
+        code, out, _ = do("plot", "--run", run, f"--what={what}", f"--out={file}")
+        assert code == 0 and out == f"{file}\n"
+    for file in files:
+        assert np.asarray(Image.open(file)).std() > 5  # something is drawn
+
+
+def test_embeddings(do, imported, images, tmp_path):
+    out, bad = tmp_path / "found.npz", tmp_path / "bad.jpg"
+    bad.write_bytes(b"")
+    code, _, err = do("embed", "--import", imported, images / "val", bad, f"--out={out}")
+    assert code == 1 and f"error: {bad}: " in err and "21 embeddings of 16 values" in err
+    found, trained = np.load(out), load_model(imported)
+    assert found["embedding"].shape == (21, 16)
+    layer = trained.variables["params"]["logits"]
+    logits = found["embedding"] @ layer["kernel"][0, 0] + layer["bias"]
+    said = np.load(imported.parent / "run" / "predictions.npz")
+    assert found["path"].tolist() == said["path"].tolist()
+    np.testing.assert_array_equal(logits.argmax(1), said["prediction"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.jpg", "found.npz"]
+
+
+def test_wrong_commands_are_one_line_and_make_nothing(do, run, imported, images, tmp_path):
+    empty, one = tmp_path / "empty", images / "val" / "dark" / "0.jpg"
+    empty.mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "other" / name).mkdir(parents=True)
+        (tmp_path / "other" / name / "0.jpg").write_bytes(one.read_bytes())
+        (tmp_path / "other" / name / "1.jpg").write_bytes(one.read_bytes())
+    from_run, from_import = ["--run", run], ["--import", imported]
+    wrong = [
+        (["predict", *from_run], "no image given: name files, folders, or a list as @FILE"),
+        (["predict", *from_run, empty], f"{empty}: no image in this folder"),
+        (["predict", *from_run, "@/nowhere"], "/nowhere: this list cannot be read: No such file"),
+        (["predict", *from_run, one, "--top=3"], "unknown option --top=3; see predict --help"),
+        (["predict", *from_run, one, "--batch=0"], "batch: got 0, expected a whole number of at"),
+        (["predict", *from_run, one, "--save=/x/y.png"], "--save: /x: no such folder"),
+        (["predict", *from_run, one, "--save=y.txt"], "--save: got y.txt, expected a name that en"),
+        (["predict", "--run", empty, one], f"{empty} is neither a run folder"),
+        (["predict", *from_run, one, "--step=best"], "keeps no best checkpoint"),
+        (["predict", *from_import, one, "--step=3"], "is an import folder, which has one set of"),
+        (["embed", *from_run, one, "--out=x.csv"], "--out: got x.csv, expected a name that ends"),
+        (["eval", *from_import], "eval --import needs data: --data=folder:PATH, or --config=FILE"),
+        (
+            ["eval", *from_import, f"--config={TINY}", "--config.net.width=2.0"],
+            "--config.net.width=2.0: has no part in an evaluation, which takes network and prep",
+        ),
+        (["eval", *from_import, "--data=folder:/nowhere"], "/nowhere: no such folder"),
+        (["eval", *from_import, "--data=digits"], "the data has 10 classes, the network 3, which"),
+        (
+            ["eval", *from_import, f"--data=folder:{tmp_path / 'other'}"],
+            "the data has 2 classes, the network 3, which has no class 'cat' (2 such)",
+        ),
+        (["plot", "--run", empty, "--what=mistakes", "--out=x.png"], "has no predictions.npz: a r"),
+    ]
+    for arguments, message in wrong:
+        code, out, err = do(*arguments)
+        assert (code, out) == (2, ""), arguments
+        assert err.startswith("error: ") and err.count("\n") == 1, err
+        assert message in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "other"]
+
+
+def test_labels_by_name_or_by_order():
+    network = ("cat", "dog", "owl")
+    assert label_map(("owl", "cat"), network)[0].tolist() == [2, 0]
+    assert label_map(network, network) == (pytest.approx([0, 1, 2]), "by name")
+    labels, how = label_map(("n01", "n02", "n03"), network)
+    assert (labels.tolist(), how) == ([0, 1, 2], "by order")
+    with pytest.raises(ValueError, match=r"which has no class 'cow' \(1 such\)"):
+        label_map(("cat", "cow", "dog"), network)
+    with pytest.raises(ValueError, match=r"several classes named 'crane'"):
+        label_map(("crane",), ("crane", "crane"))

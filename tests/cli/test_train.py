@@ -1,0 +1,99 @@
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from paths import TINY
+from run_checks import checkpoint_steps
+
+from mbv3_jax.cli import train
+from mbv3_jax.run.checkpoint import Checkpoints
+from mbv3_jax.run.config import config_to_json, parse_config
+
+
+def main(*arguments):
+    return train.main([f"--config={TINY}", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("config", "folder"),
+    [
+        ("configs/small.py", "runs/small"),
+        ("configs/small.py:imagenet", "runs/small-imagenet"),
+        ("/a/b/large.py:imagenet,recipe=slim", "runs/large-imagenet-recipe=slim"),
+        ("configs/small.py:../../etc", "runs/small-..-..-etc"),
+    ],
+)
+def test_default_run_folder(config, folder):
+    assert train.default_workdir(config) == Path(folder)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.nope=1", "--config.nope=1: config has no field 'nope'; its fields: accum_steps"),
+        ("--config.seed=x", "--config.seed: got 'x', expected a value of type int"),
+        ("--config.net.se=some", "config.net.se: got 'some', expected one of 'paper', 'none'"),
+        ("--config.net.resolution=16", "config.net.resolution: got 16, expected a whole number"),
+        ("--config.batch_size=9", "config: batch_size: got 9, which 2 devices do not divide"),
+        ("--verbose", "unknown option --verbose; fields are set as --config.NAME=VALUE"),
+        ("extra", "unknown option extra; fields are set as --config.NAME=VALUE"),
+        ("--config=configs/none.py", "--config: no Python file 'configs/none.py'; see configs/"),
+        ("--config.net.se=:100:", "config.net.se: got ':100:', expected one of"),  # no emoji
+        ("--workdir=runs/a[1]", "runs/a[1]: checkpoints cannot be read from a path with [ in it"),
+        ("--workdir=/dev/null/run", "cannot write to /dev/null/run: Not a directory; choose ano"),
+    ],
+)
+def test_a_wrong_command_is_one_line_and_leaves_nothing(tmp_path, capfd, flag, message):
+    run = tmp_path / "run"
+    assert main(f"--workdir={run}", flag) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+    assert not run.exists()
+
+
+def test_without_a_configuration(capfd):
+    with pytest.raises(SystemExit) as caught:
+        train.main([])
+    assert caught.value.code == 2
+    assert "the following arguments are required: --config" in capfd.readouterr().err
+
+
+def test_ctrl_c_and_the_same_command_again(tmp_path, capfd, monkeypatch):
+    run = tmp_path / "my run"
+
+    def save(self, *args):
+        os.kill(os.getpid(), signal.SIGINT)
+        original(self, *args)  # an exception in here would leave Orbax's threads waiting
+
+    original = Checkpoints.save
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save)
+        assert main(f"--workdir={run}") == 130
+    err = capfd.readouterr().err
+    assert err.endswith(
+        f"interrupted; the same command goes on from the last checkpoint in {run}\n"
+    )
+    assert "Traceback" not in err
+    assert checkpoint_steps(run) == [6]
+    assert main(f"--workdir={run}") == 0
+    out, err = capfd.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert lines[0] == f"resuming from step 6 in {run}"
+    assert "step 12: held-out top-1 10.00%, loss 2.3026" in lines
+    assert lines[-5].startswith("done: 24 steps, 3.8 epochs, ")
+    assert lines[-4] == "top-1 10.00% on all 50 test images (ema weights)"
+    assert lines[-3] == f"run folder: {run}"
+    assert lines[-2].startswith(f"next: python -m mbv3_jax plot --run='{run}' --out=")
+
+
+def test_a_failed_run_is_one_line(tmp_path, capfd):
+    (tmp_path / "checkpoints").write_text("in the way")
+    (tmp_path / "config.json").write_text(config_to_json(parse_config(TINY)))
+    assert main(f"--workdir={tmp_path}") == 1
+    err = capfd.readouterr().err
+    assert err.startswith(f"error: cannot use {tmp_path}/checkpoints: ")
+    assert err.count("\n") == 1

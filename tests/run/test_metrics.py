@@ -1,0 +1,124 @@
+import io
+import json
+import struct
+
+import pytest
+from rich.console import Console
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
+
+from mbv3_jax.run.metrics import Metrics, ProgressBar, read_metrics
+
+
+def events(run):
+    """All events of a folder, file after file, as TensorBoard reads them; checks the checksums."""
+    found = []
+    for path in sorted(run.glob("*tfevents*")):
+        content = path.read_bytes()
+        while content:
+            (size,) = struct.unpack("<Q", content[:8])
+            length, crc, data, data_crc = (
+                content[a:b] for a, b in ((0, 8), (8, 12), (12, 12 + size), (12 + size, 16 + size))
+            )
+            assert struct.unpack("<I", crc) == (masked_crc32c(length),)
+            assert struct.unpack("<I", data_crc) == (masked_crc32c(data),)
+            found.append(Event.FromString(data))
+            content = content[16 + size :]
+    return found
+
+
+def scalars(run):
+    """(step, tag) -> value, with what a later session purges left out."""
+    values = {}
+    for event in events(run):
+        if event.session_log.status == SessionLog.START:
+            values = {k: v for k, v in values.items() if k[0] < event.step}
+        for value in event.summary.value:
+            assert (event.step, value.tag) not in values
+            values[event.step, value.tag] = value.simple_value
+    return values
+
+
+def from_records(run):
+    return {
+        (record["step"], f"{record['kind']}/{name}"): pytest.approx(value, rel=1e-6)
+        for record in read_metrics(run)
+        for name, value in record.items()
+        if name not in ("step", "kind")
+    }
+
+
+def test_records_and_events_agree(tmp_path):
+    metrics = Metrics(tmp_path, resume_step=0)
+    metrics.write(10, "train", {"loss": 2.5, "lr": 1e-3})
+    metrics.write(10, "eval", {"count": 50, "top1": 0.25})
+    # Both are complete before the file is closed, as a kill would leave them.
+    assert read_metrics(tmp_path) == [
+        {"step": 10, "kind": "train", "loss": 2.5, "lr": 1e-3},
+        {"step": 10, "kind": "eval", "count": 50, "top1": 0.25},
+    ]
+    assert scalars(tmp_path) == from_records(tmp_path)
+    assert events(tmp_path)[0].file_version == "brain.Event:2"
+    metrics.close()
+    assert len(scalars(tmp_path)) == 4
+
+
+def test_resuming_drops_what_will_be_written_again(tmp_path):
+    metrics = Metrics(tmp_path, resume_step=0)
+    for step in (10, 20, 30):
+        metrics.write(step, "train", {"loss": float(step)})
+    metrics.close()
+    with (tmp_path / "metrics.jsonl").open("a") as f:
+        f.write('{"step": 40, "kind": "tra')  # a kill in the middle of a line
+    assert [r["step"] for r in read_metrics(tmp_path)] == [10, 20, 30]
+    resumed = Metrics(tmp_path, resume_step=20)
+    resumed.write(30, "train", {"loss": 31.0})
+    resumed.close()
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [
+        (10, 10),
+        (20, 20),
+        (30, 31),
+    ]
+    assert scalars(tmp_path) == from_records(tmp_path)
+    assert all(json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines())
+
+
+def test_a_record_that_stands_already_is_not_written_twice(tmp_path):
+    for _ in range(2):
+        metrics = Metrics(tmp_path, resume_step=10)
+        metrics.write(10, "eval", {"top1": 0.5})
+        metrics.close()
+    assert read_metrics(tmp_path) == [{"step": 10, "kind": "eval", "top1": 0.5}]
+    assert scalars(tmp_path) == {(10, "eval/top1"): 0.5}
+
+
+def test_a_full_disk_is_an_error_where_it_is_met(tmp_path, small_files):
+    metrics = Metrics(tmp_path, resume_step=0)
+    with small_files(1000), pytest.raises(OSError, match="File too large"):
+        for step in range(1, 100):
+            metrics.write(step, "train", {"loss": 2.5})
+    metrics.close()
+    assert 5 < len(read_metrics(tmp_path)) < 50
+
+
+def test_progress_without_a_terminal_is_plain_lines():
+    text = io.StringIO()
+    console = Console(file=text, markup=False, soft_wrap=True)
+    with ProgressBar(console, total_steps=30, start_step=0) as bar:
+        for step in (10, 20, 30):
+            bar.update(step, loss=2.0, top1=0.25, rate=123.4)
+        bar.print("[bold] held-out")
+    assert text.getvalue().splitlines() == [
+        "step 10/30  loss 2.000  top-1 25.00%  123 images/s",  # 20 comes too soon after it
+        "step 30/30  loss 2.000  top-1 25.00%  123 images/s",
+        "[bold] held-out",
+    ]
+
+
+def test_progress_on_a_terminal_shows_the_latest_numbers():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with ProgressBar(console, total_steps=30, start_step=10) as bar:
+        bar.update(20, loss=1.5, top1=0.5, rate=100)
+    shown = console.file.getvalue()
+    for part in ("step 20/30", "loss 1.500", "top-1 50.00%", "100 images/s", "left"):
+        assert part in shown
