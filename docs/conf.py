@@ -86,9 +86,9 @@ _API_INDEX = """API reference
 =============
 
 Made from the docstrings, a page for each room of the package. Imports point one way: ``core``,
-then ``arch``, then ``nn`` and ``data``, which do not know each other, then ``run``, ``train``, and
-on top of these ``quant``, ``interop``, ``export``, ``latency``, ``search`` and ``sweep``; ``report``
-reads run folders. Most programs need only the names that ``import mbv3_jax`` has, see
+then ``arch``, then ``nn`` and ``data``, which do not know each other, then ``run`` and ``train``,
+and on top of these ``quant``, ``interop``, ``export``, ``latency``, ``search`` and ``sweep``.
+``report`` reads run folders. Most programs need only the names that ``import mbv3_jax`` has, see
 :doc:`/getting_started`.
 
 .. toctree::
