@@ -8,6 +8,7 @@ escaped here, in one place, rather than in every module.
 import re
 
 _SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Note|Example):$")
+_FIELDS = (":returns:", ":yields:")
 _LITERAL = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
 
@@ -38,14 +39,14 @@ def _plain(text: str) -> str:
 def _blocks(lines: list[str]) -> list[str]:
     """Indented lines that belong to no section, and tables in columns, as literal blocks."""
     out, in_section, in_block, columns = [], False, False, _in_columns(lines)
-    for i, line in enumerate(_joined(lines)):
+    for i, line in enumerate(_fields(_joined(lines))):
         indented = line.startswith(" ")
         if not line.strip():
             out.append(line)
             in_block = in_block and i + 1 < len(lines) and lines[i + 1].startswith(" ")
             continue
         if not indented and i not in columns:
-            in_section, in_block = bool(_SECTION.match(line)), False
+            in_section, in_block = bool(_SECTION.match(line)) or line in _FIELDS, False
         elif not in_section and not in_block:
             out += ["", "::", ""]
             in_block = True
@@ -81,4 +82,17 @@ def _joined(lines: list[str]) -> list[str]:
         if names and rest:
             out[i] = f"  {names[1]}, {rest[1]}:"
             out[i + 1] = f"    {rest[2]}"
+    return out
+
+
+def _fields(lines: list[str]) -> list[str]:
+    """Returns and Yields as fields; napoleon would take what stands before a colon for a type."""
+    out = list(lines)
+    for i, line in enumerate(lines[:-1]):
+        if line in ("Returns:", "Yields:") and lines[i + 1].startswith("  "):
+            out[i] = f":{line.lower()}"
+            for k in range(i + 1, len(lines)):
+                if lines[k].strip() and not lines[k].startswith(" "):
+                    break
+                out[k] = f"  {lines[k]}" if lines[k].strip() else ""
     return out
