@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import sys
 from importlib import metadata
@@ -122,5 +123,23 @@ _write_api_pages()
 _copy_examples()
 
 
+# Pages link to files outside of docs/ as GitHub needs it; on the site these are pages too.
+_PAGES = {
+    "benchmarks/RESULTS.md": "results/speed.md",
+    "benchmarks/SCALING.md": "results/scaling.md",
+    "benchmarks/EXPORT.md": "results/export.md",
+    "benchmarks/LATENCY.md": "results/latency.md",
+    "benchmarks/SEARCH.md": "results/search.md",
+    "README.md#status": "status.md",
+    "examples/": "examples/",
+}
+
+
+def _link_to_pages(app, docname: str, source: list[str]) -> None:
+    for outside, page in _PAGES.items():
+        source[0] = re.sub(rf"\]\((\.\./)+{re.escape(outside)}", f"](/{page}", source[0])
+
+
 def setup(app):
+    app.connect("source-read", _link_to_pages)
     app.connect("autodoc-process-docstring", docstrings.process, priority=100)
