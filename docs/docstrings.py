@@ -14,10 +14,10 @@ _LITERAL = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
 def process(app, what, name, obj, options, lines: list[str]) -> None:
     """A handler of `autodoc-process-docstring`; it must run before napoleon's."""
-    lines[:] = _blocks([line for text in _escaped("\n".join(lines)) for line in text.split("\n")])
+    lines[:] = _blocks(_escaped("\n".join(lines)).split("\n"))
 
 
-def _escaped(text: str):
+def _escaped(text: str) -> str:
     """The text with ``literals``, and without what would be taken for markup outside of them."""
     parts, end = [], 0
     for match in _LITERAL.finditer(text):
@@ -28,7 +28,7 @@ def _escaped(text: str):
         parts.append(f"{before}``{' '.join(match[1].split())}``{after}")
         end = match.end()
     parts.append(_plain(text[end:]))
-    return ["".join(parts)]
+    return "".join(parts)
 
 
 def _plain(text: str) -> str:
