@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.worker import peak_bytes
 from mbv3_jax.data.loader import train_batches
-from mbv3_jax.data.source import Encoded
+from mbv3_jax.data.decode import Encoded
 
 
 class Files(Encoded):

@@ -24,7 +24,7 @@ import numpy as np
 import optax
 
 from mbv3_jax.arch.spec import NetSpec
-from mbv3_jax.data.clutter import Clutter
+from mbv3_jax.data.sources.clutter import Clutter
 from mbv3_jax.nn import functional
 from mbv3_jax.search.evaluators import TOY_TRUTH, ToyTable
 from mbv3_jax.search.presets import preset

@@ -1,80 +1,91 @@
-"""Training recipes: the data of a run together with every hyper-parameter that goes with it.
+"""Training recipes: every hyper-parameter of a run that depends on its data.
 
 A recipe takes a configuration of any network and fills in the rest. `choose` picks one by the
 argument of a config file: "digits", "clutter", "synthetic", "imagenet", "imagenet,recipe=garden",
-"tfds/cifar10", "folder=/photographs".
+"tfds/cifar10", "folder=/photographs", "FILE.py:NAME" for a source of your own.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from configs import common
+from mbv3_jax.data.source import Entry, find_entry, patterns
 
-_IMAGES = ("imagenet", "tfds/NAME", "folder=PATH")
+Recipe = Callable[[ConfigDict], ConfigDict]
 
 
-def choose(network: str, argument: str, papers: dict[str, Callable]) -> ConfigDict:
-    """The configuration of `network` for what stands after the colon of `--config=FILE:argument`.
+def choose(network: str, argument: str, papers: Mapping[str, Recipe]) -> ConfigDict:
+    """The configuration of `network` for what follows the colon in `--config=FILE:argument`.
 
     Args:
       network: a name of `mbv3_jax.arch.build`.
-      argument: "digits", "clutter", "synthetic", "imagenet", "tfds/NAME" or "folder=PATH"; the
-        last three with ",recipe=NAME" if not "paper" for imagenet and "modest" for the others.
+      argument: the name of a data source as in config.data.name, where "folder=PATH" is
+        "folder:PATH". Every source has a default recipe. A source whose default recipe is a
+        recipe for photographs takes the others by ",recipe=NAME" at the end.
       papers: the ImageNet recipes of this network by name.
 
     Raises:
-      ValueError: an unknown task or recipe; the message lists the choices.
+      ValueError: an unknown source or recipe; the message lists the choices.
     """
-    config = common.default(network)
-    embedded = {"digits": digits, "clutter": clutter, "synthetic": synthetic}
-    # A path may hold commas; only the end can be a recipe.
-    task, comma, recipe = argument.rpartition(",recipe=")
+    photographs = {**papers, "modest": modest}
+    # A path may contain commas; only the end can be a recipe.
+    task, comma, name = argument.rpartition(",recipe=")
     task = task if comma else argument
-    if task in embedded and not comma:
-        return embedded[task](config)
-    data = _data_name(task)
-    if data is None:
-        raise ValueError(
-            f"argument {argument!r}: expected one of {', '.join((*embedded, *_IMAGES))}"
-        )
-    recipes = {**papers, "modest": modest}
+    source = _source_name(task)
+    entry, _ = find_entry(source, f"argument {argument!r}")
+    recipes = _recipes_for(entry, photographs)
     if not comma:
-        recipe = "paper" if task == "imagenet" else "modest"
-    if recipe not in recipes:
+        name = next(iter(recipes))
+    if name not in recipes:
         raise ValueError(f"argument {argument!r}: {task} takes recipe={'|'.join(recipes)}")
-    config = recipes[recipe](config)
-    config.data.name = data
-    if task == "imagenet":
-        config.net.num_classes = 1000
+    config = recipes[name](common.default(network))
+    config.data.name = source
+    if entry.num_classes is not None:
+        config.net.num_classes = entry.num_classes
     return config
 
 
-def _data_name(task: str) -> str | None:
-    """What config.data.name is for a task that has a recipe; None if it is no such task."""
-    if task == "imagenet" or task.startswith("tfds/"):
-        return task
-    for mark in ("folder=", "folder:"):
-        if task.startswith(mark) and task != mark:
-            return "folder:" + task.removeprefix(mark)
-    return None
+def _source_name(task: str) -> str:
+    """What config.data.name is for a task: a shell command reads better with "folder=PATH"."""
+    return re.sub(r"^(\w+)=", r"\1:", task)
+
+
+def _recipes_for(entry: Entry, photographs: Mapping[str, Recipe]) -> dict[str, Recipe]:
+    """The recipes that a source can take, its default first."""
+    default = entry.default_recipe
+    if callable(default):
+        return {default.__name__: default}
+    if default in photographs:
+        return {default: photographs[default], **photographs}
+    if default in SMALL_TASKS:
+        return {default: SMALL_TASKS[default]}
+    raise ValueError(
+        f"source {entry.pattern!r}: default_recipe: got {default!r}, expected one of "
+        f"{', '.join((*photographs, *SMALL_TASKS))}"
+    )
 
 
 def finetune(config: ConfigDict, argument: str) -> ConfigDict:
-    """From trained weights, some hundreds of images or more; `config.init` says from which.
+    """Fine-tunes trained weights, which `config.init` names, on a few hundred images or more.
 
-    Nobody's published recipe. The network, its constants and its preprocessing are those of
-    `config.init`.
+    Not from a paper. The network, its constants and its preprocessing are those of `config.init`.
+
+    Args:
+      config: a configuration of any network.
+      argument: the name of a source of encoded images, as for `choose`.
 
     Raises:
-      ValueError: the argument is no data set of images.
+      ValueError: the argument does not name a source of encoded images.
     """
-    data = _data_name(argument)
-    if data is None:
-        raise ValueError(f"argument {argument!r}: expected one of {', '.join(_IMAGES)}")
-    config = _as_there(_imagenet(config))
-    config.data.name = data
+    name = _source_name(argument)
+    if "crop" not in find_entry(name, f"argument {argument!r}")[0].options:
+        choices = ", ".join(patterns("crop"))
+        raise ValueError(f"argument {argument!r}: expected one of {choices}")
+    config = _leave_to_init(_imagenet(config))
+    config.data.name = name
     config.data.area = (0.25, 1.0)
     config.batch_size = 32
     config.total_epochs = 20.0
@@ -92,26 +103,32 @@ def finetune(config: ConfigDict, argument: str) -> ConfigDict:
     return config
 
 
-def _as_there(config: ConfigDict) -> ConfigDict:
-    """Leaves to the folder of `config.init` what is its."""
+def _leave_to_init(config: ConfigDict) -> ConfigDict:
+    """Clears the fields that the folder of `config.init` decides."""
     net = {"name": str, "resolution": int, "bn_decay": float, "dropout": float, "drop_path": float}
     with config.unlocked():
         for group, fields in ((config.net, net), (config.augment, {"normalize": str})):
             for field, kind in fields.items():
-                del group[field]  # a placeholder would otherwise keep its place, not its kind
+                del group[field]  # a field that exists would keep its value and not become None
                 group[field] = placeholder(kind)
     return config
 
 
 def qat(argument: str) -> ConfigDict:
-    """From a trained float network to one that is as good in int8: `config.init` says from which.
+    """Trains a float network, which `config.init` names, further until it is as good in int8.
 
-    Nobody's published recipe: data and augmentation are the task's, the rest is a short run at a
-    small rate, with BatchNorm and ranges frozen for its second half (Krishnamoorthi 2018,
+    Not from a paper. Data and augmentation are those of the task; the rest is a short run at a
+    small learning rate, with BatchNorm and ranges frozen in its second half (Krishnamoorthi 2018,
     arXiv:1806.08342, section 3.3).
+
+    Args:
+      argument: the data, as for `choose`.
+
+    Raises:
+      ValueError: as `choose`.
     """
     task = choose("mobilenet_v3_small", argument, V3)
-    config = _as_there(common.default("mobilenet_v3_small"))
+    config = _leave_to_init(common.default("mobilenet_v3_small"))
     config.net.num_classes = task.net.num_classes
     normalize = config.augment.normalize
     for group in ("data", "augment"):
@@ -129,10 +146,10 @@ def qat(argument: str) -> ConfigDict:
 
 
 def modest(config: ConfigDict) -> ConfigDict:
-    """Some thousands of images of one's own, from scratch, on one machine.
+    """Some thousands of images of your own, from scratch, on one machine.
 
-    Nobody's published recipe: the augmentation of the ImageNet ones, batches and a learning rate
-    as small as such data wants.
+    Not from a paper: the augmentation of the ImageNet recipes with smaller batches and a smaller
+    learning rate.
     """
     config = _imagenet(config)
     config.net.bn_decay = 0.99
@@ -148,14 +165,13 @@ def modest(config: ConfigDict) -> ConfigDict:
 
 
 def digits(config: ConfigDict) -> ConfigDict:
-    """Handwritten digits that come inside scikit-learn: 1,433 to train on, 364 held out."""
-    config.net.update(resolution=32, num_classes=10, bn_decay=0.9, dropout=0.2)
-    config.data.name = "digits"
+    """Handwritten digits that come with scikit-learn: 1,433 to train on, 364 held out."""
+    config.net.update(resolution=32, bn_decay=0.9, dropout=0.2)
     config.augment.update(rotate_degrees=10.0, zoom=0.1, translate=0.1)
     config.batch_size = 64
     config.total_epochs = 30.0
     config.optimizer.update(name="rmsprop_tf", rho=0.9, momentum=0.9, eps=0.002)
-    # At V3's rate V2 and MnasNet diverge for a while: 95.9% and 83.5% top-1 in the end.
+    # At V3's learning rate V2 and MnasNet diverge for a while and end at 95.9% and 83.5% top-1.
     base_lr = 0.01 if config.net.name.startswith("mobilenet_v3") else 0.003
     config.schedule.update(name="cosine", base_lr=base_lr, warmup_epochs=2.0)
     config.ema_decay = 0.99
@@ -165,16 +181,15 @@ def digits(config: ConfigDict) -> ConfigDict:
 
 
 def clutter(config: ConfigDict) -> ConfigDict:
-    """Letters among clutter, rendered (`mbv3_jax/data/clutter.py`): 3,000 to train on, 3,000
-    held out. Ablations by default are runs of this.
+    """Rendered letters among clutter (`mbv3_jax.data.sources.clutter`): 3,000 to train on, 3,000
+    held out. The ablations use this task by default.
     """
     config.net.update(resolution=48, bn_decay=0.9, dropout=0.2)
-    config.data.name = "clutter"
     config.augment.update(rotate_degrees=10.0, zoom=0.1, translate=0.1, pad="edge")
     config.batch_size = 64
     config.total_epochs = 20.0
-    # With RMSProp at 0.004 V3-Small reached 87.1 +- 2.4 here, at 0.01 one seed of three did not
-    # train; with this 80.6 +- 0.3, and every network trains with every seed.
+    # V3-Small reaches 80.6 +- 0.3 with this optimizer, and every network trains with every seed.
+    # With RMSProp it reached 87.1 +- 2.4 at 0.004, but at 0.01 one seed of three did not train.
     config.optimizer.update(name="adamw", b1=0.9, b2=0.99, eps=1e-7, weight_decay=0.05)
     config.schedule.update(name="cosine", base_lr=0.003, warmup_epochs=2.0)
     config.ema_decay = 0.99
@@ -186,9 +201,9 @@ def clutter(config: ConfigDict) -> ConfigDict:
 
 
 def synthetic(config: ConfigDict) -> ConfigDict:
-    """Images computed from their index, ImageNet-sized: to measure speed, not to learn from."""
+    """Images computed from their index, as large as ImageNet's: to measure speed, not accuracy."""
     config.net.update(resolution=224, num_classes=1000)
-    config.data.update(name="synthetic", num_classes=1000, num_examples=1024)
+    config.data.update(num_classes=1000, num_examples=1024)
     config.augment.flip = True
     config.batch_size = 32
     config.total_steps = 50
@@ -214,8 +229,8 @@ def _imagenet(config: ConfigDict) -> ConfigDict:
 def paper(config: ConfigDict) -> ConfigDict:
     """MobileNetV3, section 6.1.1: 75.2% (Large) and 67.4% (Small) top-1, on a 4x4 TPU pod.
 
-    Not printed there: the number of epochs, the epsilon of RMSProp (slim's here), warm-up (none
-    here), label smoothing (none here).
+    The paper does not give the number of epochs, the epsilon of RMSProp (slim's here), warm-up
+    (none here) or label smoothing (none here).
     """
     config = _imagenet(config)
     config.batch_size = 4096
@@ -233,7 +248,7 @@ def slim(config: ConfigDict) -> ConfigDict:
     """TensorFlow slim, the authors' code: 75.2% (Large) top-1 on 8 chips of 192 images each."""
     config = _imagenet(config)
     config.batch_size = 192 * 8
-    config.total_epochs = 600.0  # not printed
+    config.total_epochs = 600.0  # not given in the source
     config.optimizer.update(
         name="rmsprop_tf",
         rho=0.9,
@@ -273,9 +288,10 @@ def garden(config: ConfigDict) -> ConfigDict:
 def timm(config: ConfigDict) -> ConfigDict:
     """timm's mobilenetv3_large_100: 75.77% top-1, with RandAugment (rand-m9-mstd0.5) and erasing.
 
-    Not here: its noise on the learning rate (--lr-noise 0.42 0.9), bicubic motions (at random;
-    bilinear ones here), the mean colour outside of moved images (grey here). Warm-up, smoothing
-    and the network's constants are timm's defaults.
+    Differences from timm: no noise on the learning rate (--lr-noise 0.42 0.9), geometric operations
+    are bilinear (timm chooses bilinear or bicubic at random), and what lies outside a moved image
+    is grey (timm uses the mean colour). Warm-up, smoothing and the constants of the network are
+    timm's defaults.
     """
     config = _imagenet(config)
     config.net.update(bn_decay=0.9, bn_eps=1e-5, padding="symmetric", width_rule="timm")
@@ -284,7 +300,7 @@ def timm(config: ConfigDict) -> ConfigDict:
         normalize="torch",
         policy="randaugment",
         policy_interpolation="bilinear",
-        policy_translate=0.45 * 224,  # timm: a share of the side
+        policy_translate=0.45 * 224,  # timm: a fraction of the side
         randaugment_layers=2,
         randaugment_magnitude=9.0,
         randaugment_magnitude_std=0.5,
@@ -307,8 +323,8 @@ def timm(config: ConfigDict) -> ConfigDict:
 def paper_v2(config: ConfigDict) -> ConfigDict:
     """MobileNetV2, section 6.1: 72.0% top-1 by 16 asynchronous workers of 96 images each.
 
-    Synchronous here, so that the printed learning rate, which was a worker's, is times 16. Not
-    printed: the number of epochs, the average's decay.
+    This recipe is synchronous, so the learning rate of the paper, which is that of one worker, is
+    multiplied by 16. The paper does not give the number of epochs or the decay of the average.
     """
     config = paper(config)
     config.batch_size = 96 * 16
@@ -331,3 +347,6 @@ def paper_mnasnet(config: ConfigDict) -> ConfigDict:
 V3 = {"paper": paper, "slim": slim, "garden": garden, "timm": timm}
 V2 = {"paper": paper_v2, "slim": slim, "garden": garden}
 MNASNET = {"paper": paper_mnasnet, "slim": slim, "garden": garden}
+
+# Tasks with one recipe each, which sources name as their default.
+SMALL_TASKS: dict[str, Recipe] = {"digits": digits, "clutter": clutter, "synthetic": synthetic}

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 
 from mbv3_jax.cli.arguments import no_more
 from mbv3_jax.core.errors import UsageError
-from mbv3_jax.data import prepare
-from mbv3_jax.data.source import open_pair
 
 
 def add_parsers(commands) -> None:
@@ -18,16 +16,16 @@ def add_parsers(commands) -> None:
     make = actions.add_parser("prepare", help="make a TFDS data set readable, once")
     make.add_argument("name", help="imagenet or tfds/NAME")
     make.add_argument("--data_dir", help=folder)
-    make.add_argument("--manual_dir", help="the folder of archives that one downloads oneself")
+    make.add_argument("--manual_dir", help="the folder of archives that you downloaded yourself")
     make.set_defaults(run_command=_run, run_data=_prepare)
 
-    check = actions.add_parser("check", help="count, decode a sample, say where everything is")
-    check.add_argument("name", help="imagenet, tfds/NAME, folder:PATH, digits")
+    check = actions.add_parser("check", help="count the images and decode a sample of them")
+    check.add_argument("name", help="as config.data.name: imagenet, tfds/NAME, folder:PATH, ...")
     check.add_argument("--data_dir", help=folder)
-    check.add_argument("--train_split", help="see configs/common.py")
-    check.add_argument("--eval_split")
-    check.add_argument("--split_fraction", type=float)
-    check.add_argument("--sample", type=int, default=200, help="how many images a split to decode")
+    check.add_argument("--train_split", help="the split to train on, as config.data.train_split")
+    check.add_argument("--eval_split", help="the split to evaluate on")
+    check.add_argument("--split_fraction", type=float, help="hold out this fraction of train")
+    check.add_argument("--sample", type=int, default=200, help="images to decode in each split")
     check.set_defaults(run_command=_run, run_data=_check)
 
 
@@ -39,14 +37,22 @@ def _run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise UsageError(str(e)) from e
 
 
+# The data room is imported only here, so that the other commands start without it.
+
+
 def _prepare(flags: argparse.Namespace) -> int:
-    folder = prepare.prepare(flags.name, data_dir=flags.data_dir, manual_dir=flags.manual_dir)
+    from mbv3_jax.data.prepare import prepare
+
+    folder = prepare(flags.name, data_dir=flags.data_dir, manual_dir=flags.manual_dir)
     print(f"prepared: {folder}")
     print(f"next: python -m mbv3_jax data check {flags.name} --data_dir={folder.parent.parent}")
     return 0
 
 
 def _check(flags: argparse.Namespace) -> int:
+    from mbv3_jax.data.prepare import check
+    from mbv3_jax.data.source import open_pair
+
     pair = open_pair(
         flags.name,
         resolution=224,
@@ -55,5 +61,5 @@ def _check(flags: argparse.Namespace) -> int:
         eval_split=flags.eval_split,
         split_fraction=flags.split_fraction,
     )
-    bad = sum(prepare.check(source, flags.sample) for source in pair)
-    return 1 if bad else 0
+    unusable = sum(check(source, flags.sample) for source in pair)
+    return 1 if unusable else 0

@@ -90,7 +90,7 @@ def _eval(flags, overrides: Sequence[str]) -> int:
 def _open(flags, overrides: Sequence[str]):
     """The files that a command names, and the network."""
     no_more(overrides, flags.command)
-    from mbv3_jax.data.folder import find_files
+    from mbv3_jax.data.files import find_files
 
     try:
         paths = find_files(flags.images, flags.list)

@@ -1,27 +1,21 @@
-"""Prepares and checks data sets: what `python -m mbv3_jax data` does."""
+"""Prepares and checks data sets: the work of `python -m mbv3_jax data`.
 
+A copy that TFDS prepared in tfrecord format gets array_record files beside it. The records are
+copied unchanged, because both formats hold serialized `tf.train.Example`s. That takes no
+TensorFlow: a tfrecord file is a sequence of (length, its checksum, bytes, their checksum).
+"""
+
+import json
 import os
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mbv3_jax.data import tfds as tfds_source
-from mbv3_jax.data.source import Encoded, NotFound, Source
-from mbv3_jax.data.tfds import convert
+from mbv3_jax.data.decode import Encoded
+from mbv3_jax.data.source import NotFound, Source
+from mbv3_jax.data.sources import imagenet, tfds
 
-_ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
-
-
-def dataset_of(name: str) -> str:
-    """TFDS's name for "imagenet" or "tfds/NAME".
-
-    Raises:
-      ValueError: it is neither.
-    """
-    if name == "imagenet":
-        return tfds_source.IMAGENET
-    if name.startswith("tfds/") and name != "tfds/":
-        return name.removeprefix("tfds/")
-    raise ValueError(f"got {name!r}, expected imagenet or tfds/NAME; nothing else needs preparing")
+_HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 
 
 def prepare(
@@ -31,7 +25,7 @@ def prepare(
     manual_dir: str | None = None,
     report: Callable[[str], None] = print,
 ) -> Path:
-    """Makes a TFDS data set readable here, unless it is already.
+    """Makes a TFDS data set readable here, unless it already is.
 
     A copy that TFDS prepared in tfrecord format is converted, without TensorFlow. Otherwise the
     TFDS builder runs, which needs TensorFlow.
@@ -39,48 +33,43 @@ def prepare(
     Args:
       name: "imagenet" or "tfds/NAME".
       data_dir: see `tfds.data_root`.
-      manual_dir: where archives lie that one has to download oneself, as those of ImageNet.
+      manual_dir: the folder of archives that have to be downloaded manually, as for ImageNet.
       report: called with lines on the progress.
 
     Returns:
       The folder of the prepared data set.
 
     Raises:
-      ValueError: a name that is none, or one that TFDS does not know.
-      NotFound: something is missing; the message says what and what would help.
+      ValueError: the name is neither of these, or TFDS does not know the data set.
+      NotFound: something is missing; the message says what, and what would help.
     """
-    dataset = dataset_of(name)
-    root, _ = tfds_source.data_root(data_dir)
-    copies = tfds_source.prepared_copies(root, dataset)
+    dataset = _dataset(name)
+    root, _ = tfds.data_root(data_dir)
+    copies = tfds.prepared_copies(root, dataset)
     if copies:
         try:
-            done = tfds_source.find_builder(name, dataset, data_dir).data_path
-            report(f"{name} is prepared already, in {done}")
+            folder = tfds.find_builder(name, dataset, data_dir).data_path
+            report(f"{name} is prepared already, in {folder}")
         except NotFound:
-            done = copies[-1]
-            report(f"{name}: converting {done}")
-            convert(Path(done), report)
-        return Path(done)
-    if name == "imagenet":
-        _need_archives(manual_dir)
+            folder = copies[-1]
+            report(f"{name}: converting {folder}")
+            convert(Path(folder), report)
+        return Path(folder)
+    if dataset == imagenet.DATASET:
+        imagenet.check_archives(manual_dir)
     return _build(dataset, os.fspath(root), manual_dir, report)
 
 
-def _need_archives(manual_dir: str | None) -> None:
-    if manual_dir is None:
-        raise NotFound(f"imagenet: give --manual_dir, the folder with {' and '.join(_ARCHIVES)}")
-    for archive in _ARCHIVES:
-        path = Path(manual_dir).expanduser() / archive
-        if not path.is_file():
-            raise NotFound(
-                f"{path}: no such file; it comes from https://image-net.org/download-images, "
-                "ILSVRC 2012, after registering there"
-            )
-        if not os.access(path, os.R_OK):
-            raise NotFound(f"{path}: no permission to read it")
+def _dataset(name: str) -> str:
+    """TFDS's name for "imagenet" or "tfds/NAME"."""
+    if name == "imagenet":
+        return imagenet.DATASET
+    if name.startswith("tfds/") and name != "tfds/":
+        return name.removeprefix("tfds/")
+    raise ValueError(f"got {name!r}, expected imagenet or tfds/NAME; nothing else needs preparing")
 
 
-def _build(dataset: str, root: str, manual_dir: str | None, report) -> Path:
+def _build(dataset: str, root: str, manual_dir: str | None, report: Callable[[str], None]) -> Path:
     try:
         import tensorflow  # noqa: F401 (TFDS would say less clearly that it is missing)
     except ImportError as e:
@@ -88,44 +77,112 @@ def _build(dataset: str, root: str, manual_dir: str | None, report) -> Path:
             f"to prepare {dataset} TFDS needs TensorFlow, this once (training does not): "
             f"pip install -r requirements-data.txt ({e})"
         ) from e
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets
 
+    core = tensorflow_datasets.core
     try:
-        builder = tfds.builder(dataset, data_dir=root, file_format=tfds_source.FORMAT)
-    except tfds.core.DatasetNotFoundError as e:
+        builder = tensorflow_datasets.builder(dataset, data_dir=root, file_format=tfds.FORMAT)
+    except core.DatasetNotFoundError as e:
         raise ValueError(f"TFDS knows no data set {dataset!r}: {str(e).splitlines()[0]}") from e
     report(f"preparing {builder.info.full_name} in {builder.data_path}")
-    config = tfds.download.DownloadConfig(
+    config = tensorflow_datasets.download.DownloadConfig(
         manual_dir=os.path.expanduser(manual_dir) if manual_dir else None  # noqa: PTH111
     )
     try:
         builder.download_and_prepare(download_config=config)
-    except (OSError, AssertionError, tfds.core.download.DownloadError) as e:
+    except (OSError, AssertionError, core.download.DownloadError) as e:
         raise NotFound(f"TFDS could not prepare {dataset} in {root}: {e}") from e
     return Path(os.fspath(builder.data_path))
 
 
+def convert(folder: Path, report: Callable[[str], None] = print) -> None:
+    """Adds array_record files to a data set in tfrecord format, and the format to its metadata.
+
+    Each file is written under another name first, and the metadata last, so that a conversion that
+    was killed can be run again. The tfrecord files stay.
+
+    Args:
+      folder: of one version of the data set, with its dataset_info.json.
+      report: called with one line per file.
+
+    Raises:
+      NotFound: a file is missing, is cut off or has another number of records than the metadata
+        says, or the folder cannot be written to.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    info_path = folder / "dataset_info.json"
+    try:
+        info = json.loads(info_path.read_text())
+        for split in info["splits"]:
+            lengths = [int(n) for n in split["shardLengths"]]
+            for number, expected in enumerate(lengths):
+                name = f"{info['name']}-{split['name']}.{{}}-{number:05d}-of-{len(lengths):05d}"
+                records, target = (folder / name.format(kind) for kind in ("tfrecord", tfds.FORMAT))
+                if target.exists():
+                    continue
+                unfinished = folder / f"{target.name}.unfinished"
+                writer = ArrayRecordWriter(os.fspath(unfinished), "group_size:1")
+                count = 0
+                for record in read_tfrecord(records):
+                    writer.write(record)
+                    count += 1
+                writer.close()
+                if count != expected:
+                    unfinished.unlink()
+                    raise NotFound(f"{records}: {count} records, {info_path} says {expected}")
+                unfinished.rename(target)
+                report(f"{target}: {count} records")
+        formats = info.setdefault("alternativeFileFormats", [])
+        if tfds.FORMAT not in formats:
+            formats.append(tfds.FORMAT)
+            unfinished = info_path.with_suffix(".unfinished")
+            unfinished.write_text(json.dumps(info, indent=2))
+            unfinished.rename(info_path)
+    except NotFound:
+        raise
+    except OSError as e:
+        raise NotFound(f"{e.filename or folder}: {e.strerror or e}") from e
+
+
+def read_tfrecord(path: Path) -> Iterator[bytes]:
+    """Yields the records of a file.
+
+    The checksums are not compared: damage inside an image is found when it is decoded.
+
+    Raises:
+      NotFound: the file ends in the middle of a record.
+    """
+    with path.open("rb") as file:
+        while header := file.read(_HEADER.size):
+            length = _HEADER.unpack(header)[0] if len(header) == _HEADER.size else None
+            record = file.read(length) if length is not None else b""
+            if len(file.read(_FOOTER.size)) < _FOOTER.size or len(record) != length:
+                raise NotFound(f"{path}: cut off in the middle of a record")
+            yield record
+
+
 def check(source: Source, sample: int, report: Callable[[str], None] = print) -> int:
-    """Reads a sample of a split, evenly spread, and reports what is in it.
+    """Reads an evenly spread sample of a split and reports what is in it.
 
     Args:
       source: what to check.
       sample: how many examples to decode at most.
-      report: called with lines.
+      report: called with the lines of the report.
 
     Returns:
-      How many of them could not be used; each is named.
+      The number of examples that could not be used; each is named in the report.
     """
     count = min(sample, len(source))
     report(f"{source.name} {source.split}: {len(source):,} images, {source.num_classes} classes")
     if isinstance(source, Encoded):
         report(f"  from {source.where(0)}")
         report(f"  to   {source.where(len(source) - 1)}")
-    bad = 0
+    unusable = 0
     for i in range(count):
         _, problems = source.load([i * len(source) // count])
         for message in problems.values():
             report(f"  cannot use {message}")
-        bad += len(problems)
-    report(f"  read {count:,} of them, {bad} cannot be used")
-    return bad
+        unusable += len(problems)
+    report(f"  read {count:,} of them, {unusable} cannot be used")
+    return unusable

@@ -1,39 +1,77 @@
-"""What a source of images is: a sequence of (image, label), read by index.
+"""What a source of images is, and the registry that finds sources by name.
 
-Shuffling, batching, sharding and resuming are the loader's; flips and colours are the device's
-(`augment.py`). What a source alone knows is how to read example `i`, and, where images are stored
-encoded, how to cut a training view out of it: `batch` takes one random generator per example for
-that, and without them returns the evaluation view.
+A source is a sequence of (image, label), read by index. Shuffling, batching, sharding and resuming
+belong to the loader; flips and colours belong to the device (`augment`). A source only knows how to
+read example `i` and, where images are stored encoded, how to cut a training view out of it: `batch`
+takes one random generator per example for that, and returns the evaluation view without them.
+
+One decorator registers a source, either on its class:
+
+    @source("squares", splits=("train", "test"), default_recipe="modest")
+    class Squares(Source):
+        def __init__(self, split, resolution, *, num_examples=1000): ...
+
+or on a function that opens both splits, where they depend on each other:
+
+    @source("tables:PATH", default_recipe="modest")
+    def open_tables(path, resolution, *, eval_split=None, crop=None): ...
+
+The keyword-only parameters are the fields of `config.data` that the source takes; any other field
+must be None. A source of your own may take fields that `config.data` does not have yet.
+
+The built-in sources are the modules of `mbv3_jax.data.sources`. Each is named like its source and
+imported when the source is first used, so that a run loads only the libraries of its own data.
+A source of your own lives in any Python file, and `config.data.name` is "FILE.py:NAME"; once the
+file has been imported, for instance because it is the configuration file itself, "NAME" suffices.
 """
 
 import abc
+import dataclasses
+import importlib
+import importlib.machinery
+import importlib.util
+import inspect
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
-from mbv3_jax.core.checks import choose
-from mbv3_jax.data.decode import ImageError, decode_view
+from mbv3_jax.core.checks import choose, option_names
+
+ON_ERROR = ("raise", "skip")
+Batch = dict[str, np.ndarray]
+Registered = TypeVar("Registered", bound=Callable[..., Any])
+
+_BUILT_IN = "mbv3_jax.data.sources"
+_PATTERN = re.compile(r"([a-z][a-z0-9_]*)(?:([/:])([A-Z]+))?")
+_NAME = re.compile(r"([a-z][a-z0-9_]*)(?:([/:])(.+))?", re.DOTALL)
+_ATTRIBUTES = ("name", "split", "resolution", "class_names", "fingerprint")
 
 
 class BadExample(ValueError):
-    """An example cannot be used; the message names it, and why."""
+    """An example cannot be used; the message names it and says why."""
 
 
 class NotFound(FileNotFoundError):
-    """The data is not there, or not in a form read here; the message says what would help."""
+    """The data is missing or has a format that is not read here; the message says what helps."""
 
 
 class Source(abc.ABC):
-    """Images of one split of one data set.
+    """The images of one split of one data set.
 
     Attributes:
-      name: the name given to `sources.open_source`.
-      split: the split's name.
-      resolution: side R of the square images, in pixels.
+      name: the name of the source, as in `config.data.name`.
+      split: the name of the split.
+      resolution: side of the square images, in pixels.
       class_names: one name per label.
-      fingerprint: changes when the examples do; a run stores it, so that a resumed run can tell.
-      encoded: whether reading an example means to decode it, so that more processes help.
+      fingerprint: a text that changes when the examples do. A run stores it, so that a resumed run
+        can tell whether its data is still the same.
+      encoded: whether reading an example means decoding it, so that more processes help.
     """
 
     name: str
@@ -52,247 +90,369 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def batch(
-        self, indices: Sequence[int], views: Iterable[np.random.Generator] | None = None
-    ) -> dict[str, np.ndarray]:
+        self,
+        indices: Sequence[int] | np.ndarray,
+        views: Iterable[np.random.Generator] | None = None,
+    ) -> Batch:
         """Reads examples by index, each from 0 to `len(self) - 1`.
 
         Args:
-          indices: [B] which examples.
-          views: one generator per example, from which a source of encoded images draws its
-            random crop; None for the evaluation view. In-memory sources ignore it.
+          indices: [batch] which examples.
+          views: one generator per example, from which a source of encoded images draws its random
+            crop; None for the evaluation view. Sources in memory ignore it.
 
         Returns:
-          {"image": uint8 [B, R, R, 3], "label": int32 [B]}.
+          {"image": uint8 [batch, resolution, resolution, 3], "label": int32 [batch]}.
 
         Raises:
-          BadExample: one of them cannot be used.
+          BadExample: one of the examples cannot be used.
         """
 
     def where(self, index: int) -> str:
-        """What to call an example: the path where it is stored, if it has one of its own."""
+        """What to call an example in a message: the path of its file, if it has one."""
         return f"{self.name}/{self.split}/{index}"
 
-    def load(self, indices, views=None) -> tuple[dict[str, np.ndarray], dict[int, str]]:
-        """As `batch`, but returns what was wrong too: {place in the batch: message}.
+    def load(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        views: Iterable[np.random.Generator] | None = None,
+    ) -> tuple[Batch, dict[int, str]]:
+        """Like `batch`, but reports the examples that cannot be used instead of raising.
 
-        In such a place image and label are 0.
+        Returns:
+          The batch, in which the image and the label of an unusable example are 0, and
+          {place in the batch: what is wrong with the example}.
         """
         return self.batch(indices, views), {}
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns {"image": uint8 [R, R, 3], "label": int}, the evaluation view of one example."""
-        index = range(len(self))[index]  # negative indices; IndexError past the end
-        one = self.batch([index])
-        return {"image": one["image"][0], "label": int(one["label"][0])}
+        index = range(len(self))[index]  # resolves negative indices, raises IndexError past the end
+        batch = self.batch([index])
+        return {"image": batch["image"][0], "label": int(batch["label"][0])}
 
 
-class Encoded(Source):
-    """Image files, in folders or in archives: decoded, cropped and resized one by one when read.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A registered source.
 
-    Args:
-      crop: options of `decode.decode_view`, by name.
+    Attributes:
+      pattern: "digits", or with the kind of argument that follows, "tfds/NAME" or "folder:PATH".
+      default_recipe: the recipe that `configs/*.py:ARGUMENT` takes for this source, see `source`.
+      options: the fields of `config.data` that it takes; "crop" stands for those of `decode_view`.
+      required: the options that have no default.
+      num_classes: how many classes there are, if that is known before the data is opened.
+      exif_rotate: the default of `config.data.exif_rotate`.
+      origin: the file that registers the source.
+      open: `open([argument,] resolution, **options)` returns the splits to train and evaluate on.
     """
 
-    encoded = True
+    pattern: str
+    default_recipe: str | Callable[[Any], Any]
+    options: tuple[str, ...]
+    required: tuple[str, ...]
+    num_classes: int | None
+    exif_rotate: bool
+    origin: str
+    open: Callable[..., tuple[Source, Source]]
 
-    def __init__(self, crop: Mapping[str, object]):
-        self._crop = dict(crop)
-
-    @abc.abstractmethod
-    def read(self, index: int) -> tuple[bytes, int]:
-        """Returns an example's image as it is stored, and its label.
-
-        Raises:
-          OSError: it cannot be read.
-        """
-
-    @abc.abstractmethod
-    def where(self, index: int) -> str:
-        """Where an example is stored, for messages: its path."""
-
-    def batch(self, indices, views=None):
-        batch, problems = self.load(indices, views)
-        if problems:
-            raise BadExample(next(iter(problems.values())))
-        return batch
-
-    def load(self, indices, views=None):
-        side = self.resolution
-        images = np.zeros((len(indices), side, side, 3), np.uint8)
-        labels = np.zeros(len(indices), np.int32)
-        problems = {}
-        views = iter(views) if views is not None else None
-        for row, index in enumerate(map(int, indices)):
-            view = next(views) if views is not None else None
-            try:
-                encoded, label = self.read(index)
-                if not 0 <= label < self.num_classes:
-                    raise ImageError(f"label {label}, expected 0 to {self.num_classes - 1}")
-                images[row] = decode_view(encoded, resolution=side, view=view, **self._crop)
-                labels[row] = label
-            except (ImageError, OSError) as error:
-                problems[row] = f"{self.where(index)}: {_reason(error)}"
-        return {"image": images, "label": labels}, problems
+    @property
+    def separator(self) -> str:
+        """What stands between the name and the argument: "/", ":" or, without argument, ""."""
+        return _parse(self.pattern)[1]
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)  # without the path, which stands before
+_REGISTRY: dict[str, Entry] = {}  # by the part of the pattern before its argument
 
 
-# Data sets opened by name; see `source.py` for what a source is.
+def source(
+    pattern: str,
+    *,
+    default_recipe: str | Callable[[Any], Any],
+    splits: Sequence[str] | None = None,
+    num_classes: int | None = None,
+    exif_rotate: bool = False,
+) -> Callable[[Registered], Registered]:
+    """Registers a source: decorates its class, or the function that opens it.
 
-ON_ERROR = ("raise", "skip")
-_NAMES = ("digits", "clutter", "synthetic", "imagenet", "tfds/NAME", "folder:PATH")
-_FILES = ("train_split", "eval_split", "split_fraction", "crop")
-# Which options a kind of source has; giving it another is an error.
-_OPTIONS = {
-    "digits": (),
-    "clutter": ("eval_split",),
-    "synthetic": ("num_classes", "num_examples"),
-    "imagenet": ("data_dir", *_FILES),
-    "tfds": ("data_dir", *_FILES),
-    "folder": _FILES,
-}
+    Args:
+      pattern: how `config.data.name` refers to the source: "digits"; with an argument, which is
+        written in capitals, "tfds/NAME" or "folder:PATH".
+      default_recipe: what the configurations train the source with: the name of a recipe of
+        configs/recipes.py, or a function that takes a configuration, fills it in and returns it.
+      splits: for a class, the names of its splits: the one to train on, then those to evaluate on.
+        The first of these is the default; if there are several, `config.data.eval_split` chooses.
+      num_classes: how many classes there are, if that is known before the data is opened.
+      exif_rotate: the default of `config.data.exif_rotate`: whether images are turned upright.
+
+    Returns:
+      The decorator. A class is called as `cls([argument,] split, resolution, **options)`. A
+      function is called as `open([argument,] resolution, **options)` and returns the sources to
+      train on and to evaluate on; if it has the option `on_error`, it gets "raise" or "skip".
+
+    Raises:
+      TypeError, ValueError: the entry is incomplete, or the name is taken.
+    """
+    origin = _origin(sys._getframe(1).f_globals)
+
+    def register(opener: Registered) -> Registered:
+        entry = Entry(
+            pattern=pattern,
+            default_recipe=default_recipe,
+            num_classes=num_classes,
+            exif_rotate=exif_rotate,
+            origin=origin,
+            **_interface(pattern, opener, splits),
+        )
+        _check_entry(entry, opener.__module__)
+        _REGISTRY[_parse(pattern)[0]] = entry
+        _pickle_by_value(opener.__module__)
+        return opener
+
+    return register
+
+
+def find_entry(name: str, field: str = "data.name") -> tuple[Entry, str]:
+    """Finds a source by its name, and imports the module or the file that registers it.
+
+    Args:
+      name: as in `config.data.name`: "digits", "tfds/cifar10", "folder:/photographs",
+        "FILE.py:NAME".
+      field: where the name was given, for messages.
+
+    Returns:
+      The entry, and the argument in the name ("" for a source that takes none).
+
+    Raises:
+      ValueError: no source has this name, or the file fails; the message lists the sources.
+      NotFound: the file of "FILE.py:NAME" is missing.
+    """
+    if match := _NAME.fullmatch(name):
+        head, separator, argument = match[1], match[2] or "", match[3] or ""
+        if head not in _REGISTRY and importlib.util.find_spec(f"{_BUILT_IN}.{head}"):
+            importlib.import_module(f"{_BUILT_IN}.{head}")
+        entry = _REGISTRY.get(head)
+        if entry and entry.separator == separator:
+            return entry, argument
+    file, in_file, inner = name.partition(".py:")
+    if in_file:
+        _import_file(Path(f"{file}.py"), field)
+        return find_entry(inner, field)
+    choices = ", ".join(repr(pattern) for pattern in (*patterns(), "FILE.py:NAME"))
+    raise ValueError(f"{field}: got {name!r}, expected one of {choices}")
+
+
+def patterns(option: str | None = None) -> tuple[str, ...]:
+    """The patterns of all sources, sorted; with `option`, only of those that take this option."""
+    for module in pkgutil.iter_modules(importlib.import_module(_BUILT_IN).__path__):
+        importlib.import_module(f"{_BUILT_IN}.{module.name}")
+    entries = _REGISTRY.values()
+    return tuple(sorted(e.pattern for e in entries if option is None or option in e.options))
+
+
+def has_option(name: str, option: str) -> bool:
+    """Whether the source of this name takes an option ("crop": those of `decode.decode_view`)."""
+    return option in find_entry(name)[0].options
+
+
+def crop_for(name: str, crop: Mapping[str, object]) -> dict[str, object]:
+    """The crop of a trained network as it applies to a source.
+
+    Args:
+      name: the name of the source.
+      crop: options of `decode.decode_view` that the network was trained with.
+
+    Returns:
+      Nothing for a source without crop options; else `crop`, without `exif_rotate` for a source
+      whose images are read as they are stored.
+    """
+    entry, _ = find_entry(name)
+    if "crop" not in entry.options:
+        return {}
+    return {k: v for k, v in crop.items() if k != "exif_rotate" or entry.exif_rotate}
 
 
 def open_pair(
     name: str,
     *,
     resolution: int,
-    data_dir: str | os.PathLike | None = None,
-    train_split: str | None = None,
-    eval_split: str | None = None,
-    split_fraction: float | None = None,
-    num_classes: int | None = None,
-    num_examples: int | None = None,
     crop: Mapping[str, object] | None = None,
     on_error: str = "raise",
+    **options: Any,
 ) -> tuple[Source, Source]:
     """Opens a data set to train on and to evaluate on; the two have no example in common.
 
     Args:
-      name: "digits" (embedded, 10 classes), "clutter" (rendered, 15 classes), "synthetic"
-        (computed), "imagenet" (TFDS imagenet2012), "tfds/NAME" (another TFDS data set of labelled
-        images), or "folder:PATH" (a folder of class folders, see `folder.py`).
+      name: the name of the source, see `find_entry`.
       resolution: side of the square images, in pixels.
-      data_dir: imagenet, tfds: where TFDS keeps prepared data sets; None means the environment's
-        TFDS_DATA_DIR, or else ~/tensorflow_datasets.
-      train_split, eval_split: imagenet, tfds, folder: which splits; None for "train", and for the
-        first there is of "validation", "val", "valid" and "test". TFDS slices, like
-        "train[:90%]", are splits too. clutter: eval_split is "test", unless "validation" is given.
-      split_fraction: imagenet, tfds, folder: hold out this part of the training split instead; of
-        a folder that has no splits, 0.1 unless given.
-      num_classes: synthetic only; 10 unless given.
-      num_examples: synthetic only, of both splits; 1024 and 256 unless given.
-      crop: imagenet, tfds, folder: options of `decode.decode_view`; those that are None count as
-        not given.
-      on_error: "raise", or "skip": a folder may hold files that are no images and empty class
-        folders; what cannot be read is left to the loader.
+      crop: options of `decode.decode_view`, for sources of encoded images; those that are None
+        count as not given.
+      on_error: "raise", or "skip" to accept data with files that are not images and with empty
+        classes; the loader leaves out what cannot be read.
+      **options: the other fields of `config.data` that choose what is read, see configs/common.py
+        and the source's own documentation; None counts as not given.
 
     Raises:
       ValueError: an unknown name or split (the message lists the choices), a value out of range,
-        an option that this source does not have, or a folder that is not as it should be.
-      source.NotFound: the data is not there; the message says how to get it.
+        an option that this source does not take, or data that is not laid out as it should be.
+      NotFound: the data is missing; the message says how to get it.
     """
     choose("data.on_error", on_error, ON_ERROR)
-    kind, argument = _kind(name)
-    crop = {k: v for k, v in (crop or {}).items() if v is not None}
-    given = {
-        "data_dir": data_dir,
-        "train_split": train_split,
-        "eval_split": eval_split,
-        "split_fraction": split_fraction,
-        "num_classes": num_classes,
-        "num_examples": num_examples,
-        "crop": crop or None,
-    }
-    for option, value in given.items():
-        if value is not None and option not in _OPTIONS[kind]:
-            option = next(iter(crop)) if option == "crop" else option
+    entry, argument = find_entry(name)
+    options = {key: value for key, value in options.items() if value is not None}
+    crop = {key: value for key, value in (crop or {}).items() if value is not None}
+    for option in (*options, *crop):
+        if ("crop" if option in crop else option) not in entry.options:
             raise ValueError(f"data.{option}: {name!r} has no such option, it must be None")
-    sizes = {"resolution": resolution, "num_classes": num_classes, "num_examples": num_examples}
-    for option, value in sizes.items():
+    _check_values({"resolution": resolution, **options})
+    if "crop" in entry.options:
+        options["crop"] = {"exif_rotate": True, **crop} if entry.exif_rotate else crop
+    if "on_error" in entry.options:
+        options["on_error"] = on_error
+    for option in entry.required:
+        if option not in options:
+            raise ValueError(f"data.{option}: got None, but {name!r} needs it")
+    pair = entry.open(*([argument] if entry.separator else []), resolution, **options)
+    for opened in pair:
+        if missing := [key for key in _ATTRIBUTES if not hasattr(opened, key)]:
+            raise ValueError(
+                f"data.name: {name!r} is incomplete: {type(opened).__name__} does not set "
+                f"{', '.join(missing)}"
+            )
+    return pair
+
+
+def _check_values(options: Mapping[str, Any]) -> None:
+    for option in ("resolution", "num_classes", "num_examples"):
+        value = options.get(option)
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"data.{option}: got {value!r}, expected a whole number of at least 1")
-    if split_fraction is not None and not 0 < split_fraction < 1:
-        raise ValueError(f"data.split_fraction: got {split_fraction!r}, expected between 0 and 1")
-    if split_fraction is not None and eval_split is not None:
-        raise ValueError("data.split_fraction: data.eval_split is given too; one must be None")
+    fraction = options.get("split_fraction")
+    if fraction is not None:
+        if not 0 < fraction < 1:
+            raise ValueError(f"data.split_fraction: got {fraction!r}, expected between 0 and 1")
+        if "eval_split" in options:
+            raise ValueError("data.split_fraction: data.eval_split is given too; one must be None")
 
-    # Imported here, so that a run pays only for the libraries of its own source.
-    splits = (train_split, eval_split, split_fraction)
-    if kind == "digits":
-        from mbv3_jax.data.embedded import Digits
 
-        return Digits("train", resolution), Digits("test", resolution)
-    if kind == "clutter":
-        from mbv3_jax.data.clutter import Clutter
-
-        held_out = choose("data.eval_split", eval_split or "test", ("test", "validation"))
-        return Clutter("train", resolution), Clutter(held_out, resolution)
-    if kind == "synthetic":
-        return tuple(
-            open_source(
-                name, split, resolution=resolution, num_classes=num_classes, num_examples=examples
-            )
-            for split, examples in (("train", num_examples), ("test", num_examples))
+def _parse(pattern: str) -> tuple[str, str]:
+    """("tfds", "/") for "tfds/NAME", ("digits", "") for "digits"."""
+    match = _PATTERN.fullmatch(pattern)
+    if match is None:
+        raise ValueError(
+            f"source {pattern!r}: expected a lower-case name, with a capital word for its argument "
+            "if it takes one: 'tables', 'tables/NAME' or 'tables:PATH'"
         )
-    if kind == "folder":
-        from mbv3_jax.data.folder import open_folder
-
-        return open_folder(argument, splits, resolution, crop, strict=on_error == "raise")
-    from mbv3_jax.data.tfds import open_tfds
-
-    return open_tfds(name, argument, splits, resolution, crop, data_dir)
+    return match[1], match[2] or ""
 
 
-def has_option(name: str, option: str) -> bool:
-    """Whether the source of this name has an option of `open_pair` ("crop": any of its own)."""
-    return option in _OPTIONS[_kind(name)[0]]
+def _interface(
+    pattern: str, opener: Callable[..., Any], splits: Sequence[str] | None
+) -> dict[str, Any]:
+    """The fields of an entry that follow from the signature of its class or function."""
+    expected = ["argument"] if _parse(pattern)[1] else []
+    if isinstance(opener, type):
+        if not issubclass(opener, Source):
+            raise TypeError(f"source {pattern!r}: {opener.__name__} is not a subclass of Source")
+        if missing := sorted(opener.__abstractmethods__):
+            raise TypeError(
+                f"source {pattern!r}: {opener.__name__} does not define {', '.join(missing)}"
+            )
+        if splits is None or len(splits) < 2 or len(set(splits)) < len(splits):
+            raise ValueError(
+                f"source {pattern!r}: splits: got {splits!r}, expected the names of at least two: "
+                "to train on and to evaluate on"
+            )
+        expected.append("split")
+    elif splits is not None:
+        raise ValueError(f"source {pattern!r}: splits are for a class; a function opens its own")
+    expected.append("resolution")
+    parameters = inspect.signature(opener).parameters
+    others = [p for p in parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    if len(others) != len(expected) or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in others):
+        raise TypeError(
+            f"source {pattern!r}: {opener.__name__} has the parameters "
+            f"({', '.join(map(str, parameters.values()))}), expected ({', '.join(expected)}) and "
+            "then keyword-only options"
+        )
+    options = option_names(opener)
+    required = tuple(o for o in options if parameters[o].default is inspect.Parameter.empty)
+    if splits is None:
+        return {"open": opener, "options": options, "required": required}
+    options += ("eval_split",) if len(splits) > 2 else ()
+    opened = _opener_of_splits(opener, tuple(splits))
+    return {"open": opened, "options": options, "required": required}
 
 
-def open_source(
-    name: str,
-    split: str,
-    *,
-    resolution: int,
-    num_classes: int | None = None,
-    num_examples: int | None = None,
-) -> Source:
-    """Opens one split of a source that needs no files: digits, clutter, synthetic.
+def _opener_of_splits(
+    cls: Callable[..., Source], splits: tuple[str, ...]
+) -> Callable[..., tuple[Source, Source]]:
+    train, *held_out = splits
 
-    The splits are "train" and "test"; clutter has "validation" too. Other arguments and errors are
-    those of `open_pair`.
+    def opener(*arguments: Any, eval_split: str | None = None, **options: Any):
+        *argument, resolution = arguments
+        evaluate = choose("data.eval_split", eval_split or held_out[0], held_out)
+        return (
+            cls(*argument, train, resolution, **options),
+            cls(*argument, evaluate, resolution, **options),
+        )
+
+    return opener
+
+
+def _check_entry(entry: Entry, module: str) -> None:
+    recipe, (head, _) = entry.default_recipe, _parse(entry.pattern)
+    if not (callable(recipe) or (isinstance(recipe, str) and recipe)):
+        raise ValueError(
+            f"source {entry.pattern!r}: default_recipe: got {recipe!r}, expected the name of a "
+            "recipe of configs/recipes.py or a function"
+        )
+    parent, _, stem = module.rpartition(".")
+    if parent == _BUILT_IN:
+        if stem != head:
+            raise ValueError(f"source {entry.pattern!r}: its module must be {_BUILT_IN}.{head}")
+    elif importlib.util.find_spec(f"{_BUILT_IN}.{head}"):
+        raise ValueError(f"source {entry.pattern!r}: {head!r} is the name of a built-in source")
+    elif head in _REGISTRY and _REGISTRY[head].origin != entry.origin:
+        # The same file may register it again: a configuration file is read more than once.
+        raise ValueError(
+            f"source {entry.pattern!r}: {_REGISTRY[head].origin} has registered this name already"
+        )
+
+
+def _origin(namespace: Mapping[str, Any]) -> str:
+    """The file of a module; of a notebook, which has none, the name "__main__"."""
+    file = namespace.get("__file__")
+    return os.fspath(Path(file).resolve()) if file else namespace["__name__"]
+
+
+def _import_file(path: Path, field: str) -> None:
+    path = path.expanduser().resolve()
+    if any(entry.origin == os.fspath(path) for entry in _REGISTRY.values()):
+        return
+    spec = importlib.util.spec_from_file_location(f"source_file_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise NotFound(f"{field}: {path}: no such Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:  # whatever the file does
+        raise ValueError(f"{field}: {path}: {type(e).__name__}: {e}") from e
+
+
+def _pickle_by_value(module: str) -> None:
+    """Has the classes of a module sent to worker processes whole, if those cannot import it.
+
+    The worker processes of the loader are spawned and import a class by the name of its module.
+    A file that was loaded by its path, as a configuration file is, has a name that only this
+    process knows. (`cloudpickle` does the same for `__main__`, and for a module that is not in
+    `sys.modules`.)
     """
-    choose("data.name", name, ("digits", "clutter", "synthetic"))
-    splits = ("train", "validation", "test") if name == "clutter" else ("train", "test")
-    choose(f"split of {name}", split, splits)
-    if name == "digits":
-        from mbv3_jax.data.embedded import Digits
+    root = module.partition(".")[0]
+    if module not in sys.modules or module == "__main__":
+        return
+    if importlib.machinery.PathFinder.find_spec(root) is None:
+        import cloudpickle  # comes with Grain, which the loader needs; most sources do without
 
-        return Digits(split, resolution)
-    if name == "clutter":
-        from mbv3_jax.data.clutter import Clutter
-
-        return Clutter(split, resolution)
-    from mbv3_jax.data.embedded import Synthetic
-
-    return Synthetic(
-        split,
-        resolution,
-        num_classes=num_classes or 10,
-        num_examples=num_examples or (1024 if split == "train" else 256),
-    )
-
-
-def _kind(name: str) -> tuple[str, str]:
-    """("tfds", "cifar10") for "tfds/cifar10", ("folder", "/data") for "folder:/data"."""
-    if name in ("digits", "clutter", "synthetic"):
-        return name, ""
-    if name == "imagenet":
-        return name, "imagenet2012"
-    for kind, mark in (("tfds", "/"), ("folder", ":")):
-        if name.startswith(kind + mark) and name != kind + mark:
-            return kind, name.removeprefix(kind + mark)
-    choose("data.name", name, _NAMES)
-    raise ValueError(f"data.name: got {name!r}, where NAME and PATH stand for yours")
+        cloudpickle.register_pickle_by_value(sys.modules[module])

@@ -11,7 +11,7 @@ import numpy as np
 
 from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.data import augment
-from mbv3_jax.data.folder import Files, find_files
+from mbv3_jax.data.files import Files, find_files
 from mbv3_jax.data.source import Source
 from mbv3_jax.export import check, formats, metadata
 from mbv3_jax.export.check import Comparison

@@ -16,7 +16,7 @@ from mbv3_jax.arch.spec import NetSpec, QuantSpec
 from mbv3_jax.core.checks import check_whole, choose, flag
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.data import augment, loader
-from mbv3_jax.data.source import Source, has_option, open_pair
+from mbv3_jax.data.source import Source, crop_for, open_pair
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.modules import Compute
 from mbv3_jax.run.config import spec_of, to_steps
@@ -220,11 +220,8 @@ def _open_pair(
     data = config.data.to_dict()
     name, on_error = data.pop("name"), data.pop("on_error")
     crop = {key: data.pop(key) for key in CROP_OPTIONS}
-    if start and has_option(name, "crop"):
-        theirs = start.preprocessing.crop
-        if not name.startswith("folder:"):  # data sets are read as they are stored
-            del theirs["exif_rotate"]
-        crop |= theirs
+    if start:
+        crop |= crop_for(name, start.preprocessing.crop)
     for key in HOST_OPTIONS:
         data.pop(key)
     return open_pair(name, resolution=resolution, crop=crop, on_error=on_error, **data)

@@ -5,15 +5,15 @@ import hashlib
 import numpy as np
 import pytest
 
-from mbv3_jax.data.clutter import LETTERS, SPLITS, Clutter
 from mbv3_jax.data.loader import eval_batches
-from mbv3_jax.data.source import has_option, open_pair, open_source
+from mbv3_jax.data.source import has_option, open_pair
+from mbv3_jax.data.sources.clutter import LETTERS, SPLITS, Clutter
 
 
 def test_the_splits_have_as_many_of_each_letter_and_share_no_image():
     seen = set()
     for split, count in SPLITS.items():
-        source = open_source("clutter", split, resolution=8)
+        source = Clutter(split, 8)
         batch = source.batch(range(count))
         assert len(source) == count and source.class_names == tuple("AEFHIKLMNTVWXYZ")
         assert batch["image"].shape == (count, 8, 8, 3) and batch["image"].dtype == np.uint8

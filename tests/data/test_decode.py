@@ -10,7 +10,6 @@ import pytest
 from PIL import Image, ImageOps
 
 from mbv3_jax.data import decode
-from mbv3_jax.data import decode as image_file
 from mbv3_jax.data.decode import ImageError, decode_view
 
 _PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -47,9 +46,9 @@ def difference(one, other) -> np.ndarray:
 def libraries(request, monkeypatch):
     """With the libraries that make it fast, and as if they had no wheels for this machine."""
     if request.param == "pillow":
-        monkeypatch.setattr(image_file, "simplejpeg", None)
+        monkeypatch.setattr(decode, "simplejpeg", None)
         monkeypatch.setattr(decode, "resizer", None)
-    elif image_file.simplejpeg is None or decode.resizer is None:
+    elif decode.simplejpeg is None or decode.resizer is None:
         pytest.skip("simplejpeg and cykooz_resizer are not installed")
 
 
@@ -169,11 +168,11 @@ def test_partial_decoding_changes_nothing(subsampling, options):
     else:
         options = {**options, "subsampling": subsampling}
     encoded = encode(image, quality=90, **options)
-    size, height_at = image_file.jpeg_header(encoded)
+    size, height_at = decode.jpeg_header(encoded)
     assert size == (200, 301)
     assert (height_at is None) == ("progressive" in options)
     exact = np.asarray(decoded(encoded))
-    opened = image_file.open_image(encoded)
+    opened = decode.open_image(encoded)
     for bottom in (1, 2, 15, 16, 17, 31, 32, 33, 100, 255, 284, 285, 286, 300, 301):
         box = (3, bottom // 2, 150, bottom)
         pixels, inner = opened.crop(box, 200)
@@ -186,7 +185,7 @@ def test_large_photographs_are_decoded_small(side, scale):
     pytest.importorskip("simplejpeg")
     encoded = encode(photograph(side + 37, side + 51), quality=92)
     box = (13, 7, 13 + side, 7 + side)
-    pixels, inner = image_file.open_image(encoded).crop(box, 64)
+    pixels, inner = decode.open_image(encoded).crop(box, 64)
     assert pixels.shape[0] in (math.ceil(side / scale), math.ceil(side / scale) + 1)
     assert inner[2] - inner[0] == side / scale and 0 <= inner[0] < 1
     view = decode._resize(pixels, inner, 64, "bilinear")
@@ -196,7 +195,7 @@ def test_large_photographs_are_decoded_small(side, scale):
     # Not shifted: the difference has no slope along a ramp.
     ramp = Image.fromarray(np.tile(np.linspace(20, 235, side + 37), (side + 51, 1)).astype("uint8"))
     ramp = encode(ramp.convert("RGB"), quality=95)
-    pixels, inner = image_file.open_image(ramp).crop(box, 64)
+    pixels, inner = decode.open_image(ramp).crop(box, 64)
     view = decode._resize(pixels, inner, 64, "bilinear").astype(float)
     expected = np.asarray(decoded(ramp).crop(box).resize((64, 64), Image.Resampling.BILINEAR))
     assert abs((view - expected).mean()) < 0.1
@@ -309,7 +308,7 @@ def test_garbage(libraries):
 
 def test_absurd_sizes_are_not_allocated(libraries):
     encoded = bytearray(encode(photograph(120, 100)))
-    at = image_file.jpeg_header(bytes(encoded))[1]
+    at = decode.jpeg_header(bytes(encoded))[1]
     encoded[at : at + 4] = b"\xff\xff\xff\xff"  # 65,535 pixels square, 13 GB
     with pytest.raises(ImageError, match="decompression bomb"):
         decode_view(bytes(encoded), resolution=32)

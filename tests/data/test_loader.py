@@ -1,4 +1,4 @@
-"""Batches: each example once an epoch, the same whoever reads them, nothing lost unsaid."""
+"""Batches: each example once per epoch, whoever reads it, and no example lost silently."""
 
 import gc
 import io
@@ -15,7 +15,9 @@ from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 from PIL import Image
 
 from mbv3_jax.data import loader
-from mbv3_jax.data.source import BadExample, Encoded, open_source
+from mbv3_jax.data.decode import Encoded
+from mbv3_jax.data.source import BadExample
+from mbv3_jax.data.sources.synthetic import Synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH, EPOCH = 8, 50  # 6.25 batches an epoch
@@ -23,7 +25,7 @@ BATCH, EPOCH = 8, 50  # 6.25 batches an epoch
 
 @pytest.fixture(scope="module")
 def source():
-    return open_source("synthetic", "train", resolution=8, num_examples=EPOCH)
+    return Synthetic("train", 8, num_examples=EPOCH)
 
 
 class Album(Encoded):
@@ -86,7 +88,7 @@ def test_each_epoch_has_every_example_once(batch_size):
 
 
 @pytest.mark.parametrize("start", [1, 6, 7, 20])
-def test_resuming_goes_on_where_it_stopped(source, start):
+def test_resuming_continues_where_it_stopped(source, start):
     whole = train(source, start + 4)
     assert_same(whole[start:], train(source, 4, start_step=start))
 
@@ -258,9 +260,10 @@ def test_workers_end_with_a_killed_run(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import multiprocessing, os, time\n"
-        "from mbv3_jax.data import loader, source as sources\n"
+        "from mbv3_jax.data import loader\n"
+        "from mbv3_jax.data.sources.synthetic import Synthetic\n"
         "if __name__ == '__main__':\n"
-        "    source = sources.open_source('synthetic', 'train', resolution=8)\n"
+        "    source = Synthetic('train', 8)\n"
         "    batches = loader.train_batches(source, batch_size=8, seed=0, num_workers=1)\n"
         "    next(batches)\n"
         "    print(*(p.pid for p in multiprocessing.active_children()), flush=True)\n"

@@ -1,9 +1,11 @@
-"""The sources that need no files, and opening by name."""
+"""The sources that need no files, and what the opening of any source refuses."""
 
 import numpy as np
 import pytest
 
-from mbv3_jax.data.source import open_pair, open_source
+from mbv3_jax.data.source import open_pair
+from mbv3_jax.data.sources.digits import Digits
+from mbv3_jax.data.sources.synthetic import Synthetic
 
 
 def test_digits_are_split_by_class_and_share_no_image():
@@ -22,7 +24,7 @@ def test_digits_are_resized_like_pillow_does():
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    test = open_source("digits", "test", resolution=32)
+    test = Digits("test", 32)
     data = load_digits()
     first = Image.fromarray(data.images[0].astype(np.float32) * (255 / 16))
     expected = np.asarray(first.resize((32, 32), Image.Resampling.BILINEAR))
@@ -35,8 +37,7 @@ def test_digits_are_resized_like_pillow_does():
 @pytest.mark.parametrize("resolution", [8, 33])
 def test_synthetic_images_are_computed_from_their_index(resolution):
     def make(split="train", count=100):
-        options = {"resolution": resolution, "num_classes": 7, "num_examples": count}
-        return open_source("synthetic", split, **options)
+        return Synthetic(split, resolution, num_classes=7, num_examples=count)
 
     source = make()
     batch = source.batch([0, 8, 99])
@@ -49,7 +50,7 @@ def test_synthetic_images_are_computed_from_their_index(resolution):
 
 
 def test_indices():
-    source = open_source("synthetic", "test", resolution=8)
+    source = Synthetic("test", 8)
     assert (len(source), source[-1]["label"]) == (256, source[255]["label"])
     with pytest.raises(IndexError):
         source[256]
@@ -58,7 +59,11 @@ def test_indices():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("cifar", {}, "data.name: got 'cifar', expected one of 'digits', 'clutter', 'synthetic'"),
+        (
+            "cifar",
+            {},
+            "data.name: got 'cifar', expected one of 'clutter', 'digits', 'folder:PATH',",
+        ),
         ("folder:", {}, "data.name: got 'folder:', expected one of"),
         ("digits", {"num_examples": 3}, "data.num_examples: 'digits' has no such option"),
         ("digits", {"crop": {"central": "square"}}, "data.central: 'digits' has no such option"),

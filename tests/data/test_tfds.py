@@ -79,9 +79,9 @@ def test_tensorflow_is_never_imported(root, tmp_path):
     script = f"""
 import sys
 from mbv3_jax.data import loader
-from mbv3_jax.data import source as sources
+from mbv3_jax.data.source import open_pair
 if __name__ == "__main__":
-    pair = sources.open_pair("tfds/flowers", resolution=16, data_dir={str(root)!r})
+    pair = open_pair("tfds/flowers", resolution=16, data_dir={str(root)!r})
     for workers in (0, 1):
         batches = loader.eval_batches(pair[0], batch_size=4, num_workers=workers)
         assert sum(int(b["mask"].sum()) for b in batches) == 12
@@ -154,7 +154,9 @@ def test_what_is_missing(tmp_path):
     shard.unlink()
     with pytest.raises(NotFound, match=f"{shard}: missing"):
         opened(tmp_path, split_fraction=0.5)
-    with pytest.raises(ValueError, match=r"data.name: got 'tfds/', expected one of 'digits'"):
+    with pytest.raises(
+        ValueError, match=r"data.name: got 'tfds/', expected one of 'clutter', 'digits'"
+    ):
         open_pair("tfds/", resolution=16)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mbv3_jax.data import loader
-from mbv3_jax.data.source import open_source
+from mbv3_jax.data.sources.synthetic import Synthetic
 from mbv3_jax.nn import functional
 from mbv3_jax.train.evaluate import evaluate, make_eval_step
 from mbv3_jax.train.sharding import make_mesh
@@ -18,7 +18,7 @@ def preprocess(images):
 
 @pytest.fixture(scope="module")
 def source():
-    return open_source("synthetic", "test", resolution=32, num_examples=COUNT)
+    return Synthetic("test", 32, num_examples=COUNT)
 
 
 @pytest.fixture(scope="module")

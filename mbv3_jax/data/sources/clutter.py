@@ -1,17 +1,18 @@
 """Letters among clutter: 7500 colour images rendered from their index, at any resolution. No files.
 
-Fifteen capital letters of straight strokes, one an image: written by a shaky hand, turned, sheared,
-scaled and moved, in any colour, on a striped and blotched background, among and partly behind loose
-strokes like their own, under noise. Told apart by their shape alone, and 3000 to learn from.
+Each image shows one of fifteen capital letters made of straight strokes. The letter has shaky
+strokes, is rotated, sheared, scaled and shifted, and has any colour. It stands on a striped and
+blotched background, among and partly behind loose strokes like its own, under noise. Only the shape
+tells the classes apart, and there are 3000 images to train on.
 
-What it is for: ablations, searches and tests of a network within minutes, on a task where its
-width, kernels, depth and resolution make a difference larger than a seed does. What it is not: a
-stand-in for ImageNet, or for any photographs. There are fifteen classes of one kind, no texture
-or context tells a class, and networks made for a thousand classes have weights to spare. Which of
-two networks is better here need not be better there.
+The task is meant for ablations, searches and tests of a network within minutes: the width, the
+kernels, the depth and the resolution of a network make a larger difference than the seed does. It
+is not a stand-in for ImageNet or for any photographs. Its fifteen classes are of one kind, neither
+texture nor context reveals a class, and networks designed for a thousand classes have weights to
+spare. The better of two networks on this task need not be the better one on photographs.
 
-Every image is arithmetic that IEEE 754 rounds in one way only (no sines, no sums over an axis, no
-library's random numbers or fonts), so that it has the same bytes on every machine.
+Every image is computed by arithmetic that IEEE 754 rounds in only one way (no sines, no sums over
+an axis, no random numbers or fonts of a library), so it has the same bytes on every machine.
 """
 
 import hashlib
@@ -19,8 +20,9 @@ import itertools
 
 import numpy as np
 
-from mbv3_jax.data.source import Source
+from mbv3_jax.data.source import Source, source
 
+# The order decides which images a split gets.
 SPLITS = {"train": 3000, "validation": 1500, "test": 3000}
 
 # The strokes of each letter, (x, y) from -1 to 1, y downwards.
@@ -44,17 +46,22 @@ LETTERS = {
     "Z": (((-0.65, -1), (0.65, -1)), ((0.65, -1), (-0.65, 1)), ((-0.65, 1), (0.65, 1))),
 }
 
-_MOST = 4  # strokes of a letter
-_BEHIND, _BEFORE = 4, 1  # loose strokes
+_MOST = 4  # strokes per letter
+_BEHIND, _BEFORE = 4, 1  # loose strokes behind and in front of the letter
 _CHUNK = 64  # images rendered at once, so that their pixels stay in the cache
 _F = np.float32
 
 
+@source("clutter", splits=("train", "test", "validation"), default_recipe="clutter")
 class Clutter(Source):
-    """One split: "train" (3000), "validation" (1500) or "test" (3000), as many of each letter.
+    """One split of the letters; every letter has the same number of images.
 
-    Validation is for whoever chooses by accuracy, so that test is seen once. An image is rendered
-    when it is first asked for, then kept: R * R * 3 bytes each.
+    Choose between networks by their accuracy on "validation", and use "test" once at the end. An
+    image is rendered when it is first read and then kept, in resolution * resolution * 3 bytes.
+
+    Args:
+      split: "train" (3000 images), "validation" (1500) or "test" (3000).
+      resolution: side of the images, in pixels.
     """
 
     def __init__(self, split: str, resolution: int):
@@ -74,10 +81,10 @@ class Clutter(Source):
         indices = np.asarray(indices, np.int64)
         missing = np.unique(indices[~self._rendered[indices]])
         for start in range(0, len(missing), _CHUNK):
-            some = missing[start : start + _CHUNK]
-            labels = some % self.num_classes
-            self._images[some] = render(self._first + some, labels, self.resolution)
-            self._rendered[some] = True
+            chunk = missing[start : start + _CHUNK]
+            labels = chunk % self.num_classes
+            self._images[chunk] = render(self._first + chunk, labels, self.resolution)
+            self._rendered[chunk] = True
         labels = (indices % self.num_classes).astype(np.int32)
         return {"image": self._images[indices], "label": labels}
 
@@ -86,34 +93,34 @@ def render(numbers: np.ndarray, labels: np.ndarray, side: int) -> np.ndarray:
     """Renders images.
 
     Args:
-      numbers: int64 [B], which images; each number is another one.
-      labels: int [B], which letter each shows.
-      side: R, in pixels.
+      numbers: int64 [batch], one number per image; different numbers give different images.
+      labels: int [batch], the letter that each image shows.
+      side: of the images, in pixels.
 
     Returns:
-      uint8 [B, R, R, 3].
+      uint8 [batch, side, side, 3].
     """
     draw = _Draws(numbers)
     ticks = (np.arange(side, dtype=_F) * _F(2) + _F(1)) / _F(side) - _F(1)
     x, y = ticks[None, None, :], ticks[None, :, None]
 
-    ground = draw(0.15, 0.85, 3)  # [B, 3]
+    ground = draw(0.15, 0.85, 3)  # [batch, 3]
     image = _background(draw, ground, x, y, side)
     ink = _ink(draw, ground)
-    letter = _letter(draw, labels)  # [B, _MOST, 4]
-    thick = draw(0.06, 0.1)
-    loose, widths, colours = _loose_strokes(draw, ink, thick)
+    letter = _letter(draw, labels)  # [batch, _MOST, 4]
+    thickness = draw(0.06, 0.1)
+    loose, widths, colours = _loose_strokes(draw, ink, thickness)
 
-    def paint(strokes, half_width, colour):
+    def paint(strokes: np.ndarray, half_width: np.ndarray, colour: np.ndarray) -> None:
         distance = _distance(strokes, x, y)
         cover = np.clip((half_width[:, None, None] - distance) * _F(side / 2) + _F(0.5), 0, 1)
-        # In place: image = image + cover * (colour - image), channel by channel.
+        # In place, channel by channel, to save memory: image + cover * (colour - image).
         for c in range(3):
             image[c] += cover * (colour[:, c, None, None] - image[c])
 
     for i in range(_BEHIND):
         paint(loose[:, i : i + 1], widths[:, i], colours[:, i])
-    paint(letter, thick, ink)
+    paint(letter, thickness, ink)
     for i in range(_BEHIND, _BEHIND + _BEFORE):
         paint(loose[:, i : i + 1], widths[:, i], colours[:, i])
 
@@ -125,7 +132,7 @@ def render(numbers: np.ndarray, labels: np.ndarray, side: int) -> np.ndarray:
 
 
 class _Draws:
-    """Random numbers that the image's number and the order of drawing decide, and nothing else."""
+    """Random numbers that depend only on the image's number and on the order of the draws."""
 
     def __init__(self, numbers: np.ndarray):
         self._keys = _mix(numbers.astype(np.uint64) + np.uint64(1))
@@ -139,28 +146,30 @@ class _Draws:
         return _mix(keys).reshape(len(self._keys), *shape)
 
     def __call__(self, low: float, high: float, *shape: int) -> np.ndarray:
-        """float32 [B, *shape], evenly from `low` to `high`."""
+        """float32 [batch, *shape], uniform from `low` to `high`."""
         unit = (self._bits(shape) >> np.uint64(40)).astype(_F) * _F(2.0**-24)
         return unit * _F(high - low) + _F(low)
 
     def noise(self, shape: tuple[int, ...]) -> np.ndarray:
-        """float32 [B, *shape], bell-shaped with deviation 1: the sum of four bytes."""
-        four = self._bits(shape).view(np.uint8).reshape(len(self._keys), *shape, 8)
-        total = four[..., 0].astype(_F) + four[..., 1] + four[..., 2] + four[..., 3]
+        """float32 [batch, *shape], nearly normal with deviation 1: the sum of four random bytes."""
+        octets = self._bits(shape).view(np.uint8).reshape(len(self._keys), *shape, 8)
+        total = octets[..., 0].astype(_F) + octets[..., 1] + octets[..., 2] + octets[..., 3]
         return (total - _F(510)) * _F(1 / 147.8)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64 (Steele, Lea and Flood, 2014): uint64 to uint64, one to one."""
+    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014), a bijection of uint64."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-def _background(draw, ground, x, y, side) -> np.ndarray:
-    """Stripes and blotches around a colour: float32 [3, B, R, R]."""
+def _background(
+    draw: _Draws, ground: np.ndarray, x: np.ndarray, y: np.ndarray, side: int
+) -> np.ndarray:
+    """Stripes and blotches around a colour: float32 [3, batch, side, side]."""
     image = np.empty((3, len(ground), side, side), _F)
-    # Triangle waves along a random direction, at most about four to a side.
+    # Triangle waves along a random direction, at most about four per side.
     across, down, shift = draw(-2, 2), draw(-2, 2), draw(0, 1)
     phase = x * across[:, None, None] + y * down[:, None, None] + shift[:, None, None]
     wave = np.abs(phase - np.floor(phase) - _F(0.5)) * _F(2) - _F(0.5)
@@ -168,40 +177,40 @@ def _background(draw, ground, x, y, side) -> np.ndarray:
     coarse, fine = draw(-0.2, 0.2, 3, 5, 5), draw(-0.15, 0.15, 3, 13, 13)
     for c in range(3):
         image[c] = wave * tint[:, c, None, None] + ground[:, c, None, None]
-        image[c] += _stretched(coarse[:, c], side)
-        image[c] += _stretched(fine[:, c], side)
+        image[c] += _enlarged(coarse[:, c], side)
+        image[c] += _enlarged(fine[:, c], side)
     return image
 
 
-def _stretched(grid: np.ndarray, side: int) -> np.ndarray:
-    """[B, G, G] stretched to [B, R, R], corner to corner, bilinear."""
+def _enlarged(grid: np.ndarray, side: int) -> np.ndarray:
+    """[batch, n, n] enlarged to [batch, side, side], corner to corner, bilinear."""
     cells = grid.shape[1] - 1
-    at = (np.arange(side, dtype=_F) + _F(0.5)) * _F(cells) / _F(side)
-    low = np.minimum(at.astype(np.int64), cells - 1)
-    part = at - low.astype(_F)
-    rows = grid[:, low] + (grid[:, low + 1] - grid[:, low]) * part[None, :, None]
-    return rows[:, :, low] + (rows[:, :, low + 1] - rows[:, :, low]) * part
+    place = (np.arange(side, dtype=_F) + _F(0.5)) * _F(cells) / _F(side)
+    low = np.minimum(place.astype(np.int64), cells - 1)
+    fraction = place - low.astype(_F)
+    rows = grid[:, low] + (grid[:, low + 1] - grid[:, low]) * fraction[None, :, None]
+    return rows[:, :, low] + (rows[:, :, low + 1] - rows[:, :, low]) * fraction
 
 
-def _ink(draw, ground: np.ndarray) -> np.ndarray:
-    """A colour that differs from the background's in brightness: [B, 3]."""
+def _ink(draw: _Draws, ground: np.ndarray) -> np.ndarray:
+    """A colour that differs in brightness from the background: [batch, 3]."""
     ink, contrast = draw(0, 1, 3), draw(0.3, 0.6)
     weights = np.array([0.3, 0.6, 0.1], _F)
 
-    def brightness(colour):
+    def brightness(colour: np.ndarray) -> np.ndarray:
         return colour[:, 0] * weights[0] + colour[:, 1] * weights[1] + colour[:, 2] * weights[2]
 
-    light = brightness(ground)
-    wanted = np.where(light > _F(0.5), light - contrast, light + contrast)
-    return ink + (wanted - brightness(ink))[:, None]
+    behind = brightness(ground)
+    target = np.where(behind > _F(0.5), behind - contrast, behind + contrast)
+    return ink + (target - brightness(ink))[:, None]
 
 
-def _letter(draw, labels: np.ndarray) -> np.ndarray:
-    """The strokes of each image's letter as it lies in the image: [B, _MOST, 4], x0 y0 x1 y1."""
+def _letter(draw: _Draws, labels: np.ndarray) -> np.ndarray:
+    """The strokes of each image's letter in the image: [batch, _MOST, 4], x0 y0 x1 y1."""
     padded = [(strokes + strokes[-1:] * _MOST)[:_MOST] for strokes in LETTERS.values()]
-    ends = np.array(padded, _F)[labels]  # [B, _MOST, 2, 2]
+    ends = np.array(padded, _F)[labels]  # [batch, _MOST, 2, 2]
     ends = ends + draw(-0.08, 0.08, _MOST, 2, 2)
-    # A turn by the tangent of half its angle needs no sine: up to 17 degrees either way.
+    # A rotation given by the tangent of half its angle needs no sine; at most 17 degrees.
     half = draw(-0.15, 0.15)
     whole = _F(1) + half * half
     cos, sin = (_F(1) - half * half) / whole, (half + half) / whole
@@ -217,30 +226,31 @@ def _per_image(values: np.ndarray) -> np.ndarray:
     return values[:, None, None]
 
 
-def _loose_strokes(draw, ink, thick):
-    """Strokes [B, N, 4] anywhere, their half widths [B, N] and colours [B, N, 3].
+def _loose_strokes(
+    draw: _Draws, ink: np.ndarray, thickness: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Strokes [batch, n, 4] anywhere, their half widths [batch, n] and colours [batch, n, 3].
 
-    Every other one has nearly the letter's colour, so that colour does not sort them out.
+    Every other stroke has nearly the letter's colour, so that colour does not identify them.
     """
     count = _BEHIND + _BEFORE
     start, step = draw(-1.1, 1.1, count, 2), draw(-0.6, 0.6, count, 2)
     strokes = np.concatenate([start, start + step], axis=-1)
-    widths = draw(0.7, 1.3, count) * thick[:, None]
+    widths = draw(0.7, 1.3, count) * thickness[:, None]
     colours = draw(0, 1, count, 3)
     colours[:, ::2] = ink[:, None] + (colours[:, ::2] - _F(0.5)) * _F(0.3)
     return strokes, widths, colours
 
 
 def _distance(strokes: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """From each pixel to the nearest of the strokes [B, N, 4]: [B, R, R]."""
-    nearest = None
+    """From each pixel to the nearest of the strokes [batch, n, 4]: [batch, side, side]."""
+    nearest: np.ndarray = np.array(np.inf, _F)
     for i in range(strokes.shape[1]):
         x0, y0, x1, y1 = (strokes[:, i, k, None, None] for k in range(4))
         across, down = x1 - x0, y1 - y0
         length = np.maximum(across * across + down * down, _F(1e-6))
         left, above = x - x0, y - y0
-        part = np.clip((left * (across / length) + above * (down / length)), 0, 1)
-        left, above = left - part * across, above - part * down
-        square = left * left + above * above
-        nearest = square if nearest is None else np.minimum(nearest, square)
+        along = np.clip((left * (across / length) + above * (down / length)), 0, 1)
+        left, above = left - along * across, above - along * down
+        nearest = np.minimum(nearest, left * left + above * above)
     return np.sqrt(nearest)
