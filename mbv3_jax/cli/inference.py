@@ -119,7 +119,8 @@ def _predict(flags, overrides: Sequence[str]) -> int:
         _need_file("--save", flags.save, (".png", ".jpg", ".pdf", ".svg"))
     paths, inference = _open(flags, overrides)
     names, results = inference.model.class_names, inference.predictions(paths)
-    table, sheet = None if flags.json else _table(), []
+    table = None if flags.json else _table()
+    sheet: list[tuple] = []
     for path, view, found in results:
         if found is None:
             if flags.json:
@@ -129,7 +130,7 @@ def _predict(flags, overrides: Sequence[str]) -> int:
             {"class": names[label], "label": int(label), "probability": float(probability)}
             for label, probability in zip(found["classes"], found["probabilities"], strict=True)
         ]
-        if flags.json:
+        if table is None:
             line = {"image": path, "predictions": top}
             print(json.dumps(line, ensure_ascii=False), flush=True)
         else:

@@ -8,7 +8,7 @@ import io
 import itertools
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from html import escape
 from typing import Any
@@ -17,6 +17,7 @@ import matplotlib
 from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from mbv3_jax.arch import cost
 from mbv3_jax.arch.spec import NetSpec
@@ -33,7 +34,7 @@ _MARKS |= {mark: f"var(--series{i})" for i, mark in enumerate(SERIES)}
 # Beyond eight series, the style of the line tells them apart.
 LINE_STYLES = tuple(itertools.product(("-", "--", ":"), SERIES))
 
-_RC: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -53,12 +54,13 @@ _RC: dict[str, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
+_LINEAR_RANGE = 8  # above this ratio of the largest value to the smallest, an axis is logarithmic
 _numbers = itertools.count()
 
 
 def style() -> AbstractContextManager:
     """A context in which figures are drawn for `to_svg`."""
-    return matplotlib.rc_context(_RC)
+    return matplotlib.rc_context(_STYLE)
 
 
 def to_svg(figure: Figure, label: str) -> str:
@@ -69,7 +71,7 @@ def to_svg(figure: Figure, label: str) -> str:
       label: the description that screen readers read out.
     """
     text = io.StringIO()
-    with matplotlib.rc_context({**_RC, "svg.hashsalt": f"report{next(_numbers)}"}):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"report{next(_numbers)}"}):
         # With a date or a version in it, the same report would differ from day to day.
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
@@ -98,6 +100,7 @@ def training_curves(trials: Sequence[Trial], *, kind: str, metric: str) -> str |
     with style():
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
+        values: list[float] = []
         for trial, (line, colour) in zip(trials, itertools.cycle(LINE_STYLES), strict=False):
             by_step: dict[int, list[float]] = {}
             for run in trial.runs:
@@ -106,20 +109,22 @@ def training_curves(trials: Sequence[Trial], *, kind: str, metric: str) -> str |
                         by_step.setdefault(record["step"], []).append(record[metric] * scale)
             if not by_step:
                 continue
+            values += itertools.chain(*by_step.values())
             steps = sorted(by_step)
             mean = [statistics.fmean(by_step[s]) for s in steps]
             marker = "o" if kind == "eval" else None
             axes.plot(
                 steps, mean, line, color=colour, lw=1.4, marker=marker, ms=3, label=trial.name
             )
-            if any(len(values) > 1 for values in by_step.values()):
+            if any(len(seeds) > 1 for seeds in by_step.values()):
                 low, high = ([of(by_step[s]) for s in steps] for of in (min, max))
                 axes.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
-        if not axes.lines:
+        if not values:
             return None
         axes.set(xlabel="step", ylabel=f"{label}, {data}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if metric == "loss":
-            axes.set_yscale("log")
+            choose_scale(axes, "y", values)
         axes.legend(ncols=1 + (len(trials) > 4))
         return to_svg(figure, f"{label} on {data} by training step")
 
@@ -158,8 +163,31 @@ def accuracy_against_cost(rows: Sequence[dict], *, against: str) -> str | None:
             )
         axes.margins(x=0.25, y=0.15)
         axes.set(xlabel=label, ylabel="top-1 (%)")
+        axes.xaxis.set_major_locator(MaxNLocator(5))  # more long numbers would overlap
         add_names(axes, [(row["trial"], row[against] * scale, row["top1"]) for row in known])
         return to_svg(figure, f"top-1 against {label}")
+
+
+def choose_scale(axes: Axes, axis: str, values: Iterable[float]) -> None:
+    """Makes an axis logarithmic if its values span a wide range.
+
+    Args:
+      axes: the chart.
+      axis: "x" or "y".
+      values: what is drawn along this axis; at least one.
+    """
+    values = list(values)
+    if min(values) > 0 and max(values) > _LINEAR_RANGE * min(values):
+        make_logarithmic(axes, axis)
+
+
+def make_logarithmic(axes: Axes, axis: str) -> None:
+    """Makes an axis logarithmic, with plain numbers at 1, 2 and 5 of each decade."""
+    axes.set(**{f"{axis}scale": "log"})
+    ticks = axes.xaxis if axis == "x" else axes.yaxis
+    ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ticks.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ticks.set_minor_formatter(NullFormatter())
 
 
 def add_names(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:

@@ -199,15 +199,15 @@ def _read_trial(
     rates: list[float] = []
     for folder in folders:
         state = (states or {}).get(folder, {})
+        prefix = "" if len(folders) == 1 else f"{folder.name}: "
         if not (folder / "config.json").is_file():
-            missing.append(f"{folder.name}: {state.get('state', 'not begun')}{_error_of(state)}")
+            missing.append(f"{prefix}{state.get('state', 'not begun')}{_error_of(state)}")
             continue
         # A training of several seeds at once has a run folder for each seed.
         seeds = read_json(folder / "config.json").get("seeds")
         run_folders = [folder / f"seed{seed}" for seed in seeds] if seeds else [folder]
         begun = [_read_run(path) for path in run_folders if (path / "config.json").is_file()]
         runs += begun
-        prefix = "" if len(folders) == 1 else f"{folder.name}: "
         if unfinished := [run for run in begun if not run.summary]:
             steps = ", ".join(
                 f"seed {run.seed} at step {run.step}" if seeds else f"at step {run.step}"

@@ -102,9 +102,17 @@ def _sweep(sweep: Sweep, latencies: Callable[[NetSpec], dict | None]) -> dict:
 
 
 def sortable(table: Sequence[dict], columns: Sequence[Column]) -> dict:
-    """The headings and cells for table.html.j2, without columns that show nothing."""
+    """The headings and cells for table.html.j2, without columns that show nothing.
+
+    Returns:
+      {"columns", "is_text" (for each column), "rows" of cells}.
+    """
     used = used_columns(columns, table)
-    return {"columns": used, "rows": [[cell(row, column) for column in used] for row in table]}
+    return {
+        "columns": used,
+        "is_text": [any(isinstance(row[column.key], str) for row in table) for column in used],
+        "rows": [[cell(row, column) for column in used] for row in table],
+    }
 
 
 def _costs(trials: Sequence[Trial]) -> list[dict]:

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mbv3_jax.core.files import open_atomically
+from mbv3_jax.report.charts import choose_scale
 from mbv3_jax.report.collect import read_json
 from mbv3_jax.run import metrics
 
@@ -72,7 +73,7 @@ def plot_curves(run: Path) -> Figure:
         axes.set(xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.axes[0].set_yscale("log")
+    choose_scale(figure.axes[0], "y", [r["loss"] for r in records])
     return figure
 
 
@@ -146,7 +147,7 @@ def plot_mistakes(run: Path) -> Figure:
         for i in predictions["mistakes"]
     ]
     title = f"{run}, step {predictions['step']}"
-    return image_sheet(predictions["thumbnails"], captions, title=title)
+    return image_sheet(list(predictions["thumbnails"]), captions, title=title)
 
 
 def image_sheet(images: Sequence[np.ndarray], captions: Sequence[str], title: str = "") -> Figure:

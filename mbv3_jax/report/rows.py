@@ -85,11 +85,12 @@ def _row(sweep: Sweep, trial: Trial, latencies: Callable[[NetSpec], dict | None]
     missing = [*trial.missing]
     if "error" in measured:
         missing.append(f"latency: {measured['error']}")
-    row = {
+    mean_top1 = statistics.fmean(top1) if top1 else None
+    return {
         "trial": trial.name,
         "missing": "; ".join(missing) or None,
         "runs": len(trial.finished),
-        "top1": statistics.fmean(top1) if top1 else None,
+        "top1": mean_top1,
         "top1_std": statistics.stdev(top1) if len(top1) > 1 else None,
         "top1_values": top1,
         "loss": statistics.fmean(loss) if loss else None,
@@ -99,8 +100,8 @@ def _row(sweep: Sweep, trial: Trial, latencies: Callable[[NetSpec], dict | None]
         "runtime": measured.get("runtime"),
         "images_per_second": trial.images_per_second,
         "seconds": trial.seconds,
+        **_published(sweep, trial, mean_top1),
     }
-    return {**row, **_published(sweep, trial, row["top1"])}
 
 
 def _published(sweep: Sweep, trial: Trial, top1: float | None) -> dict:

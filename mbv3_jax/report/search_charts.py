@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator
 
 from mbv3_jax.report import charts
 from mbv3_jax.report.search_result import Network, Search
@@ -18,7 +18,6 @@ _SHORT_NAMES = {
     "mobilenet_v3_large": "V3-Large",
     "mobilenet_v3_small": "V3-Small",
 }
-_LINEAR_RANGE = 8  # above this ratio of the highest cost to the lowest, the axis is logarithmic
 
 
 def rewards(search: Search) -> str | None:
@@ -75,9 +74,7 @@ def accuracy_against_cost(search: Search) -> str | None:
         rows = [{"cost": cost, "top1": top1} for _, cost, top1 in points]
         steps = [(row["cost"], row["top1"]) for row in charts.front_of(rows, "cost")]
         axes.step(*zip(*steps, strict=True), where="post", color=charts.GRID, lw=1.5, zorder=1)
-        costs = candidate_costs + [cost for _, cost, _ in points]
-        if min(costs) > 0 and max(costs) > _LINEAR_RANGE * min(costs):
-            _make_logarithmic(axes)
+        charts.choose_scale(axes, "x", candidate_costs + [cost for _, cost, _ in points])
         axes.set(xlabel=_cost_label(search), ylabel="top-1 (%)")
         _add_networks(axes, points)
         return charts.to_svg(figure, f"top-1 against {_cost_label(search)}")
@@ -108,13 +105,6 @@ def measured_against_predicted(search: Search) -> str | None:
 
 def _cost_label(search: Search) -> str:
     return "MAdds (millions)" if search.cost_name == "madds" else f"predicted cost ({search.unit})"
-
-
-def _make_logarithmic(axes: Axes) -> None:
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _add_networks(axes: Axes, points: Sequence[tuple[Network, float, float]]) -> None:

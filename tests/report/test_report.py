@@ -74,8 +74,8 @@ def test_rows_have_mean_and_deviation_of_what_the_runs_ended_with(sweep, table, 
 def test_what_is_missing_is_said(table):
     assert table["both"]["missing"] is None and table["each"]["missing"] is None
     assert table["cut"]["missing"] == "interrupted, at step 12"
-    assert table["failed"]["missing"] == "failed: failed (error: <no room> on the disk)"
-    assert table["waiting"]["missing"] == "waiting: waiting"
+    assert table["failed"]["missing"] == "failed (error: <no room> on the disk)"
+    assert table["waiting"]["missing"] == "waiting"
     assert table["cut"]["top1"] is None and table["cut"]["runs"] == 0
 
 
@@ -106,7 +106,9 @@ def test_latencies_are_measured_once_and_kept(sweep, tmp_path):
     rows(sweep, Latencies(measure, file, "another watch"))
     assert len(measured) == 4
     file.write_text("{")
-    with pytest.raises(ValueError, match=r"damaged .* remove it"):
+    with pytest.raises(
+        ValueError, match=r"latency.json is damaged: .*; remove it to measure again"
+    ):
         Latencies(measure, file, "a watch")
 
 

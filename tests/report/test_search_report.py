@@ -12,7 +12,7 @@ from ended_search import make, result
 from mbv3_jax.__main__ import main
 from mbv3_jax.arch import cost
 from mbv3_jax.arch.tables import mobilenet_v3_small
-from mbv3_jax.report import search_charts, search_result
+from mbv3_jax.report import charts, search_charts, search_result
 from mbv3_jax.report.search_report import stages
 
 
@@ -172,7 +172,7 @@ def test_a_search_by_multiply_adds_with_little_on_record(tmp_path, said):
 
 def test_costs_far_apart_stand_on_a_logarithmic_axis(folder, monkeypatch):
     called = []
-    monkeypatch.setattr(search_charts, "_make_logarithmic", called.append)
+    monkeypatch.setattr(charts, "make_logarithmic", lambda *args: called.append(args))
     assert "V3-Large" in search_charts.accuracy_against_cost(search_result.read(folder))
     assert len(called) == 1
 
