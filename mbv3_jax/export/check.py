@@ -51,7 +51,7 @@ class Comparison:
         if precision == "int8":
             if self.agreement < LEAST_AGREEMENT:
                 return (
-                    f"only {self.agreement:.1%} of its top-1 classes agree with the simulated int8, "
+                    f"only {self.agreement:.1%} of its top-1 classes agree with simulated int8, "
                     f"expected at least {LEAST_AGREEMENT:.0%}"
                 )
             return None

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.checks import choose
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.core.packages import need
 from mbv3_jax.export import onnx, tflite
@@ -49,10 +50,12 @@ class Target:
     precision: one of `PRECISIONS`. "float16" is the type of the weights; in ONNX files it is also
       the type of the computation.
     batch: images at a time; None for any number.
-    input_dtype: "float32" for normalised images, or "uint8" for images that the file normalises.
-      An int8 file takes normalised images as int8, by the scale and zero point of its input.
+    input_dtype: one of `INPUTS`. "float32" is for normalised images, "uint8" for images that the
+      file normalises. An int8 file takes normalised images as int8, by the scale and zero point of
+      its input.
 
     Raises:
+      ValueError: a field has another value.
       UsageError: the fields cannot be combined.
     """
 
@@ -62,6 +65,9 @@ class Target:
     input_dtype: str = "float32"
 
     def __post_init__(self):
+        choose("file_format", self.file_format, SUFFIXES)
+        choose("precision", self.precision, PRECISIONS)
+        choose("input_dtype", self.input_dtype, INPUTS)
         if self.precision == "int8" and self.file_format != "tflite":
             reason = {
                 "onnx": "ONNX Runtime runs these networks more slowly in int8 than in float",

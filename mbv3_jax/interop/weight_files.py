@@ -53,8 +53,6 @@ class WeightFile:
       the top level.
     """
 
-    path: Path
-    format: str
     tensors: Tensors
     sha256: str
     md5: str
@@ -99,8 +97,6 @@ def read(library: str, path: Path) -> WeightFile:
         reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
         raise UsageError(f"{path} cannot be read as {format_}, is it whole? {reason}") from e
     return WeightFile(
-        path=path,
-        format=format_,
         tensors={name: _as_float32(path, name, tensor) for name, tensor in tensors.items()},
         sha256=hashlib.sha256(data).hexdigest(),
         md5=hashlib.md5(data, usedforsecurity=False).hexdigest(),

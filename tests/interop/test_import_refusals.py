@@ -147,7 +147,7 @@ def test_truncated_and_foreign_files(tmp_path, tensors, attempt):
     assert "files of timm end in .safetensors, .pth" in attempt(tmp_path / "x.onnx")
 
 
-def test_integers_are_no_weights(tmp_path, tensors, attempt):
+def test_integers_are_refused_as_weights(tmp_path, tensors, attempt):
     changed = dict(tensors, **{"bn1.weight": np.ones(16, np.int32)})
     assert "bn1.weight is int32, expected float32" in attempt(_file(tmp_path, changed))
 
