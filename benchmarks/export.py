@@ -1,7 +1,8 @@
-"""Exports side by side with those of Keras and PyTorch: python -m benchmarks.export
+"""Compares our exports with those of Keras and PyTorch: python -m benchmarks.export
 
-Operations, size and latency of batch 1 on one thread. Files of one runtime take turns in one
-process; ratio is time over ours. Random weights: the time does not depend on them.
+Reports operations, size and latency of a batch of one on one thread. Files for the same runtime
+take turns in one process; "ratio" is their time over ours. Weights are random, as the time does not
+depend on them.
 
 --folder keeps the files, so that only the timing needs a quiet machine; --make stops before it.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 NETWORKS = {
-    # of arch.build: Keras' name, timm's
+    # our name: Keras' name, timm's name
     "mobilenet_v3_small": ("MobileNetV3Small", "mobilenetv3_small_100"),
     "mobilenet_v3_large": ("MobileNetV3Large", "mobilenetv3_large_100"),
 }
@@ -25,7 +26,7 @@ _SHAPE = (1, 224, 224, 3)
 
 
 def _model(library: str, network: str):
-    """The network as that library has it, paddings too, with random weights."""
+    """Our model of the library's network, with its padding and with random weights."""
     import jax
 
     from mbv3_jax.interop import networks
@@ -45,14 +46,14 @@ def _model(library: str, network: str):
 
 
 def ours_tflite(network: str) -> bytes:
-    """Ours, Keras' network."""
+    """Keras' network, exported by us."""
     from mbv3_jax.export.formats import Target, write
 
     return write(_model("keras", network), Target(file_format="tflite"))
 
 
 def ours_int8_tflite(network: str) -> bytes:
-    """Ours in int8, ranges from noise."""
+    """Keras' network in int8, exported by us with ranges from noise."""
     from mbv3_jax.export.formats import Target, write
     from mbv3_jax.quant.post_training import quantize
 
@@ -63,7 +64,7 @@ def ours_int8_tflite(network: str) -> bytes:
 
 
 def keras_tflite(network: str) -> bytes:
-    """keras.applications by TensorFlow's converter."""
+    """Keras' network, exported by TensorFlow's converter."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
     import keras
     import tensorflow as tf
@@ -83,19 +84,19 @@ def keras_tflite(network: str) -> bytes:
 
 
 def ours_onnx(network: str) -> bytes:
-    """Ours, timm's network."""
+    """timm's network, exported by us."""
     from mbv3_jax.export.formats import Target, write
 
     return write(_model("timm", network), Target(file_format="onnx"))
 
 
 def timm_onnx(network: str, dynamo: bool = False) -> bytes:
-    """timm's network by PyTorch's exporter."""
+    """timm's network, exported by PyTorch."""
     import io
 
     import torch
 
-    from tests.peers.torch_stub import import_torchvision
+    from tests.support.torch_stub import import_torchvision
 
     import_torchvision()
     import timm
@@ -110,7 +111,7 @@ def timm_onnx(network: str, dynamo: bool = False) -> bytes:
 
 
 def timm_onnx_dynamo(network: str) -> bytes:
-    """The same by its newer exporter."""
+    """timm's network, exported by PyTorch's newer exporter."""
     return timm_onnx(network, dynamo=True)
 
 
@@ -121,7 +122,7 @@ GROUPS = {
 
 
 def runner(file: bytes, kind: str) -> Callable[[int], None]:
-    """run(n) runs the file n times on one thread."""
+    """Returns run(n), which runs the file n times on one thread."""
     images = np.random.default_rng(0).normal(size=_SHAPE).astype(np.float32)
     if kind == "onnx":
         import onnxruntime
@@ -141,16 +142,25 @@ def runner(file: bytes, kind: str) -> Callable[[int], None]:
 
 
 def race(runners: dict[str, Callable], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Milliseconds of one run, a number for every turn; turns last about `seconds`."""
-    times = {name: [] for name in runners}
-    counts = {}
+    """Times runners in turns.
+
+    Args:
+      runners: name -> run(n), see `runner`.
+      rounds: how many turns each of them gets.
+      seconds: roughly how long a turn lasts.
+
+    Returns:
+      Name -> milliseconds of one run, for each turn.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    counts: dict[str, int] = {}
     for turn in range(rounds + 1):
         for name, run in runners.items():
             n = counts.get(name, 20)
             began = time.perf_counter()
             run(n)
             each = (time.perf_counter() - began) / n
-            if turn == 0:  # a warm-up that also finds how many fill a turn
+            if turn == 0:  # a warm-up, which also finds how many runs fill a turn
                 counts[name] = max(1, round(seconds / each))
             else:
                 times[name].append(each * 1e3)
@@ -158,13 +168,13 @@ def race(runners: dict[str, Callable], rounds: int, seconds: float) -> dict[str,
 
 
 def main() -> None:
-    """Makes the files that are not there, and races them."""
+    """Makes the files that do not exist yet, and times them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--folder", type=Path, default=Path("runs/export"))
     parser.add_argument("--make", action="store_true", help="only make the files")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=0.3, help="of a turn")
+    parser.add_argument("--seconds", type=float, default=0.3, help="length of a turn")
     flags = parser.parse_args()
     from rich.console import Console
     from rich.table import Table

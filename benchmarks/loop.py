@@ -15,8 +15,8 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from mbv3_jax.report.charts import read_records
 from mbv3_jax.run.config import parse_config
+from mbv3_jax.run.metrics import read_metrics
 from mbv3_jax.train.experiment import make_experiment
 from mbv3_jax.train.loop import train
 from mbv3_jax.train.sharding import put_batch
@@ -42,7 +42,7 @@ def loop_rate(config) -> float:
     """Images/s of `train`, evaluations left out."""
     with tempfile.TemporaryDirectory() as folder:
         train(config, Path(folder) / "run", Console(quiet=True))
-        records = [r for r in read_records(Path(folder) / "run") if "images_per_second" in r]
+        records = [r for r in read_metrics(Path(folder) / "run") if "images_per_second" in r]
     return statistics.median(record["images_per_second"] for record in records[1:])
 
 

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "run": {"core", "arch", "nn", "data"},
     "train": _LOW - {"train"},
     "quant": _LOW,
-    "interop": _LOW,
+    "interop": {"core", "arch", "run"},
     "sweep": _LOW,
     "export": _LOW | {"quant"},
     "latency": _LOW | {"quant", "export"},

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mbv3_jax.cli.arguments import add_model, no_more
 from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.files import open_atomically
 from mbv3_jax.run.config import parse_config
 
 # What `eval --config` takes of a configuration.
@@ -118,7 +119,8 @@ def _predict(flags, overrides: Sequence[str]) -> int:
         _need_file("--save", flags.save, (".png", ".jpg", ".pdf", ".svg"))
     paths, inference = _open(flags, overrides)
     names, results = inference.model.class_names, inference.predictions(paths)
-    table, sheet = None if flags.json else _table(), []
+    table = None if flags.json else _table()
+    sheet: list[tuple] = []
     for path, view, found in results:
         if found is None:
             if flags.json:
@@ -128,7 +130,7 @@ def _predict(flags, overrides: Sequence[str]) -> int:
             {"class": names[label], "label": int(label), "probability": float(probability)}
             for label, probability in zip(found["classes"], found["probabilities"], strict=True)
         ]
-        if flags.json:
+        if table is None:
             line = {"image": path, "predictions": top}
             print(json.dumps(line, ensure_ascii=False), flush=True)
         else:
@@ -163,10 +165,11 @@ def _print_table(table) -> None:
 
 
 def _save_sheet(flags, sheet, count: int) -> None:
-    from mbv3_jax.report.pictures import image_sheet
+    from mbv3_jax.report.pictures import image_sheet, save_picture
 
+    views, captions = zip(*sheet, strict=True)
     try:
-        image_sheet(*zip(*sheet, strict=True)).savefig(flags.save, dpi=120)
+        save_picture(image_sheet(views, captions), flags.save)
     except OSError as e:
         raise UsageError(f"--save: cannot write {flags.save}: {e.strerror}") from e
     of = f" of the first {len(sheet)}" if len(sheet) < count else ""
@@ -184,13 +187,10 @@ def _embed(flags, overrides: Sequence[str]) -> int:
     import numpy as np
 
     files, embeddings = zip(*found, strict=True)
-    temporary = flags.out.with_suffix(".tmp")
     try:
-        with temporary.open("wb") as file:
+        with open_atomically(flags.out) as file:
             np.savez(file, embedding=np.stack(embeddings), path=np.array(files))
-        temporary.replace(flags.out)
     except OSError as e:
-        temporary.unlink(missing_ok=True)
         raise UsageError(f"--out: cannot write {flags.out}: {e.strerror}") from e
     print(f"{len(files)} embeddings of {len(embeddings[0])} values: {flags.out}", file=sys.stderr)
     return code

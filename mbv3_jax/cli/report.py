@@ -1,4 +1,4 @@
-"""mbv3 summary, report, plot: what networks, runs, sweeps and searches came to."""
+"""mbv3 summary, report, plot: tables, pages and pictures of networks, runs and searches."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from rich.console import Console
 
 from mbv3_jax.cli.arguments import no_more
 from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.files import open_atomically
 
 
 def add_parsers(commands) -> None:
@@ -69,43 +70,49 @@ def _summary(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def _plot(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     no_more(overrides, "plot")
-    from mbv3_jax.report import charts, pictures
+    from mbv3_jax.report import pictures
 
     draw = {
-        "curves": charts.plot_run,
+        "curves": pictures.plot_curves,
         "confusion": pictures.plot_confusion,
-        "mistakes": pictures.mistakes_sheet,
+        "mistakes": pictures.plot_mistakes,
     }
     try:
-        draw[flags.what](flags.run).savefig(flags.out, dpi=120)
+        print(pictures.save_picture(draw[flags.what](flags.run), flags.out))
     except (ValueError, OSError) as e:
         raise UsageError(f"plot: {e}") from e
-    print(flags.out)
 
 
 def _report(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     no_more(overrides, "report")
-    from mbv3_jax.report import build
+    from mbv3_jax.report import document
 
     try:
+        if flags.compare and not flags.format and not flags.out:
+            console = _console()
+            for table in document.comparison_tables(*flags.compare):
+                console.print(table)
+            return
         if flags.compare:
-            text = build.compare(*flags.compare, flags.out, form=flags.format, console=_console())
+            a, b = flags.compare
+            text = document.comparison(a, b, flags.format or document.format_of(flags.out))
         else:
             measure, runtime = (None, "") if flags.no_latency else _latency()
-            text = build.report(
+            text = document.report(
                 flags.runs, flags.out, form=flags.format, measure=measure, runtime=runtime
             )
         if flags.out:
-            build.write(flags.out, text)
+            with open_atomically(flags.out) as file:
+                file.write(text.encode())
             print(flags.out)
-        elif text:
+        else:
             print(text, end="")
     except (ValueError, OSError) as e:
         raise UsageError(f"report: {e}") from e
 
 
 def _latency():
-    """A function that measures a network's latency, and the runtime that it uses."""
+    """A function that measures the latency of a network, and the name of its runtime."""
     from mbv3_jax.latency.measure import best_runtime, describe, measure_spec
 
     chosen = best_runtime()
@@ -114,7 +121,7 @@ def _latency():
     def measure(spec):
         try:
             return {"ms": measure_spec(spec, chosen).ms, "runtime": runtime}
-        except RunError as e:  # the rest of a report does not depend on it
+        except RunError as e:  # the rest of the report does not depend on it
             return {"error": str(e)}
 
     return measure, runtime

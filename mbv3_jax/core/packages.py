@@ -1,4 +1,4 @@
-"""The packages of requirements-export.txt, which only exports need."""
+"""Optional packages, which are imported only where something needs them."""
 
 import importlib
 import importlib.util
@@ -8,11 +8,16 @@ from types import ModuleType
 from mbv3_jax.core.errors import UsageError
 
 
-def need(module: str, what: str) -> ModuleType:
-    """Imports a module of an extra package.
+def need(module: str, what: str, *, requirements: str = "requirements-export.txt") -> ModuleType:
+    """Imports a module of an optional package.
+
+    Args:
+      module: the module.
+      what: the feature that needs it, for the message.
+      requirements: the file that lists the package.
 
     Raises:
-      UsageError: it is not installed; the message says how it is.
+      UsageError: the module cannot be imported; the message says how to install it.
     """
     # The C++ of litert-converter greets on standard error; warnings stay.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
@@ -20,7 +25,7 @@ def need(module: str, what: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as e:
         raise UsageError(
-            f"{what} needs {module.partition('.')[0]} ({e}): pip install -r requirements-export.txt"
+            f"{what} needs {module.partition('.')[0]} ({e}): pip install -r {requirements}"
         ) from e
 
 

@@ -1,4 +1,4 @@
-"""Whether a file is the network: run in its own runtime, compared image by image."""
+"""Checks that an exported file computes what the network does, in the file's own runtime."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,22 +12,23 @@ from mbv3_jax.export.formats import Target
 from mbv3_jax.nn import functional
 from mbv3_jax.run.model import Model
 
-# The largest difference of a logit, of the largest logit there is. Rounding alone makes about
-# 1e-6 in float32 and 1e-3 in float16.
+# The largest difference between logits that is accepted, relative to the largest logit. Rounding
+# alone makes about 1e-6 in float32 and 1e-3 in float16.
 TOLERANCE = {"float32": 1e-4, "float16": 3e-2}
-# Of int8, for which a logit may be several steps off its simulation: equal top-1 classes.
+# A logit of an int8 file may be several steps away from its simulation. The share of images with
+# the same top-1 class that is accepted:
 LEAST_AGREEMENT = 0.9
 _REFERENCE_BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Logits of a file beside those that they should be.
+    """The logits of a file compared with the expected ones.
 
-    images: how many were compared.
+    images: how many images were compared.
     agreement: share of images with the same top-1 class.
-    largest: largest difference of a logit.
-    scale: largest logit.
+    largest: largest absolute difference between logits.
+    scale: largest absolute value of the expected logits.
     """
 
     images: int
@@ -36,22 +37,22 @@ class Comparison:
     scale: float
 
     @classmethod
-    def of(cls, wanted: np.ndarray, got: np.ndarray) -> "Comparison":
-        """wanted, got: logits [N, num_classes]."""
+    def of(cls, expected: np.ndarray, logits: np.ndarray) -> "Comparison":
+        """Compares logits [images, num_classes]."""
         return cls(
-            images=len(wanted),
-            agreement=float(np.mean(np.argmax(wanted, 1) == np.argmax(got, 1))),
-            largest=float(np.max(np.abs(wanted - got))),
-            scale=float(np.max(np.abs(wanted))),
+            images=len(expected),
+            agreement=float(np.mean(np.argmax(expected, 1) == np.argmax(logits, 1))),
+            largest=float(np.max(np.abs(expected - logits))),
+            scale=float(np.max(np.abs(expected))),
         )
 
     def problem(self, precision: str) -> str | None:
-        """What is wrong with it, or None."""
+        """Says why a file of this precision is not accepted; None if it is."""
         if precision == "int8":
             if self.agreement < LEAST_AGREEMENT:
                 return (
-                    f"only {self.agreement:.1%} of its top-1 classes are those of the simulated "
-                    f"int8, expected at least {LEAST_AGREEMENT:.0%}"
+                    f"only {self.agreement:.1%} of its top-1 classes agree with simulated int8, "
+                    f"expected at least {LEAST_AGREEMENT:.0%}"
                 )
             return None
         limit = TOLERANCE[precision] * max(self.scale, 1e-3)
@@ -64,11 +65,14 @@ class Comparison:
 
 
 def reference(model: Model, images: np.ndarray) -> np.ndarray:
-    """The network's own logits, BatchNorm not folded, float32 [N, num_classes].
+    """The logits of the network itself, with BatchNorm not folded.
 
     Args:
-      model: the network, in float even where it was trained for int8.
-      images: normalised [N, R, R, 3].
+      model: the network, which runs in float even if it was trained for int8.
+      images: normalised, [images, resolution, resolution, 3].
+
+    Returns:
+      float32 [images, num_classes].
     """
     stats = {k: v for k, v in model.variables["batch_stats"].items() if k != "quant"}
     variables = {"params": model.variables["params"], "batch_stats": stats}
@@ -78,22 +82,25 @@ def reference(model: Model, images: np.ndarray) -> np.ndarray:
 
 
 def in_batches(run: Callable, images: np.ndarray, batch: int) -> np.ndarray:
-    """Calls `run` on whole batches only, the last one filled up with its first image."""
-    found = []
+    """Calls `run` on full batches only; the last one is filled up with its first image."""
+    outputs = []
     for start in range(0, len(images), batch):
         part = images[start : start + batch]
         fill = np.repeat(part[:1], batch - len(part), axis=0)
-        found.append(np.asarray(run(np.concatenate([part, fill])))[: len(part)])
-    return np.concatenate(found)
+        outputs.append(np.asarray(run(np.concatenate([part, fill])))[: len(part)])
+    return np.concatenate(outputs)
 
 
 def run_file(file: bytes, target: Target, images: np.ndarray) -> np.ndarray:
-    """The logits of a file in its own runtime, on one thread.
+    """Runs a file in LiteRT, ONNX Runtime or XLA, on one thread.
 
     Args:
-      file: LiteRT, ONNX Runtime or XLA runs it.
-      target: what it is.
-      images: [N, R, R, 3], uint8 or normalised as the file takes them.
+      file: the file.
+      target: what the file is.
+      images: [images, resolution, resolution, 3], uint8 or normalised as the file takes them.
+
+    Returns:
+      float32 logits [images, num_classes].
 
     Raises:
       UsageError: the runtime is not installed.
@@ -105,10 +112,11 @@ def run_file(file: bytes, target: Target, images: np.ndarray) -> np.ndarray:
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
         session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        first = images.dtype == np.float32
+        channels_first = images.dtype == np.float32
 
         def run(x):
-            return session.run(None, {"images": x.transpose(0, 3, 1, 2) if first else x})[0]
+            x = x.transpose(0, 3, 1, 2) if channels_first else x
+            return session.run(None, {"images": x})[0]
     elif target.file_format == "stablehlo":
         run = jax.jit(jax.export.deserialize(bytearray(file)).call)
     else:
@@ -125,7 +133,7 @@ def run_file(file: bytes, target: Target, images: np.ndarray) -> np.ndarray:
 
 
 def _quantized(x: np.ndarray, details: dict) -> np.ndarray:
-    """Float32 as a tensor of a TFLite file takes it."""
+    """Converts float32 values to the type of a TFLite input."""
     if details["dtype"] != np.int8:
         return x
     scale, zero = details["quantization"]
@@ -133,6 +141,7 @@ def _quantized(x: np.ndarray, details: dict) -> np.ndarray:
 
 
 def _dequantized(x: np.ndarray, details: dict) -> np.ndarray:
+    """Converts values of a TFLite output to float32."""
     if details["dtype"] != np.int8:
         return x
     scale, zero = details["quantization"]
@@ -140,29 +149,29 @@ def _dequantized(x: np.ndarray, details: dict) -> np.ndarray:
 
 
 def defects(file: bytes, target: Target, model: Model) -> list[str]:
-    """What is wrong with the graph of a file, a line each."""
-    spec, found = model.spec, []
+    """What is wrong with the operations of a file, one line for each defect."""
+    spec, lines = model.spec, []
     counts = formats.counts(file, target.file_format)
     layers = len(spec.blocks)
     depthwise = counts.get(formats.DEPTHWISE[target.file_format], 0)
     if depthwise != layers:
-        found.append(f"{depthwise} depthwise operations for {layers} depthwise layers")
+        lines.append(f"{depthwise} depthwise operations for {layers} depthwise layers")
     native = {"tflite": "HARD_SWISH", "onnx": "HardSwish"}.get(target.file_format)
     if native and target.precision != "int8":
         wanted = h_swishes(spec)
         if counts.get(native, 0) != wanted:
-            found.append(f"{counts.get(native, 0)} {native} for {wanted} h-swish layers")
+            lines.append(f"{counts.get(native, 0)} {native} for {wanted} h-swish layers")
     if target.precision == "int8":
         islands = [
             op
             for op in tflite.operations(file)
             if op.dtype.startswith("FLOAT") and op.name != "DEQUANTIZE"
         ]
-        found += [f"{op.name} of {op.shape} computes in float" for op in islands]
+        lines += [f"{op.name} of {op.shape} computes in float" for op in islands]
         for name in ("QUANTIZE", "DEQUANTIZE"):
             if counts.get(name, 0) > 1:
-                found.append(f"{counts[name]} {name}, expected one at the boundary")
-    return found
+                lines.append(f"{counts[name]} {name}, expected one at the boundary")
+    return lines
 
 
 def h_swishes(spec) -> int:

@@ -1,14 +1,20 @@
-"""StableHLO by jax.export, portable across devices and stable across versions of JAX."""
+"""From a trained network to the bytes of a file: TFLite, ONNX or StableHLO.
+
+TFLite and ONNX have modules of their own. StableHLO is a call of `jax.export`; it is portable
+across devices, and stable across versions of JAX.
+"""
 
 import collections
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.checks import choose
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.core.packages import need
 from mbv3_jax.export import onnx, tflite
@@ -16,82 +22,41 @@ from mbv3_jax.nn.folded import Forms, apply_folded, fold
 from mbv3_jax.quant.post_training import Int8Network
 from mbv3_jax.run.model import Model
 
-# The networks lower to the same text for all of them, so that one file holds it once: lowered for
-# all at once, every convolution would be there four times, behind a branch.
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-STABLEHLO_DEPTHWISE = "convolution (depthwise)"
-_OPERATION = re.compile(r"= \"?stablehlo\.(?P<name>\w+)(?P<rest>.*)")
-_GROUPS = re.compile(r"feature_group_count = (\d+)")
-
-
-def to_stablehlo(
-    function: Callable, shape: tuple, dtype: str = "float32", platform: str = "cpu"
-) -> bytes:
-    """Exports a function of images; arrays that it closes over become constants.
-
-    Args:
-      function: images -> logits.
-      shape: of the images; a name in the place of the batch stands for any number.
-      dtype: of the images.
-      platform: what to lower for; it runs on all of them.
-
-    Returns:
-      What `jax.export.deserialize` reads; its `mlir_module()` is the StableHLO.
-    """
-    need("flatbuffers", "StableHLO")  # of jax.export
-    shape = jax.export.symbolic_shape(",".join(map(str, shape)))
-    example = jax.ShapeDtypeStruct(shape, dtype)
-    exported = jax.export.export(
-        jax.jit(function),
-        platforms=[platform],
-        disabled_checks=[jax.export.DisabledSafetyCheck.platform()],
-    )(example)
-    return bytes(exported.serialize())
-
-
-def stablehlo_counts(model: bytes) -> dict[str, int]:
-    """How often each operation occurs, the most frequent first; depthwise convolutions apart.
-
-    Constants and what only handles shapes are counted too: XLA has yet to fuse.
-    """
-    need("flatbuffers", "StableHLO")
-    found = collections.Counter()
-    for match in _OPERATION.finditer(jax.export.deserialize(bytearray(model)).mlir_module()):
-        name = match["name"]
-        if name == "convolution" and int(_GROUPS.search(match["rest"])[1]) > 1:
-            name = STABLEHLO_DEPTHWISE
-        found[name] += 1
-    return dict(found.most_common())
-
-
-# From a trained network to the bytes of a file.
-
 SUFFIXES = {"tflite": ".tflite", "onnx": ".onnx", "stablehlo": ".stablehlo"}
 PRECISIONS = ("float32", "float16", "int8")
 INPUTS = ("float32", "uint8")
-# The name of depthwise convolutions in what the `counts` of each format returns.
+STABLEHLO_DEPTHWISE = "convolution (depthwise)"
+# Format -> what `counts` calls depthwise convolutions.
 DEPTHWISE = {
     "tflite": "DEPTHWISE_CONV_2D",
     "onnx": onnx.DEPTHWISE,
     "stablehlo": STABLEHLO_DEPTHWISE,
 }
-# hard_sigmoid as relu6(x + 3) with the 1/6 in the next kernel: the converter has no operation of
-# its own for it, and would write one more multiplication.
+# The networks lower to the same text for all of these, so one lowering serves all. Lowered for all
+# platforms at once, the file would hold every convolution four times, behind a branch.
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+# hard_sigmoid as relu6(x + 3), with the factor of 1/6 in the next kernel: TFLite has no operation
+# for hard_sigmoid, and the converter would add a multiplication.
 _TFLITE_FORMS = Forms(hard_sigmoid="rescaled")
+_STABLEHLO_OPERATION = re.compile(r"= \"?stablehlo\.(?P<name>\w+)(?P<rest>.*)")
+_GROUPS = re.compile(r"feature_group_count = (\d+)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """What is to be written.
+    """What to write.
 
-    file_format: of `SUFFIXES`.
-    precision: of `PRECISIONS`. "float16" is that of the weights, in ONNX also of the computation.
+    file_format: a key of `SUFFIXES`.
+    precision: one of `PRECISIONS`. "float16" is the type of the weights; in ONNX files it is also
+      the type of the computation.
     batch: images at a time; None for any number.
-    input_dtype: "float32" of normalised images, or "uint8", which the file itself normalises.
-      An int8 file takes normalised images as int8, by the scale and zero point of its input.
+    input_dtype: one of `INPUTS`. "float32" is for normalised images, "uint8" for images that the
+      file normalises. An int8 file takes normalised images as int8, by the scale and zero point of
+      its input.
 
     Raises:
-      UsageError: a combination that there is not.
+      ValueError: a field has another value.
+      UsageError: the fields cannot be combined.
     """
 
     file_format: str
@@ -100,9 +65,12 @@ class Target:
     input_dtype: str = "float32"
 
     def __post_init__(self):
+        choose("file_format", self.file_format, SUFFIXES)
+        choose("precision", self.precision, PRECISIONS)
+        choose("input_dtype", self.input_dtype, INPUTS)
         if self.precision == "int8" and self.file_format != "tflite":
             reason = {
-                "onnx": "ONNX Runtime's int8 is slower than its float on these networks",
+                "onnx": "ONNX Runtime runs these networks more slowly in int8 than in float",
                 "stablehlo": "XLA has no int8 convolutions of this kind",
             }[self.file_format]
             raise UsageError(
@@ -115,54 +83,55 @@ class Target:
             )
         if self.batch is None and self.file_format == "tflite":
             raise UsageError(
-                "--batch=any: a TFLite file has a fixed batch, with a symbolic one its operations "
-                "cannot be fused; give a number, or --format=onnx or stablehlo"
+                "--batch=any: a TFLite file has a fixed batch, because the converter cannot fuse "
+                "operations with a symbolic one; give a number, or --format=onnx or stablehlo"
             )
 
 
 def write(model: Model, target: Target, network: Int8Network | None = None) -> bytes:
-    """Writes a network, BatchNorm folded; metadata and checks are others'.
+    """Writes a network with folded BatchNorm, without metadata and without checks.
 
     Args:
-      model: the network; `spec.quant` does not matter.
-      target: how.
-      network: the int8 form, for precision "int8".
+      model: the network; its `spec.quant` is ignored.
+      target: what to write.
+      network: the int8 form of the network; required for precision "int8".
 
     Raises:
       UsageError: a package is not installed.
-      ValueError: a weight is too large for float16.
+      ValueError: a weight is too large for float16, or the int8 form is missing.
     """
     spec = model.spec.replace(quant=None)
     if target.precision == "int8":
-        from mbv3_jax.export.tflite import to_int8_tflite
-
-        return to_int8_tflite(network, batch=target.batch)
+        if network is None or target.batch is None:
+            raise ValueError("int8 needs the int8 form of the network, and a fixed batch")
+        return tflite.to_int8_tflite(network, batch=target.batch)
     folded = jax.tree.map(np.asarray, jax.jit(lambda v: fold(spec, v))(model.variables))
     normalize = model.preprocessing.normalize if target.input_dtype == "uint8" else None
     if target.file_format == "onnx":
         return onnx.to_onnx(
             spec, folded, batch=target.batch, dtype=target.precision, normalize=normalize
         )
-    shape = (spec.resolution, spec.resolution, spec.in_channels)
+    image = (spec.resolution, spec.resolution, spec.in_channels)
     if target.file_format == "stablehlo":
         if target.precision == "float16":
             folded = jax.tree.map(tflite.to_half, folded)
-        function = _function(spec, folded, Forms(), normalize)
-        return to_stablehlo(function, (target.batch or "N", *shape), target.input_dtype)
-    function = _function(spec, folded, _TFLITE_FORMS, normalize)
+        function = _logits_function(spec, folded, Forms(), normalize)
+        return to_stablehlo(function, (target.batch or "N", *image), target.input_dtype)
+    function = _logits_function(spec, folded, _TFLITE_FORMS, normalize)
     file = tflite.to_tflite(
-        function, jax.ShapeDtypeStruct((target.batch, *shape), target.input_dtype)
+        function, jax.ShapeDtypeStruct((target.batch, *image), target.input_dtype)
     )
     return tflite.with_half_weights(file) if target.precision == "float16" else file
 
 
-def counts(file: bytes, file_format: str) -> dict[str, int]:
-    """How often each operation occurs in a file, the most frequent first."""
-    of = {"tflite": tflite.counts, "onnx": onnx.counts, "stablehlo": stablehlo_counts}
-    return of[file_format](file)
+def _logits_function(
+    spec: NetSpec,
+    folded: dict,
+    forms: Forms,
+    normalize: tuple[Sequence[float], Sequence[float]] | None,
+) -> Callable[[jax.Array], jax.Array]:
+    """The function from images to logits that a file holds; see `onnx.to_onnx` for `normalize`."""
 
-
-def _function(spec, folded, forms, normalize):
     def function(images):
         if normalize:
             mean, std = (np.asarray(v, np.float64) for v in normalize)
@@ -172,3 +141,51 @@ def _function(spec, folded, forms, normalize):
         return apply_folded(spec, weights, images, forms=forms)
 
     return function
+
+
+def counts(file: bytes, file_format: str) -> dict[str, int]:
+    """How often each operation occurs in a file, the most frequent first."""
+    of_format = {"tflite": tflite.counts, "onnx": onnx.counts, "stablehlo": stablehlo_counts}
+    return of_format[file_format](file)
+
+
+def to_stablehlo(
+    function: Callable, shape: tuple, dtype: str = "float32", platform: str = "cpu"
+) -> bytes:
+    """Exports a function of images; arrays that it closes over become constants.
+
+    Args:
+      function: images -> logits.
+      shape: [batch, height, width, channels] of the images; a name instead of the batch stands
+        for any number.
+      dtype: the type of the images.
+      platform: one of `PLATFORMS`, to lower for; the file runs on all of them.
+
+    Returns:
+      The file, which `jax.export.deserialize` reads; its `mlir_module()` is the StableHLO.
+    """
+    need("flatbuffers", "StableHLO")  # jax.export imports it
+    dimensions = jax.export.symbolic_shape(",".join(map(str, shape)))
+    exported = jax.export.export(
+        jax.jit(function),
+        platforms=[platform],
+        disabled_checks=[jax.export.DisabledSafetyCheck.platform()],
+    )(jax.ShapeDtypeStruct(dimensions, dtype))
+    return bytes(exported.serialize())
+
+
+def stablehlo_counts(file: bytes) -> dict[str, int]:
+    """How often each operation occurs, the most frequent first; depthwise convolutions apart.
+
+    Constants and operations that only handle shapes are counted too, as XLA has not yet fused them.
+    """
+    need("flatbuffers", "StableHLO")
+    numbers: collections.Counter[str] = collections.Counter()
+    module = jax.export.deserialize(bytearray(file)).mlir_module()
+    for operation in _STABLEHLO_OPERATION.finditer(module):
+        name = operation["name"]
+        groups = _GROUPS.search(operation["rest"])
+        if name == "convolution" and groups and int(groups[1]) > 1:
+            name = STABLEHLO_DEPTHWISE
+        numbers[name] += 1
+    return dict(numbers.most_common())

@@ -1,7 +1,7 @@
-"""What a file says of itself: network, classes, preprocessing, input, where it comes from.
+"""The metadata of an exported file: network, classes, preprocessing, input and origin.
 
-ONNX files have it as metadata_props, each value JSON. To the others a zip archive is appended, as
-TFLite files carry their associated files: runtimes do not see it, and every unzip reads it
+ONNX files keep it as metadata_props, with JSON values. To other files a zip archive is appended,
+in the way of TFLite's associated files: runtimes ignore it, and any unzip reads it
 (`unzip -p FILE labels.txt`, `unzip -p FILE metadata.json`).
 """
 
@@ -25,7 +25,7 @@ _VALUES = {
     "float32": _NORMALISED,
     "int8": f"{_NORMALISED}, then round(value / scale) + zero_point of the file's input",
 }
-_DATE = (1980, 1, 1, 0, 0, 0)  # the same file for the same network
+_DATE = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same network gives the same file
 
 
 def describe(
@@ -37,16 +37,15 @@ def describe(
     input_dtype: str,
     origin: Mapping,
 ) -> dict:
-    """The entries of a file, of what JSON can hold.
+    """The metadata of a file, as values that JSON can hold.
 
     Args:
-      model: what was exported.
-      file_format, precision: as the command has them.
-      batch: images at a time; None for any number.
-      input_dtype: of `_VALUES`.
+      model: the exported model.
+      file_format, precision, batch: as in `formats.Target`.
+      input_dtype: "float32", "uint8" or "int8".
       origin: where the weights come from.
     """
-    spec, how = model.spec, model.preprocessing
+    spec, preprocessing = model.spec, model.preprocessing
     n, side = "N" if batch is None else batch, spec.resolution
     channels_first = file_format == "onnx" and input_dtype == "float32"
     shape = [n, spec.in_channels, side, side] if channels_first else [n, side, side, 3]
@@ -65,7 +64,7 @@ def describe(
             "shape": [n, spec.num_classes],
             "dtype": "int8" if input_dtype == "int8" else "float32",
         },
-        "preprocessing": dataclasses.asdict(how) | {"resolution": side},
+        "preprocessing": dataclasses.asdict(preprocessing) | {"resolution": side},
         "classes": list(model.class_names),
         "spec": dataclasses.asdict(spec),
         "origin": dict(origin),
@@ -74,7 +73,7 @@ def describe(
 
 
 def attach(file: bytes, file_format: str, entries: Mapping) -> bytes:
-    """The file with its entries."""
+    """Returns the file with the metadata that `describe` made."""
     if file_format == "onnx":
         return onnx.with_metadata(file, {key: _to_json(value) for key, value in entries.items()})
     stream = io.BytesIO(file)
@@ -89,16 +88,16 @@ def attach(file: bytes, file_format: str, entries: Mapping) -> bytes:
 
 
 def read(path: Path) -> dict:
-    """The entries of a file that `export` wrote.
+    """Reads the metadata of a file that `pipeline.export` wrote.
 
     Raises:
-      UsageError: no such file.
-      RunError: it has none.
+      UsageError: the file cannot be read.
+      RunError: the file has no such metadata.
     """
     try:
         if path.suffix == ".onnx":
-            found = onnx.metadata(path.read_bytes())
-            return {key: json.loads(value) for key, value in found.items()}
+            properties = onnx.metadata(path.read_bytes())
+            return {key: json.loads(value) for key, value in properties.items()}
         with zipfile.ZipFile(path) as archive:
             return json.loads(archive.read(_JSON))
     except OSError as e:
@@ -107,5 +106,5 @@ def read(path: Path) -> dict:
         raise RunError(f"{path} has no metadata of this package: {e}") from e
 
 
-def _to_json(value, indent=None) -> str:
+def _to_json(value: object, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent)

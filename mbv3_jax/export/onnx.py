@@ -1,21 +1,24 @@
-"""ONNX files, written from the spec: a node for each layer and nonlinearity, nothing traced.
+"""ONNX files, written from the spec without tracing: a node for each layer and nonlinearity.
 
-The runtime's own HardSwish and HardSigmoid, Conv with groups for depthwise layers, a symbolic
-batch. Images are [N, C, H, W], as ONNX has them; uint8 ones [N, H, W, C], as decoders give them.
+Files use ONNX's HardSwish and HardSigmoid, Conv with groups for depthwise layers, and a symbolic
+batch. Images are [batch, channels, height, width], as usual in ONNX; uint8 images are
+[batch, height, width, channels], as decoders give them.
 """
 
 import collections
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from mbv3_jax.arch.spec import BlockSpec, NetSpec, SESpec
 from mbv3_jax.core.packages import need
 from mbv3_jax.export.tflite import to_half
 from mbv3_jax.nn.ops.geometry import pad_amounts
 
-OPSET, IR_VERSION = 18, 8  # what ONNX Runtime 1.14 of 2023 reads
+OPSET, IR_VERSION = 18, 8  # the newest that ONNX Runtime 1.14 (2023) reads
 DEPTHWISE = "Conv (depthwise)"
 
 
@@ -33,12 +36,13 @@ def to_onnx(
       spec: the network.
       folded: see `nn.folded.fold`.
       batch: images at a time; None for any number.
-      dtype: of weights and computation, "float32" or "float16"; input and logits stay float32.
-      normalize: mean and deviation of each channel, of values from 0 to 1: the input is then
-        uint8, and normalised inside.
+      dtype: the type of weights and computation, "float32" or "float16"; input and logits stay
+        float32.
+      normalize: mean and standard deviation of each channel, for values from 0 to 1. With it the
+        file takes uint8 images and normalises them.
 
     Returns:
-      The file; its input is called "images", its output "logits" [N, num_classes].
+      The file; its input is called "images", its output "logits" [batch, num_classes].
 
     Raises:
       UsageError: onnx is not installed.
@@ -92,7 +96,7 @@ def counts(model: bytes) -> dict[str, int]:
 
 
 def with_metadata(model: bytes, entries: dict[str, str]) -> bytes:
-    """The file with these entries as metadata_props."""
+    """Returns the file with these entries as metadata_props."""
     onnx = need("onnx", "ONNX")
     proto = onnx.load_model_from_string(model)
     onnx.helper.set_model_props(proto, entries)
@@ -107,7 +111,7 @@ def metadata(model: bytes) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Image:
-    """A tensor [N, C, side, side] by its name."""
+    """The name of a tensor [batch, channels, side, side]."""
 
     name: str
     side: int
@@ -118,41 +122,43 @@ class _Writer:
 
     def __init__(self, spec: NetSpec, folded: dict, dtype: np.dtype):
         self.spec, self.folded, self.dtype = spec, folded, dtype
-        self.nodes, self.constants = [], []
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
 
     def node(self, op: str, inputs: Sequence[str], output: str, **attributes) -> str:
-        """Adds an operation; returns the name of what it writes."""
+        """Adds an operation and returns the name of its output."""
         from onnx import helper
 
         self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
         return output
 
-    def constant(self, name: str, value, dtype=None) -> str:
-        """Adds a constant; returns its name."""
+    def constant(self, name: str, value: ArrayLike, dtype: DTypeLike | None = None) -> str:
+        """Adds a constant and returns its name."""
         from onnx import numpy_helper
 
-        kind, array = dtype or self.dtype, np.asarray(value)
-        array = to_half(array, name) if kind == np.float16 else array.astype(kind)
+        array = np.asarray(value)
+        dtype = np.dtype(dtype or self.dtype)
+        array = to_half(array, name) if dtype == np.float16 else array.astype(dtype)
         array = np.ascontiguousarray(array)
         self.constants.append(numpy_helper.from_array(array, name))
         return name
 
-    def normalized(self, name: str, mean, std) -> str:
-        """uint8 [N, H, W, C] -> normalised float32 [N, C, H, W]."""
-        mean, std = (np.asarray(v, np.float64).reshape(-1, 1, 1) for v in (mean, std))
-        factor = self.constant(f"{name}/factor", 1 / (255 * std), np.float32)
-        offset = self.constant(f"{name}/offset", -mean / std, np.float32)
+    def normalized(self, name: str, mean: Sequence[float], std: Sequence[float]) -> str:
+        """Normalises uint8 [batch, height, width, channels] to float32, with channels first."""
+        means, stds = (np.asarray(v, np.float64).reshape(-1, 1, 1) for v in (mean, std))
+        factor = self.constant(f"{name}/factor", 1 / (255 * stds), np.float32)
+        offset = self.constant(f"{name}/offset", -means / stds, np.float32)
         x = self.node("Transpose", [name], f"{name}/transposed", perm=(0, 3, 1, 2))
         x = self.node("Cast", [x], f"{name}/float", to=1)  # TensorProto.FLOAT
         x = self.node("Mul", [x, factor], f"{name}/scaled")
         return self.node("Add", [x, offset], f"{name}/normalized")
 
     def layer(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Kernel [k, k, in, out] and bias [out]."""
-        found = self.folded
+        """The kernel [height, width, in, out] and the bias [out] of a layer."""
+        weights = self.folded
         for part in name.split("/"):
-            found = found[part]
-        return np.asarray(found["kernel"]), np.asarray(found["bias"])
+            weights = weights[part]
+        return np.asarray(weights["kernel"]), np.asarray(weights["bias"])
 
     def conv(self, name: str, x: _Image, stride: int = 1) -> _Image:
         """The convolution `name`, without a nonlinearity."""
@@ -181,9 +187,12 @@ class _Writer:
     def dense(self, name: str, x: str, output: str) -> str:
         """The 1x1 convolution `name` of [N, C]."""
         kernel, bias = self.layer(name)
-        weights = self.constant(f"{name}/kernel", kernel[0, 0].T)
-        bias = self.constant(f"{name}/bias", bias)
-        return self.node("Gemm", [x, weights, bias], output, transB=1)
+        inputs = [
+            x,
+            self.constant(f"{name}/kernel", kernel[0, 0].T),
+            self.constant(f"{name}/bias", bias),
+        ]
+        return self.node("Gemm", inputs, output, transB=1)
 
     def activation(self, act: str, x: str) -> str:
         """A nonlinearity or a gate."""

@@ -1,7 +1,7 @@
-"""TFLite files from JAX functions by litert-converter, without TensorFlow.
+"""TFLite files in float32, float16 and int8, made by litert-converter without TensorFlow.
 
-JAX gives StableHLO; the converter's own passes make TFLite of it. Their names are internals of
-litert-converter, whose version is therefore pinned.
+JAX lowers a function to StableHLO, which the converter's passes turn into TFLite. The names of the
+passes are internal to litert-converter; its version is pinned for that reason.
 """
 
 import collections
@@ -20,13 +20,15 @@ from mbv3_jax.nn import fake_quant
 from mbv3_jax.nn.folded import INT8, apply_folded
 from mbv3_jax.quant.post_training import Int8Network
 
-# Of this converter, for tensors that are to be int8: with the type as backend_config.
+# The converter's custom calls around what is to be int8; backend_config holds the type.
 QUANTIZE, DEQUANTIZE = "odml_torch.uniform_quantize", "odml_torch.uniform_dequantize"
+_WITH_WEIGHTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+_ALIGNMENT = 16  # bytes, of constants in TFLite's schema
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One operation of a file: its name, and [shape] and dtype of what it writes first."""
+    """One operation of a file, with the shape and the type of its first output."""
 
     name: str
     shape: tuple[int, ...]
@@ -43,12 +45,12 @@ def to_tflite(
     """Converts a function; arrays that it closes over become constants of the file.
 
     Args:
-      function: of arrays to an array or a tuple of them.
-      examples: shapes and dtypes of the arguments. All dimensions are fixed: with a symbolic
-        one nothing would be fused.
-      inputs, outputs: their names in the file's only signature.
-      quantized: the function has custom calls to `QUANTIZE` and `DEQUANTIZE`, and what lies
-        between them is to be integer arithmetic.
+      function: arrays -> an array or a tuple of arrays.
+      examples: shapes and types of the arguments. All dimensions must be fixed, because the
+        converter fuses nothing with a symbolic one.
+      inputs, outputs: names for the only signature of the file.
+      quantized: whether the function has custom calls to `QUANTIZE` and `DEQUANTIZE`, between
+        which the file is to compute with integers.
 
     Returns:
       The file.
@@ -59,7 +61,8 @@ def to_tflite(
     ir = need("litert_converter.mlir.ir", "TFLite")
     passmanager = need("litert_converter.mlir.passmanager", "TFLite")
     converter = need("litert_converter.mlir._mlir_libs.converter_api_ext", "TFLite")
-    # As text: the converter's own reader of the portable form refuses every custom call.
+    # The module is passed as text, because the converter refuses every custom call in the portable
+    # form.
     lowered = jax.jit(function).trace(*examples).lower(lowering_platforms=("cpu",)).as_text()
     context = ir.Context()
     converter.prepare_mlir_context(context)
@@ -73,7 +76,7 @@ def to_tflite(
             output_names=list(outputs),
         )
         config = converter.ConvertToTFLConfig()
-        # It reads the custom calls only in what it thinks came from PyTorch.
+        # The converter reads the custom calls only in models that come from PyTorch.
         config.model_origin_framework = "PYTORCH" if quantized else "JAX"
         config.canonicalizing_inf_as_min_max_float = False
         if quantized:
@@ -83,23 +86,24 @@ def to_tflite(
 
 
 def operations(model: bytes) -> list[Operation]:
-    """The operations of a TFLite file in order."""
+    """Lists the operations of a TFLite file in order."""
     schema = need("litert_converter.schema_py_generated", "TFLite")
     names = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
     types = {v: k for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
     file = schema.Model.GetRootAs(model, 0)
-    graph, found = file.Subgraphs(0), []
+    graph = file.Subgraphs(0)
+    result: list[Operation] = []
     for i in range(graph.OperatorsLength()):
         operator = graph.Operators(i)
         code = file.OperatorCodes(operator.OpcodeIndex())
-        # Files of old runtimes have the small field only.
+        # Files for old runtimes fill only the smaller, deprecated field.
         name = names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
         if name == "CUSTOM":
             name = code.CustomCode().decode()
         tensor = graph.Tensors(operator.Outputs(0))
         shape = tuple(tensor.Shape(k) for k in range(tensor.ShapeLength()))
-        found.append(Operation(name, shape, types[tensor.Type()]))
-    return found
+        result.append(Operation(name, shape, types[tensor.Type()]))
+    return result
 
 
 def counts(model: bytes) -> dict[str, int]:
@@ -107,20 +111,15 @@ def counts(model: bytes) -> dict[str, int]:
     return dict(collections.Counter(op.name for op in operations(model)).most_common())
 
 
-# Float16 weights in a TFLite file, as TFLite's own converter stores them.
-#
-# Each constant of a convolution becomes float16, with a DEQUANTIZE behind it that CPU runtimes do
-# once, when they load the file; GPU runtimes compute in float16.
-
-_WITH_WEIGHTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
-_ALIGNMENT = 16  # of constants, in TFLite's schema
-
-
 def to_half(values: np.ndarray, name: str = "a weight") -> np.ndarray:
-    """As float16.
+    """Converts to float16.
+
+    Args:
+      values: an array.
+      name: its name, for the message.
 
     Raises:
-      ValueError: a value is too large for it.
+      ValueError: a value is too large for float16.
     """
     largest = float(np.max(np.abs(values), initial=0))
     if largest > float(np.finfo(np.float16).max):
@@ -129,7 +128,10 @@ def to_half(values: np.ndarray, name: str = "a weight") -> np.ndarray:
 
 
 def with_half_weights(model: bytes) -> bytes:
-    """Stores the kernels and biases of a float32 file as float16.
+    """Stores the kernels and biases of a float32 file as float16, like TFLite's own converter.
+
+    Each of these constants is followed by a DEQUANTIZE, which CPU runtimes compute once, when they
+    load the file; GPU runtimes compute in float16.
 
     Raises:
       UsageError: a package is not installed.
@@ -138,8 +140,9 @@ def with_half_weights(model: bytes) -> bytes:
     flatbuffers = need("flatbuffers", "TFLite")
     schema = need("litert_converter.schema_py_generated", "TFLite")
 
-    class Aligned(schema.BufferT):
-        # What the generated class packs may begin anywhere.
+    class Aligned(schema.BufferT):  # type: ignore[name-defined]  # an optional, untyped package
+        """A buffer that begins at a multiple of `_ALIGNMENT`; the generated class ignores that."""
+
         def Pack(self, builder):
             if self.data is None or not len(self.data):
                 return super().Pack(builder)
@@ -154,7 +157,7 @@ def with_half_weights(model: bytes) -> bytes:
     file = schema.ModelT.InitFromPackedBuf(model, 0)
     graph = file.subgraphs[0]
     builtin, types = schema.BuiltinOperator, schema.TensorType
-    wanted = {
+    weights = {
         index
         for op in graph.operators
         if file.operatorCodes[op.opcodeIndex].builtinCode
@@ -166,8 +169,8 @@ def with_half_weights(model: bytes) -> bytes:
     code.builtinCode = code.deprecatedBuiltinCode = builtin.DEQUANTIZE
     code.version = 3  # the first that takes float16
     file.operatorCodes.append(code)
-    first = []
-    for index in sorted(wanted):
+    dequantizers = []
+    for index in sorted(weights):
         full = graph.tensors[index]
         data = file.buffers[full.buffer].data
         if full.type != types.FLOAT32 or data is None or not len(data):
@@ -180,12 +183,12 @@ def with_half_weights(model: bytes) -> bytes:
         half.shape, half.name = full.shape, full.name + b"/float16"
         half.type, half.buffer = types.FLOAT16, len(file.buffers) - 1
         graph.tensors.append(half)
-        full.buffer = 0  # by convention the empty one: it is computed now
+        full.buffer = 0  # the empty buffer by convention: this tensor is now computed
         operator = schema.OperatorT()
         operator.opcodeIndex = len(file.operatorCodes) - 1
         operator.inputs, operator.outputs = [len(graph.tensors) - 1], [index]
-        first.append(operator)
-    graph.operators = first + graph.operators
+        dequantizers.append(operator)
+    graph.operators = dequantizers + graph.operators
     used = {tensor.buffer for tensor in graph.tensors} | {m.buffer for m in file.metadata or ()}
     for index, buffer in enumerate(file.buffers):
         if index not in used:
@@ -196,29 +199,26 @@ def with_half_weights(model: bytes) -> bytes:
     return bytes(builder.Output())
 
 
-# Full-integer TFLite files with the scales that simulated int8 has.
-#
-# Between a custom call that quantizes and one that dequantizes, litert-converter makes integer
-# arithmetic of what is computed in float. The two are written at every tensor that an int8 runtime
-# stores (`nn.folded`) and around every kernel, with our scales: the file computes what
-# `nn.quantized` simulates.
-
-
 def to_int8_tflite(network: Int8Network, *, batch: int = 1) -> bytes:
-    """The TFLite file of an int8 network.
+    """Writes a full-integer TFLite file, which computes what `Int8Network.simulate` simulates.
+
+    litert-converter replaces float arithmetic between a custom call that quantizes and one that
+    dequantizes by integer arithmetic. Both calls are placed at every tensor that an int8 runtime
+    stores (see `nn.folded`) and around every kernel, with the scales of the simulation.
 
     Args:
       network: folded weights and ranges.
-      batch: images at once.
+      batch: images at a time.
 
     Returns:
-      The file: int8 images [batch, R, R, channels] to int8 logits [batch, num_classes]; both
-      tensors of the file have scale and zero point.
+      The file. It maps int8 images [batch, resolution, resolution, channels] to int8 logits
+      [batch, num_classes]; both tensors have a scale and a zero point.
 
     Raises:
       UsageError: litert-converter is not installed.
     """
-    spec, ranges, kernel_scales = network.spec, network.ranges(), {}
+    spec, ranges = network.spec, network.ranges()
+    kernel_scales: dict[str, np.ndarray] = {}
 
     def scale_of(name):
         return fake_quant.activation_scale(*map(np.float32, ranges[name]), xp=np)
@@ -252,10 +252,9 @@ def to_int8_tflite(network: Int8Network, *, batch: int = 1) -> bytes:
 
 
 def _unequal(bias: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """A bias [channels] whose values are not all the same, by a quarter of its unit at most.
+    """Changes a bias [channels] of equal values, by a quarter of its unit at most.
 
-    The converter keeps one number of a bias of equal values, and gives it the scale of the first
-    channel.
+    The converter would keep only one number of such a bias, with the scale of the first channel.
     """
     if len(bias) < 2 or np.any(bias != bias[0]):
         return bias
@@ -268,7 +267,7 @@ _as_int8_p = Primitive("as_int8")
 
 
 def _as_int8(x, scales: tuple, zeros: tuple, axis: int | None):
-    """`x` as int8 with one scale, or one for each channel along `axis`."""
+    """Marks `x` as int8 with one scale, or with one for each channel along `axis`."""
     return _as_int8_p.bind(x, scales=scales, zeros=zeros, axis=axis)
 
 
@@ -279,7 +278,7 @@ def _lower(context, x, *, scales, zeros, axis):
     (aval,) = context.avals_in
     size = "x".join(map(str, aval.shape))
     pairs = ",".join(f"{scale!r}:{zero}" for scale, zero in zip(scales, zeros, strict=True))
-    # Without bounds the type is -128 to 127; kernels use -127 to 127 of it.
+    # Without bounds the type ranges from -128 to 127; kernels use -127 to 127.
     kind = pairs if axis is None else f"{axis},{{{pairs}}}"
     joined = "," if axis is None else ":"
     integers = f"tensor<{size}x!quant.uniform<i8:f32{joined}{kind}>>"

@@ -1,29 +1,36 @@
-"""From a file of another library to a model of ours."""
+"""From a file of another library to a model of ours, and back."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.interop import download, mapping, networks, weight_files
+from mbv3_jax.interop.class_names import find_class_names
 from mbv3_jax.interop.networks import Network
 from mbv3_jax.interop.pretrained import (
     PRETRAINED,
     Pretrained,
-    find_class_names,
     find_pretrained,
     pretrained_of_file,
     usual_preprocessing,
 )
 from mbv3_jax.run.model import Model, Preprocessing
 
-_LISTED = 12  # problems of a network that was only guessed
+_MOST_PROBLEMS = 12  # that are listed for a network that was not named
+_MOST_DIFFERENCES = 8
+# Fields in which our network may differ from a library's, because no layer depends on them.
+_FREE_FIELDS = ("name", "resolution", "num_classes", "bn_decay", "dropout", "drop_path")
+_INCEPTION = Preprocessing()
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Imported:
-    """A model, the network it was there, and where it comes from, as an import folder keeps it."""
+    """A model, the library's network that it was, and its origin as an import folder keeps it."""
 
     model: Model
     network: Network
@@ -40,61 +47,63 @@ def import_weights(
     revision: str | None = None,
     sha256: str | None = None,
 ) -> Imported:
-    """Reads weights of another library, strictly: every tensor once, every variable once.
+    """Imports weights of another library, strictly: every tensor and every variable is used once.
 
     Args:
       library: "timm", "torchvision" or "keras".
-      weights: a file, or the name of published weights, NETWORK or NETWORK.TAG.
-      network: NETWORK or NETWORK.TAG, where the file does not say.
-      width: of torchvision and Keras; None tries `networks.WIDTHS`.
+      weights: a file, or the name of published weights: NETWORK or NETWORK.TAG.
+      network: NETWORK or NETWORK.TAG, if the tensors fit several networks.
+      width: the scaling argument of torchvision or Keras; None tries `networks.WIDTHS`.
       classes: a file of class names.
-      revision: commit of the Hub.
-      sha256: what the file's hash has to be, or to begin with.
+      revision: a commit of the Hub repository.
+      sha256: the hash that the file must have, or its first digits.
 
     Raises:
-      UsageError: the file does not fit, or an option does not.
-      RunError: it cannot be downloaded.
+      UsageError: the file does not fit the network, or an option does not fit the file.
+      RunError: the file cannot be downloaded.
     """
-    path, entry, source_of = Path(weights), None, {}
+    path = Path(weights)
+    entry = None
+    download_origin: dict[str, str] = {}
     if not path.is_file():
         if path.exists() or path.parent != Path() or weight_files.suffix(path) in _all_suffixes():
             raise UsageError(f"--weights={weights}: no such file")
         entry = find_pretrained(library, weights)
-        path, source_of = download.fetch(entry, revision=revision)
+        path, download_origin = download.fetch(entry, revision=revision)
     elif revision is not None:
         raise UsageError("--revision: for names of weights, not for files")
-    source = weight_files.read(library, path)
-    if sha256 is not None and not source.sha256.startswith(sha256.lower()):
-        raise UsageError(f"{path}: its SHA-256 is {source.sha256}, expected {sha256}")
-    entry = entry or pretrained_of_file(library, source.sha256, source.md5)
+    file = weight_files.read(library, path)
+    if sha256 is not None and not file.sha256.startswith(sha256.lower()):
+        raise UsageError(f"{path}: its SHA-256 is {file.sha256}, expected {sha256}")
+    entry = entry or pretrained_of_file(library, file.sha256, file.md5)
     entry, name, width = _settle(library, path, entry, network, width)
-    shapes = {n: t.shape for n, t in source.tensors.items()}
-    found = identify(library, shapes, name, width, str(path))
-    resolution = entry.resolution if entry else found.spec.resolution
-    spec = found.spec.replace(resolution=resolution)
-    variables = mapping.to_ours(mapping.pairs(library, spec), source.tensors)
-    names, names_are = find_class_names(spec.num_classes, classes)
+    shapes = {n: t.shape for n, t in file.tensors.items()}
+    identified = identify(library, shapes, name, width, str(path))
+    resolution = entry.resolution if entry else identified.spec.resolution
+    spec = identified.spec.replace(resolution=resolution)
+    variables = mapping.to_ours(mapping.pairs(library, spec), file.tensors)
+    class_names, names_source = find_class_names(spec.num_classes, classes)
+    if entry:
+        preprocessing, preprocessing_source = entry.preprocessing, f"of {entry.name}"
+    else:
+        preprocessing = usual_preprocessing(library, identified.name)
+        preprocessing_source = f"assumed to be the usual one of {identified.name}"
     model = Model(
-        spec=spec,
-        variables=variables,
-        preprocessing=entry.preprocessing if entry else usual_preprocessing(library, found.name),
-        class_names=names,
+        spec=spec, variables=variables, preprocessing=preprocessing, class_names=class_names
     )
     origin = {
         "library": library,
-        "network": found.name,
-        "width": found.width,
+        "network": identified.name,
+        "width": identified.width,
         "weights": entry.name if entry else None,
         "file": path.name,
-        "part": source.inside,
-        "sha256": source.sha256,
-        **source_of,
-        "preprocessing": f"of {entry.name}"
-        if entry
-        else f"taken for those usual with {found.name}",
-        "class_names": names_are,
+        "part": file.part,
+        "sha256": file.sha256,
+        **download_origin,
+        "preprocessing": preprocessing_source,
+        "class_names": names_source,
     }
-    return Imported(model=model, network=found, origin=origin)
+    return Imported(model=model, network=identified, origin=origin)
 
 
 def _all_suffixes() -> set[str]:
@@ -104,9 +113,19 @@ def _all_suffixes() -> set[str]:
 def _settle(
     library: str, path: Path, entry: Pretrained | None, network: str | None, width: float | None
 ) -> tuple[Pretrained | None, str | None, float | None]:
-    """The published weights, the network and the width that are known before looking inside."""
+    """Decides what is known before looking at the tensors.
+
+    Args:
+      library: as for `import_weights`.
+      path: the file.
+      entry: the published weights that the file is known to hold, by its name or its hash.
+      network, width: as for `import_weights`.
+
+    Returns:
+      The published weights, the name of the network and the width; None for what is not known.
+    """
     if network is None and entry is None and library == "timm":
-        # Hub files are called model.safetensors; people call copies of them by their names.
+        # The Hub calls every file model.safetensors; people name their copies after the weights.
         stem = path.name.removesuffix(path.suffix)
         if stem.partition(".")[0] in networks.NAMES[library]:
             network = stem
@@ -116,13 +135,11 @@ def _settle(
         if entry is not None and entry.network != base:
             raise UsageError(f"--network={network}: {path} holds {entry.name}, by its hash")
         if tag:
-            named = [e for e in PRETRAINED[library] if e.name == network]
-            if not named:
-                tags = [e.name for e in PRETRAINED[library] if e.network == base]
-                raise UsageError(
-                    f"--network={network}: {library} has {', '.join(tags) or 'no weights of it'}"
-                )
-            entry = named[0]
+            entries = {e.name: e for e in PRETRAINED[library] if e.network == base}
+            if network not in entries:
+                published = ", ".join(entries) or "no weights of this network"
+                raise UsageError(f"--network={network}: {library} has {published}")
+            entry = entries[network]
     if entry is None:
         return None, network, width
     if width is None and library != "timm" and not entry.network.startswith("mnasnet"):
@@ -132,60 +149,62 @@ def _settle(
 
 def identify(
     library: str,
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Shapes,
     name: str | None = None,
     width: float | None = None,
     what: str = "the file",
 ) -> Network:
-    """The network that tensors of these shapes belong to, with as many classes as they have.
+    """Finds the network that tensors of these shapes belong to.
 
     Args:
-      library: whose names the tensors have.
-      shapes: by name.
-      name: of the network, if known.
-      width: of the network, if known.
-      what: the tensors are from, for messages.
+      library: the library whose names the tensors have.
+      shapes: the shape of each tensor, by name.
+      name: the name of the network, if it is known.
+      width: the width of the network, if it is known.
+      what: the origin of the tensors, for messages.
+
+    Returns:
+      The network, with as many classes as the tensors have.
 
     Raises:
-      UsageError: none fits, with every tensor that does not; or several networks fit alike.
+      UsageError: no network fits (the message lists every tensor that does not fit), or several
+        networks fit equally well.
     """
-    fits: dict[NetSpec, Network] = {}
-    nearest: tuple[list[str], Network] | None = None
+    fitting: dict[NetSpec, Network] = {}
+    misfits: list[tuple[list[str], Network]] = []
     for network in networks.candidates(library, name, width):
         network = _with_classes(network, shapes)
-        wrong = mapping.problems(mapping.pairs(library, network.spec), shapes)
-        if not wrong:
-            fits.setdefault(network.spec, network)
-        elif nearest is None or len(wrong) < len(nearest[0]):
-            nearest = wrong, network
-    if len(fits) == 1:
-        return next(iter(fits.values()))
-    if fits:
-        listed = ", ".join(n.name for n in fits.values())
+        if problems := mapping.problems(mapping.pairs(library, network.spec), shapes):
+            misfits.append((problems, network))
+        else:
+            fitting.setdefault(network.spec, network)
+    if len(fitting) == 1:
+        return next(iter(fitting.values()))
+    if fitting:
+        names = ", ".join(n.name for n in fitting.values())
         raise UsageError(
-            f"{what} fits {listed} alike: they have the same tensors and differ in padding or "
-            "BatchNorm; say which with --network=NAME or NAME.TAG"
+            f"{what} fits several networks equally well: {names}. They have the same tensors and "
+            "differ in padding or BatchNorm; choose one with --network=NAME or NAME.TAG"
         )
-    wrong, network = nearest
-    for other in networks.LIBRARIES if name is None else ():
-        if other != library and (theirs := _fits(other, shapes)):
-            raise UsageError(
-                f"{what} is none of {library}'s networks; its tensors are those of {other}'s "
-                f"{theirs.label}: --from={other}"
-            )
-    if name is None:
-        head = f"{what} is none of {library}'s networks; the nearest is {network.label}"
-        more = len(wrong) - _LISTED
-        if more > 0:
-            rest = f"... and {more} more; --network={network.name} lists them all"
-            wrong = [*wrong[:_LISTED], rest]
+    problems, nearest = min(misfits, key=lambda misfit: len(misfit[0]))
+    if name is not None:
+        head = f"{what} is not {library}'s {nearest.label}"
     else:
-        head = f"{what} is not {library}'s {network.label}"
-    raise UsageError(f"{head}:\n  " + "\n  ".join(wrong))
+        for other in networks.LIBRARIES:
+            if other != library and (match := _first_fitting(other, shapes)):
+                raise UsageError(
+                    f"{what} does not fit any network of {library}; its tensors are those of "
+                    f"{other}'s {match.label}: use --from={other}"
+                )
+        head = f"{what} does not fit any network of {library}; the nearest is {nearest.label}"
+        more = len(problems) - _MOST_PROBLEMS
+        if more > 0:
+            rest = f"... and {more} more; --network={nearest.name} lists them all"
+            problems = [*problems[:_MOST_PROBLEMS], rest]
+    raise UsageError(f"{head}:\n  " + "\n  ".join(problems))
 
 
-def _fits(library: str, shapes: Mapping[str, tuple[int, ...]]) -> Network | None:
-    """Some network of the library that tensors of these shapes belong to."""
+def _first_fitting(library: str, shapes: Shapes) -> Network | None:
     for network in networks.candidates(library):
         network = _with_classes(network, shapes)
         if not mapping.problems(mapping.pairs(library, network.spec), shapes):
@@ -193,33 +212,29 @@ def _fits(library: str, shapes: Mapping[str, tuple[int, ...]]) -> Network | None
     return None
 
 
-def _with_classes(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> Network:
-    table = mapping.pairs(network.library, network.spec)
-    shape = shapes.get(table[-1].theirs, ())  # the bias of the logits
+def _with_classes(network: Network, shapes: Shapes) -> Network:
+    """The network with as many classes as the tensors of its logits have."""
+    logits_bias = mapping.pairs(network.library, network.spec)[-1].theirs
+    shape = shapes.get(logits_bias, ()) if logits_bias else ()
     if len(shape) != 1 or shape[0] < 1:
         return network
     return dataclasses.replace(network, spec=network.spec.replace(num_classes=int(shape[0])))
 
 
-# From a model of ours to a file that another library loads strictly.
-
-# What a network of another library may have otherwise: nothing of it is in its layers.
-_FREE = ("name", "resolution", "num_classes", "bn_decay", "dropout", "drop_path")
-_INCEPTION = Preprocessing()
-_LISTED_DIFFERENCES = 8
-
-
 def export_weights(model: Model, library: str, out: Path, *, width: float | None = None) -> Network:
-    """Writes the weights and returns the network of the library that loads them.
+    """Writes the weights of a model to a file that another library loads strictly.
 
     Args:
-      model: what to write.
+      model: the model.
       library: "timm", "torchvision" or "keras".
-      out: a new file; its suffix decides the format.
-      width: of torchvision and Keras, when it is none of `networks.WIDTHS`.
+      out: a new file; its ending decides the format.
+      width: the scaling argument of torchvision or Keras, if it is not one of `networks.WIDTHS`.
+
+    Returns:
+      The network of the library that loads the file.
 
     Raises:
-      UsageError: the library has no such network, or the file cannot be of that format.
+      UsageError: the library has no such network, or its file cannot have this format.
       RunError: the file cannot be written.
     """
     format_ = weight_files.check_writable(library, out)
@@ -228,7 +243,7 @@ def export_weights(model: Model, library: str, out: Path, *, width: float | None
     if library == "torchvision" and network.name.startswith("mnasnet"):
         if format_ != ".pth":
             raise UsageError(
-                f"--out={out}: torchvision's MNASNet asks for a version, which only .pth holds"
+                f"--out={out}: torchvision's MNASNet reads a version, which only .pth can hold"
             )
         metadata = {"": {"version": 2}}
     table = mapping.pairs(library, network.spec.replace(num_classes=model.spec.num_classes))
@@ -238,35 +253,34 @@ def export_weights(model: Model, library: str, out: Path, *, width: float | None
 
 
 def counterpart(spec: NetSpec, library: str, *, width: float | None = None) -> Network:
-    """The library's network that computes what `spec` does.
+    """Finds the library's network that computes what `spec` does.
 
     Raises:
-      UsageError: it has none; the message says how the nearest differs.
+      UsageError: there is none; the message says how the nearest one differs.
     """
-    nearest: tuple[list[str], Network, tuple] | None = None
+    ranked = []
     for network in networks.candidates(library, width=width):
-        theirs = network.spec
-        free = {f: getattr(spec, f) for f in (*_FREE, *_settable(network))}
-        differences = _differences(spec, theirs.replace(**free))
-        # Among equals the one whose padding and constants need no argument; among others one
-        # of as many blocks, whose differences say something.
-        asked = _differences(spec, theirs.replace(name=spec.name))
-        rank = (len(spec.blocks) != len(theirs.blocks), len(differences), len(asked))
-        if nearest is None or rank < nearest[2]:
-            nearest = differences, network, rank
-    differences, network, _ = nearest
+        candidate = network.spec
+        free = {f: getattr(spec, f) for f in (*_FREE_FIELDS, *_constructor_fields(network))}
+        differences = _differences(spec, candidate.replace(**free))
+        # Among networks that fit, prefer the one that needs no arguments for its padding and its
+        # constants. Among others, prefer one with as many blocks, whose differences are telling.
+        with_defaults = _differences(spec, candidate.replace(name=spec.name))
+        blocks_differ = len(spec.blocks) != len(candidate.blocks)
+        ranked.append(((blocks_differ, len(differences), len(with_defaults)), differences, network))
+    _, differences, nearest = min(ranked, key=lambda entry: entry[0])
     if differences:
-        more = len(differences) - _LISTED_DIFFERENCES
-        listed = differences[:_LISTED_DIFFERENCES] + ([f"... and {more} more"] if more > 0 else [])
+        more = len(differences) - _MOST_DIFFERENCES
+        listed = differences[:_MOST_DIFFERENCES] + ([f"... and {more} more"] if more > 0 else [])
         raise UsageError(
-            f"{library} has no network like this one; the nearest, {network.label}, differs in\n  "
+            f"{library} has no network like this one; the nearest, {nearest.label}, differs in\n  "
             + "\n  ".join(listed)
         )
-    return network
+    return nearest
 
 
-def _settable(network: Network) -> tuple[str, ...]:
-    """What can be asked of the library's constructor."""
+def _constructor_fields(network: Network) -> tuple[str, ...]:
+    """The fields of a spec that the library's constructor takes as arguments."""
     if network.library == "timm":
         return "padding", "bn_eps"
     if network.library == "torchvision" and not network.name.startswith("mnasnet"):
@@ -275,7 +289,9 @@ def _settable(network: Network) -> tuple[str, ...]:
 
 
 def _differences(ours: NetSpec, theirs: NetSpec) -> list[str]:
-    def walk(path, a, b):
+    """The fields in which two specs differ, one line each."""
+
+    def walk(path: str, a: Any, b: Any) -> Iterator[str]:
         if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
             for key in a:
                 yield from walk(f"{path}.{key}" if path else key, a[key], b[key])
@@ -291,11 +307,16 @@ def _differences(ours: NetSpec, theirs: NetSpec) -> list[str]:
 
 
 def instructions(model: Model, network: Network, out: Path) -> str:
-    """The Python lines that load the file, and what the network expects of its images."""
-    how = model.preprocessing
-    inside = (how.mean, how.std) == (_INCEPTION.mean, _INCEPTION.std)
-    build = networks.construction(network, model.spec, preprocessing_inside=inside)
-    file = str(out)
+    """The Python lines that load an exported file, and what the network expects of its images.
+
+    Args:
+      model: the exported model.
+      network: what `export_weights` returned.
+      out: the exported file.
+    """
+    preprocessing, file = model.preprocessing, str(out)
+    is_inception = (preprocessing.mean, preprocessing.std) == (_INCEPTION.mean, _INCEPTION.std)
+    build = networks.construction(network, model.spec, preprocessing_inside=is_inception)
     if network.library == "keras":
         lines = ["import keras", f"model = {build}", f"model.load_weights({file!r})"]
     else:
@@ -305,12 +326,11 @@ def instructions(model: Model, network: Network, out: Path) -> str:
             imports += ", safetensors.torch"
             read = f"safetensors.torch.load_file({file!r})"
         lines = [imports, f"model = {build}", f"model.load_state_dict({read}, strict=True)"]
-    size = model.spec.resolution
-    scale = f"mean {how.mean}, std {how.std} of values from 0 to 1"
+    scale = f"mean {preprocessing.mean}, std {preprocessing.std} of values from 0 to 1"
     if network.library == "keras" and "include_preprocessing=True" in build:
         scale = "values from 0 to 255, as the network scales them itself"
     images = (
-        f"# images: {size} pixels, crop {how.crop_fraction:g} ({how.central}), "
-        f"{how.interpolation}; {scale}"
+        f"# images: {model.spec.resolution} pixels, crop {preprocessing.crop_fraction:g} "
+        f"({preprocessing.central}), {preprocessing.interpolation}; {scale}"
     )
     return "\n".join([*lines, images])

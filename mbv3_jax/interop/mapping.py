@@ -1,7 +1,13 @@
-"""What timm, torchvision and Keras call the layers of a network, one function a library."""
+"""Our variables and the tensors of timm, torchvision and Keras: one table, read in both ways.
+
+A function for each library says what it calls the layers of a network. From that, `pairs` makes a
+table of our variables, the tensors that hold the same numbers, and how their axes are ordered;
+import and export both read it.
+"""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -151,12 +157,7 @@ def _keras(spec: NetSpec) -> Names:
 NAMES = {"timm": _timm, "torchvision": _torchvision, "keras": _keras}
 
 
-# Our variables and the tensors of timm, torchvision and Keras: one table, read both ways.
-#
-# A `Pair` is a variable, the name of the tensor that holds the same numbers elsewhere, and how its
-# axes lie there. Import and export both walk the same pairs.
-
-# Position of their axes in our kernels [k, k, in, out].
+# Where the axes of our kernels [height, width, in, out] are in those of the libraries.
 _OIHW, _HWIO, _HWOI = (2, 3, 1, 0), (0, 1, 2, 3), (0, 1, 3, 2)
 _BATCH_NORM = {
     "torch": {
@@ -176,19 +177,20 @@ _CONV = {
     "torch": {"params/kernel": "weight", "params/bias": "bias"},
     "keras": {"params/kernel": "vars/0", "params/bias": "vars/1"},
 }
-# PyTorch's BatchNorm counts its batches; no network here uses the count.
+# PyTorch's BatchNorm counts its batches; no network here uses that count.
 BOOKKEEPING = ".num_batches_tracked"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A variable and a tensor with the same numbers.
+    """One of our variables and the library's tensor with the same numbers.
 
-    ours: "params/block1/depthwise/conv/kernel".
-    theirs: "blocks.0.0.conv_dw.weight"; None where they have none: it is zero there.
-    shape: of ours.
-    axes: of a kernel: our axes in terms of theirs.
-    flat: their kernel is a matrix, of a dense layer.
+    ours: the path of our variable, such as "params/block1/depthwise/conv/kernel".
+    theirs: the name of the library's tensor, such as "blocks.0.0.conv_dw.weight"; None if the
+      library has no such tensor, because it is zero there.
+    shape: the shape of our variable.
+    axes: for kernels, the position of each of our axes in the library's tensor.
+    flat: whether the library's kernel is a matrix, as in a dense layer.
     """
 
     ours: str
@@ -199,14 +201,14 @@ class Pair:
 
     @property
     def their_shape(self) -> tuple[int, ...]:
-        """The shape of their tensor."""
+        """The shape of the library's tensor."""
         if self.axes is None:
             return self.shape
-        places = [self.axes.index(i) for i in range(4)]  # of their axes in our kernel
+        places = [self.axes.index(i) for i in range(4)]  # of the library's axes in our kernel
         return tuple(self.shape[p] for p in places if not (self.flat and p < 2))
 
     def to_ours(self, value: np.ndarray) -> np.ndarray:
-        """Their tensor as our variable."""
+        """Converts the library's tensor to our variable."""
         if self.axes is None:
             return value
         if self.flat:
@@ -214,7 +216,7 @@ class Pair:
         return np.ascontiguousarray(value.transpose(self.axes))
 
     def to_theirs(self, value: np.ndarray) -> np.ndarray:
-        """Our variable as their tensor."""
+        """Converts our variable to the library's tensor."""
         if self.axes is None:
             return value
         return np.ascontiguousarray(value.transpose(np.argsort(self.axes))).reshape(
@@ -223,95 +225,108 @@ class Pair:
 
 
 def pairs(library: str, spec: NetSpec) -> list[Pair]:
-    """Every variable of `spec` once, in the order of the forward pass.
+    """Lists every variable of a network once, in the order of the forward pass.
 
     Args:
       library: "timm", "torchvision" or "keras".
-      spec: a network of that library; its name decides how the library numbers its layers.
+      spec: a network of that library; its name decides how the library numbers the layers.
     """
     choose("library", library, NAMES)
-    kind = "keras" if library == "keras" else "torch"
+    kind, separator = ("keras", "/") if library == "keras" else ("torch", ".")
     kernels = _kernels(spec)
-    found = []
-    for path, (name, flat) in NAMES[library](spec).items():
+    table = []
+    for path, (name, is_dense) in NAMES[library](spec).items():
         if path.endswith("/bn"):
             width = kernels[path[: -len("bn")] + "conv"][3]
             for ours, theirs in _BATCH_NORM[kind].items():
                 collection, leaf = ours.split("/")
-                full = f"{name}{'/' if kind == 'keras' else '.'}{theirs}"
-                found.append(Pair(ours=f"{collection}/{path}/{leaf}", theirs=full, shape=(width,)))
+                table.append(
+                    Pair(
+                        ours=f"{collection}/{path}/{leaf}",
+                        theirs=f"{name}{separator}{theirs}",
+                        shape=(width,),
+                    )
+                )
             continue
-        shape, separator = kernels[path], "/" if kind == "keras" else "."
+        shape = kernels[path]
         for ours, theirs in _CONV[kind].items():
             collection, leaf = ours.split("/")
             if leaf == "bias" and path.endswith("/conv"):
-                continue  # followed by BatchNorm
-            is_kernel, full = leaf == "kernel", f"{name}{separator}{theirs}"
+                continue  # a BatchNorm follows
             if kind == "torch":
                 axes = _OIHW
             else:
                 axes = _HWOI if path.endswith("/depthwise/conv") else _HWIO
-            if not is_kernel and path == "head" and spec.name == "mobilenet_v3_rw":
-                full = None
-            found.append(
+            is_kernel = leaf == "kernel"
+            lacks_bias = path == "head" and spec.name == "mobilenet_v3_rw"
+            table.append(
                 Pair(
                     ours=f"{collection}/{path}/{leaf}",
-                    theirs=full,
+                    theirs=None if lacks_bias and not is_kernel else f"{name}{separator}{theirs}",
                     shape=shape if is_kernel else shape[3:],
                     axes=axes if is_kernel else None,
-                    flat=flat and is_kernel,
+                    flat=is_dense and is_kernel,
                 )
             )
-    return found
+    return table
 
 
 def _kernels(spec: NetSpec) -> dict[str, tuple[int, int, int, int]]:
-    """The path of each convolution -> the shape of its kernel [k, k, in, out]."""
-    found = {}
+    """Path of each convolution -> shape of its kernel [height, width, in, out]."""
+    shapes = {}
     for layer in cost.layers(spec):
         plain = layer.name in ("head", "logits") or "/se/" in layer.name
         fan_in = 1 if layer.name.endswith("/depthwise") else layer.inputs[2]
-        found[layer.name if plain else f"{layer.name}/conv"] = (
+        shapes[layer.name if plain else f"{layer.name}/conv"] = (
             layer.kernel,
             layer.kernel,
             fan_in,
             layer.outputs[2],
         )
-    return found
+    return shapes
 
 
 def problems(table: list[Pair], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Everything that keeps tensors of these shapes from being the variables of `table`."""
-    wanted = {p.theirs: p for p in table if p.theirs is not None}
-    found = [
+    """Lists every missing, surplus and misshapen tensor; empty if the tensors fit the table.
+
+    Args:
+      table: see `pairs`.
+      shapes: the shape of each tensor, by name.
+    """
+    expected = {p.theirs: p for p in table if p.theirs is not None}
+    missing = [
         f"{name} ({p.ours}): missing, expected {p.their_shape}"
-        for name, p in wanted.items()
+        for name, p in expected.items()
         if name not in shapes
     ]
-    found += [
+    surplus = [
         f"{name}: surplus, has {tuple(shape)}"
         for name, shape in shapes.items()
-        if name not in wanted
+        if name not in expected
     ]
-    return found + [
+    misshapen = [
         f"{name} ({p.ours}): has {tuple(shapes[name])}, expected {p.their_shape}"
-        for name, p in wanted.items()
+        for name, p in expected.items()
         if name in shapes and tuple(shapes[name]) != p.their_shape
     ]
+    return missing + surplus + misshapen
 
 
 def to_ours(table: list[Pair], tensors: Mapping[str, np.ndarray]) -> dict[str, dict]:
-    """Their tensors as {"params", "batch_stats"}: each used once, each variable filled once.
+    """Converts a library's tensors to our variables; each is used once, and each is filled once.
+
+    Returns:
+      {"params", "batch_stats"}, float32.
 
     Raises:
-      UsageError: listing every missing, surplus and misshapen tensor.
+      UsageError: the tensors do not fit; the message lists every problem.
     """
-    if wrong := problems(table, {name: value.shape for name, value in tensors.items()}):
-        raise UsageError("the tensors do not fit:\n  " + "\n  ".join(wrong))
+    if listed := problems(table, {name: value.shape for name, value in tensors.items()}):
+        raise UsageError("the tensors do not fit:\n  " + "\n  ".join(listed))
     variables: dict[str, dict] = {"params": {}, "batch_stats": {}}
     for pair in table:
         *parents, leaf = pair.ours.split("/")
-        node = variables
+        node: dict[str, Any] = variables
         for parent in parents:
             node = node.setdefault(parent, {})
         if pair.theirs is None:
@@ -322,19 +337,22 @@ def to_ours(table: list[Pair], tensors: Mapping[str, np.ndarray]) -> dict[str, d
 
 
 def to_theirs(table: list[Pair], variables: Mapping[str, dict]) -> dict[str, np.ndarray]:
-    """Our variables as their tensors, in the order of the pass; the inverse of `to_ours`.
+    """Converts our variables to a library's tensors; the inverse of `to_ours`.
+
+    Returns:
+      The tensors by name, float32, in the order of the forward pass.
 
     Raises:
-      UsageError: a variable that they do not have is not zero.
+      UsageError: a variable that the library does not have is not zero.
     """
     tensors = {}
     for pair in table:
-        node = variables
+        node: Any = variables
         for part in pair.ours.split("/"):
             node = node[part]
         value = np.asarray(node, np.float32)
         if pair.theirs is not None:
             tensors[pair.theirs] = pair.to_theirs(value)
         elif value.any():
-            raise UsageError(f"{pair.ours} is not zero, and their network has nothing like it")
+            raise UsageError(f"{pair.ours} is not zero, and the library's network has no such bias")
     return tensors

@@ -1,10 +1,11 @@
-"""Networks that timm and torchvision have weights for and the papers' tables do not print.
+"""The networks of timm, torchvision and Keras as specs, and how each library builds them.
 
-Each is a stack of inverted residuals, so a `NetSpec` says it; they are here to be imported.
+BatchNorm constants and padding differ between the libraries; they are part of what a trained
+network computes. PyTorch's "momentum" m is a decay of 1 - m.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from mbv3_jax.arch import edits
 from mbv3_jax.arch.build import build
@@ -13,6 +14,34 @@ from mbv3_jax.arch.tables import TABLES
 from mbv3_jax.arch.width import scale_width
 from mbv3_jax.core.checks import choose
 from mbv3_jax.core.errors import UsageError
+
+LIBRARIES = ("timm", "torchvision", "keras")
+# Widths that are tried for the libraries that scale any network, in this order.
+WIDTHS = (1.0, 0.75, 0.5, 0.35, 0.25, 1.25, 1.3, 1.4, 1.5, 2.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network of a library.
+
+    library: one of `LIBRARIES`.
+    name: the library's name for it.
+    spec: the same network as a spec.
+    width: the scaling argument of torchvision (width_mult) and Keras (alpha).
+    """
+
+    library: str
+    name: str
+    spec: NetSpec
+    width: float = 1.0
+
+    @property
+    def label(self) -> str:
+        """The name with the width, as in "MobileNetV2 (width 0.5)"."""
+        return self.name if self.width == 1 else f"{self.name} (width {self.width:g})"
+
+
+# Networks that the tables of the papers do not print. Each is a stack of inverted residuals.
 
 # MnasNet's squeeze-and-excite, see `arch.tables.mnasnet_a1`.
 _MNASNET_SE = SESpec(of="input", divisor=1, gate="sigmoid")
@@ -38,7 +67,7 @@ _SMALL = (
     (3, 6, 144, False, 1, 1),
 )
 
-# How many blocks each stage has, for names that count them: timm's and torchvision's MnasNet's.
+# How many blocks each stage has: timm, and torchvision for MNASNet, number blocks by stage.
 STAGES = {
     "mobilenet_v3_large": (1, 2, 3, 4, 2, 3),
     "mobilenet_v3_large_minimalistic": (1, 2, 3, 4, 2, 3),
@@ -54,8 +83,9 @@ STAGES = {
 }
 
 
-def _mnasnet(name: str, rows, stem: int) -> NetSpec:
-    blocks, channels = [], stem
+def _mnasnet(name: str, rows: Sequence[tuple], stem: int) -> NetSpec:
+    blocks: list[BlockSpec] = []
+    channels = stem
     for kernel, factor, out, has_se, repeats, stride in rows:
         for i in range(repeats):
             blocks.append(
@@ -79,7 +109,7 @@ def _mnasnet(name: str, rows, stem: int) -> NetSpec:
 
 
 def mnasnet_b1(width: float = 1.0) -> NetSpec:
-    """MnasNet-B1: no squeeze-and-excite; 1280 features at every width."""
+    """MnasNet-B1, which has no squeeze-and-excite, and 1280 features at every width."""
     return _fixed_last(scale_width(_mnasnet("mnasnet_b1", _B1, 32), width), 1280)
 
 
@@ -89,10 +119,10 @@ def mnasnet_small() -> NetSpec:
 
 
 def mobilenet_v3_rw() -> NetSpec:
-    """timm's first MobileNetV3-Large, made before the authors' code was public.
+    """timm's first MobileNetV3-Large, written before the authors' code was public.
 
-    Its squeeze-and-excite rounds plainly and has the block's nonlinearity inside; the first block
-    has no shortcut; the head has no bias (here it is zero).
+    Its squeeze-and-excite rounds to whole channels and uses the block's nonlinearity; the first
+    block has no shortcut; the head has no bias (ours is zero).
     """
     large = TABLES["mobilenet_v3_large"]()
     blocks = [
@@ -103,9 +133,15 @@ def mobilenet_v3_rw() -> NetSpec:
 
 
 def deep_v2(name: str, width: float) -> NetSpec:
-    """timm's MobileNetV2 with more blocks a stage, wider but for stem and last 1x1."""
+    """timm's MobileNetV2 with more blocks in each stage; only stem and last 1x1 are not wider.
+
+    Args:
+      name: a key of `STAGES`.
+      width: the width multiplier of the blocks.
+    """
     plain = TABLES["mobilenet_v2"]()
-    blocks, start = [], 0
+    blocks: list[BlockSpec] = []
+    start = 0
     for old, new in zip(STAGES["mobilenet_v2"], STAGES[name], strict=True):
         stage = plain.blocks[start : start + old]
         blocks += stage + stage[-1:] * (new - old)
@@ -118,29 +154,7 @@ def _fixed_last(spec: NetSpec, out: int) -> NetSpec:
     return spec.replace(last=dataclasses.replace(spec.last, out=out))
 
 
-# Which networks timm, torchvision and Keras have, as specs; and how each library builds them.
-#
-# BatchNorm constants and padding are each library's own: they are part of what a trained network
-# computes. PyTorch's "momentum" m is a decay of 1 - m.
-
-LIBRARIES = ("timm", "torchvision", "keras")
-# Widths that are tried for libraries that scale any network; 1.0 first, published ones next.
-WIDTHS = (1.0, 0.75, 0.5, 0.35, 0.25, 1.25, 1.3, 1.4, 1.5, 2.0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Network:
-    """A network of a library: what to call there, and the same as a spec."""
-
-    library: str
-    name: str
-    spec: NetSpec
-    width: float = 1.0  # for torchvision and Keras, which scale by an argument
-
-    @property
-    def label(self) -> str:
-        """For messages: "MobileNetV2 (width 0.5)"."""
-        return self.name if self.width == 1 else f"{self.name} (width {self.width:g})"
+# The networks of each library.
 
 
 def _timm(table: str, width: float = 1.0) -> NetSpec:
@@ -171,13 +185,13 @@ _TIMM: dict[str, Callable[[], NetSpec]] = {
     "semnasnet_050": lambda: _timm("mnasnet_a1", 0.5),
     "semnasnet_075": lambda: _timm("mnasnet_a1", 0.75),
     "semnasnet_140": lambda: _timm("mnasnet_a1", 1.4),
-    "mnasnet_100": lambda: mnasnet_b1(),
+    "mnasnet_100": mnasnet_b1,
     "mnasnet_050": lambda: mnasnet_b1(0.5),
     "mnasnet_075": lambda: mnasnet_b1(0.75),
     "mnasnet_140": lambda: mnasnet_b1(1.4),
     "mnasnet_small": mnasnet_small,
 }
-# torchvision scales the networks that carry no width in their name by `width_mult`.
+# The width is in the name of torchvision's MNASNets; its other networks take `width_mult`.
 _TORCHVISION_MNASNET = {
     "mnasnet1_0": 1.0,
     "mnasnet0_5": 0.5,
@@ -197,9 +211,9 @@ NAMES = {
     "torchvision": (*_TORCHVISION, *_TORCHVISION_MNASNET),
     "keras": tuple(_KERAS),
 }
-# Networks of the libraries that people will try, and why they cannot be had.
+# Networks that people may ask for, and why they are not available.
 UNSUPPORTED = {
-    "mobilenetv3_large_150d": "it has two 1x1 convolutions before pooling, a NetSpec has one",
+    "mobilenetv3_large_150d": "it has two 1x1 convolutions before pooling, where a NetSpec has one",
 }
 
 
@@ -208,18 +222,21 @@ def get(library: str, name: str, *, width: float = 1.0) -> Network:
 
     Args:
       library: one of `LIBRARIES`.
-      name: one of `NAMES[library]`; minimalistic Keras networks are named as if they were own.
+      name: one of `NAMES[library]`. Keras builds its minimalistic networks by an argument; here
+        they have names.
       width: torchvision's width_mult or Keras' alpha.
 
     Raises:
-      UsageError: an unknown name, or a width that the network does not come in.
+      UsageError: the library has no such network, or the network does not come in this width.
     """
     choose("library", library, LIBRARIES)
     if name in UNSUPPORTED:
         raise UsageError(f"--network={name}: {UNSUPPORTED[name]}")
     if name not in NAMES[library]:
         listed = ", ".join(NAMES[library])
-        raise UsageError(f"--network={name}: {library} has no such network here; it has {listed}")
+        raise UsageError(
+            f"--network={name}: no such network of {library}; expected one of {listed}"
+        )
     if width != 1 and (library == "timm" or name in _TORCHVISION_MNASNET):
         raise UsageError(f"--width={width:g}: {library}'s {name} has its width in its name")
     try:
@@ -259,10 +276,10 @@ def _spec(library: str, name: str, width: float) -> NetSpec:
 def candidates(
     library: str, name: str | None = None, width: float | None = None
 ) -> Iterator[Network]:
-    """The networks of a library that the name and the width leave open.
+    """Yields the networks of a library that fit a name and a width, where these are known.
 
     Raises:
-      UsageError: as `get`.
+      UsageError: as for `get`.
     """
     for each in NAMES[library] if name is None else (name,):
         fixed = library == "timm" or each in _TORCHVISION_MNASNET
@@ -275,20 +292,20 @@ def candidates(
 
 
 def construction(network: Network, spec: NetSpec, *, preprocessing_inside: bool = True) -> str:
-    """The Python expression that builds in its library what `spec` says.
+    """The Python expression with which the library builds a network.
 
     Args:
-      network: the library's network; `spec` has its layers.
-      spec: whose classes, BatchNorm constants and padding to build.
-      preprocessing_inside: of Keras' V3: whether it takes pixels from 0 to 255.
+      network: the library's network, which has the layers of `spec`.
+      spec: gives the number of classes, the BatchNorm constants and the padding.
+      preprocessing_inside: whether Keras' V3 networks take pixels from 0 to 255.
     """
-    name, own, options = network.name, network.spec, [f"num_classes={spec.num_classes}"]
-    bn_differs = (spec.bn_eps, spec.bn_decay) != (own.bn_eps, own.bn_decay)
+    name, default, options = network.name, network.spec, [f"num_classes={spec.num_classes}"]
+    bn_differs = (spec.bn_eps, spec.bn_decay) != (default.bn_eps, default.bn_decay)
     momentum = round(1 - spec.bn_decay, 9)
     if network.library == "timm":
         if bn_differs:
             options += [f"bn_eps={spec.bn_eps:g}", f"bn_momentum={momentum:g}"]
-        if spec.padding != own.padding:
+        if spec.padding != default.padding:
             options.append(f"pad_type={'same' if spec.padding == 'same' else ''!r}")
         return f"timm.create_model({name!r}, {', '.join(options)})"
     if network.library == "torchvision":

@@ -1,25 +1,26 @@
-"""The published weights of timm, torchvision and Keras: where they are and what they expect.
+"""The published weights of timm, torchvision and Keras: where they are and how images enter them.
 
 Sources: timm 1.0.31 `default_cfgs` of models/mobilenetv3.py and models/efficientnet.py;
 torchvision 0.28 `*_Weights`; keras 3.15 applications/mobilenet_v3.py and mobilenet_v2.py. Keras
-does not say how images are cropped; its weights are those of TensorFlow slim, whose evaluation
-takes 0.875 of both sides.
+does not document how images are cropped; its weights come from TensorFlow slim, whose evaluation
+takes the central 0.875 of both sides.
 """
 
 import dataclasses
 import difflib
-import json
-from pathlib import Path
 
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.interop import networks
+from mbv3_jax.interop.class_names import IN21K_MIIL
 from mbv3_jax.run.model import Preprocessing
 
+HUB_FILE = "model.safetensors"  # the file of weights in timm's repositories on the Hub
 _NORMS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
+_HUB_URL = "https://huggingface.co/"
 _TORCHVISION_URL = "https://download.pytorch.org/models/"
 _KERAS_URL = "https://storage.googleapis.com/tensorflow/keras-applications/"
 
@@ -28,35 +29,41 @@ _KERAS_URL = "https://storage.googleapis.com/tensorflow/keras-applications/"
 class Pretrained:
     """Weights that a library publishes.
 
-    name: what the library, or here, calls them: NETWORK.TAG.
+    name: the library's name for them (for Keras, ours): NETWORK.TAG.
     network, width: as `networks.get` takes them.
-    hub: repository on the Hugging Face Hub, whose model.safetensors is wanted; or
-    url: of a file.
-    sha256: the first digits of the hash of a published file, or the file's whole md5; either
-      tells a file of any name.
+    url: of the file, or of the repository on the Hub.
+    hub: the name of the repository on the Hugging Face Hub, if they are there.
+    sha256, md5: what the hash of the file begins with; they recognise a file whatever its name.
     """
 
     name: str
     network: str
     preprocessing: Preprocessing
+    url: str
     width: float = 1.0
     num_classes: int = 1000
     resolution: int = 224
     hub: str | None = None
-    url: str | None = None
     sha256: str | None = None
     md5: str | None = None
 
+    @property
+    def file_name(self) -> str:
+        return HUB_FILE if self.hub else self.url.rpartition("/")[2]
 
-def _preprocessing(norm: str, interpolation: str, crop: float = 0.875, central: str = "square"):
+
+def _preprocessing(
+    norm: str, interpolation: str, crop: float = 0.875, central: str = "square"
+) -> Preprocessing:
     mean, std = _NORMS[norm]
     return Preprocessing(
         mean=mean, std=std, interpolation=interpolation, crop_fraction=crop, central=central
     )
 
 
-# Tag first, the library's default before others. The eight digits begin the SHA-256 of the
-# .pth file that timm released before the Hub; some tags have only ever been on the Hub.
+# The library's default for a network comes before its other weights. The eight digits begin the
+# SHA-256 of the .pth file that timm released before it moved to the Hub; weights without digits
+# have only ever been on the Hub.
 _TIMM = (
     # network.tag, normalisation, interpolation, crop, digits
     ("mobilenetv3_large_100.ra_in1k", "imagenet", "bicubic", 0.875, "f55367f5"),
@@ -83,7 +90,7 @@ _TIMM = (
     ("semnasnet_075.rmsp_in1k", "imagenet", "bicubic", 0.875, "18710866"),
     ("semnasnet_100.rmsp_in1k", "imagenet", "bicubic", 0.875, "d9418771"),
 )
-# The default of torchvision is the newest; V2 weights are evaluated at 224 / 232.
+# torchvision's default is its newest version; V2 weights are evaluated with a crop of 224 / 232.
 _TORCHVISION = (
     ("mobilenet_v3_large.IMAGENET1K_V2", "mobilenet_v3_large-5c1a4163.pth", 224 / 232),
     ("mobilenet_v3_large.IMAGENET1K_V1", "mobilenet_v3_large-8738ca79.pth", 224 / 256),
@@ -122,7 +129,8 @@ def _timm() -> list[Pretrained]:
             name=name,
             network=name.partition(".")[0],
             preprocessing=_preprocessing(norm, interpolation, crop),
-            num_classes=11221 if name.endswith("miil_in21k") else 1000,
+            num_classes=IN21K_MIIL if name.endswith("miil_in21k") else 1000,
+            url=f"{_HUB_URL}timm/{name}",
             hub=f"timm/{name}",
             sha256=digits,
         )
@@ -144,61 +152,68 @@ def _torchvision() -> list[Pretrained]:
 
 
 def _keras() -> list[Pretrained]:
-    how = _preprocessing("inception", "bilinear", central="stretch")
-    found = [
+    preprocessing = _preprocessing("inception", "bilinear", central="stretch")
+    v3 = [
         Pretrained(
             name=name,
             network=name.partition(".")[0],
             width=float(name.partition(".")[2]),
-            preprocessing=how,
+            preprocessing=preprocessing,
             url=f"{_KERAS_URL}mobilenet_v3/weights_mobilenet_v3_{file}.h5",
             md5=md5,
         )
         for name, file, md5 in _KERAS_V3
     ]
     stem = f"{_KERAS_URL}mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels"
-    return found + [
+    v2 = [
         Pretrained(
             name=f"MobileNetV2.{width}_{resolution}",
             network="MobileNetV2",
             width=width,
             resolution=resolution,
-            preprocessing=how,
+            preprocessing=preprocessing,
             url=f"{stem}_{width}_{resolution}.h5",
         )
         for width, resolution in _KERAS_V2
     ]
+    return v3 + v2
 
 
 PRETRAINED = {"timm": _timm(), "torchvision": _torchvision(), "keras": _keras()}
 
 
 def find_pretrained(library: str, name: str) -> Pretrained:
-    """The published weights NETWORK.TAG, or the library's default ones of NETWORK.
+    """Finds published weights by name.
+
+    Args:
+      library: "timm", "torchvision" or "keras".
+      name: NETWORK.TAG, or NETWORK for the library's default weights.
 
     Raises:
-      UsageError: the library publishes none of that name; the message lists the nearest.
+      UsageError: the library publishes nothing under this name; the message lists similar names.
     """
-    known = PRETRAINED[library]
-    for entry in known:
+    entries = PRETRAINED[library]
+    for entry in entries:
         if name in (entry.name, entry.network):
             return entry
     network = name.partition(".")[0]
-    tags = [entry.name for entry in known if entry.network == network]
-    near = tags or difflib.get_close_matches(name, [e.name for e in known], n=5, cutoff=0.5)
-    has = "publishes" if near else "publishes weights of"
-    near = near or dict.fromkeys(e.network for e in known)
+    tags = [entry.name for entry in entries if entry.network == network]
     if not tags and (network in networks.NAMES[library] or network in networks.UNSUPPORTED):
-        networks.get(library, network)  # says why, for those that cannot be had
+        networks.get(library, network)  # explains why an unsupported network is not available
         raise UsageError(f"--weights={name}: {library} publishes no weights of {network}")
+    similar = tags or difflib.get_close_matches(name, [e.name for e in entries], n=5, cutoff=0.5)
+    if similar:
+        publishes = f"publishes {', '.join(similar)}"
+    else:
+        publishes = f"publishes weights of {', '.join(dict.fromkeys(e.network for e in entries))}"
     raise UsageError(
-        f"--weights={name}: no such file, and {library} publishes nothing of that name; "
-        f"it {has} {', '.join(near)}"
+        f"--weights={name}: there is no such file, and {library} publishes nothing under that "
+        f"name; it {publishes}"
     )
 
 
 def pretrained_of_file(library: str, sha256: str, md5: str) -> Pretrained | None:
-    """The published weights that a file with these hashes holds, or None."""
+    """The published weights that a file with these hashes holds; None if it is none of them."""
     for entry in PRETRAINED[library]:
         if (entry.sha256 and sha256.startswith(entry.sha256)) or entry.md5 == md5:
             return entry
@@ -206,71 +221,10 @@ def pretrained_of_file(library: str, sha256: str, md5: str) -> Pretrained | None
 
 
 def usual_preprocessing(library: str, network: str) -> Preprocessing:
-    """What the library evaluates a network with when nothing else is known."""
+    """The preprocessing with which the library evaluates a network by default."""
     for entry in PRETRAINED[library]:
         if entry.network == network:
             return entry.preprocessing
-    is_v3 = network.startswith("mobilenetv3")  # timm's networks that have no weights
+    # These are networks of timm without published weights.
+    is_v3 = network.startswith("mobilenetv3")
     return _preprocessing("imagenet", "bilinear" if is_v3 else "bicubic")
-
-
-# Names of the classes that imported weights tell apart.
-
-# As torchvision lists them (BSD-3-Clause, Soumith Chintala 2016), from WordNet's synsets.
-_IMAGENET = Path(__file__).parent / "imagenet_classes.txt"
-BACKGROUND = "background"  # the first of the 1001 classes of TensorFlow's networks
-IN21K_MIIL = 11221
-
-
-def imagenet_names() -> tuple[str, ...]:
-    """The 1000 classes of ILSVRC 2012, in the usual order (that of their WordNet numbers)."""
-    return tuple(_IMAGENET.read_text().splitlines())
-
-
-def find_class_names(count: int, file: Path | None) -> tuple[tuple[str, ...], str]:
-    """The names of a network's classes, and in words where they come from.
-
-    Args:
-      count: how many classes the network has.
-      file: names, one a line, or a JSON list; None for those of ImageNet where the count is
-        ImageNet's, else numbers.
-
-    Raises:
-      UsageError: the file cannot be read or has another number of names.
-    """
-    if file is not None:
-        names, where = _read_names(file), f"of {file}"
-    elif count in (1000, 1001):
-        names, where = imagenet_names(), "of ImageNet (other ones: --classes=FILE)"
-    elif count == IN21K_MIIL and (names := _in21k()):
-        where = "of ImageNet-21k, as timm lists them"
-    else:
-        numbers = tuple(map(str, range(count)))
-        return numbers, "unknown, so they are numbers (--classes=FILE gives names)"
-    if count == 1001 and len(names) == 1000:
-        return (BACKGROUND, *names), f"{where}, after {BACKGROUND}"
-    if len(names) != count:
-        raise UsageError(f"--classes={file}: has {len(names)} names, the network {count} classes")
-    return names, where
-
-
-def _read_names(file: Path) -> tuple[str, ...]:
-    try:
-        text = file.read_text()
-        names = json.loads(text) if file.suffix == ".json" else text.splitlines()
-    except OSError as e:
-        raise UsageError(f"--classes={file}: {e.strerror}") from e
-    except ValueError as e:
-        raise UsageError(f"--classes={file}: {e}") from e
-    if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() for n in names):
-        raise UsageError(f"--classes={file}: expected a name a line, or a JSON list of names")
-    return tuple(n.strip() for n in names)
-
-
-def _in21k() -> tuple[str, ...] | None:
-    try:
-        from timm.data import ImageNetInfo
-    except Exception:  # not installed, or beside a torch that it does not fit
-        return None
-    info = ImageNetInfo("imagenet21k-miil")
-    return tuple(info.index_to_description(i) for i in range(info.num_classes()))

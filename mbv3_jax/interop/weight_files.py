@@ -1,61 +1,81 @@
-"""Reading files of weights: PyTorch's .pth, .safetensors, Keras' .weights.h5, .keras and older .h5.
+"""Files of weights of other libraries: PyTorch's .pth, .safetensors, Keras' .weights.h5 and older.
 
-Each is read as {name: float32 array}, names as `mapping` has them. Reading runs no code from the
-file.
+Tensors are a dict of name -> float32 array, with the names that `mapping` uses. Reading a file
+never runs code from it.
 """
 
 import collections
 import dataclasses
 import hashlib
-import importlib
 import io
+import pickle
 import re
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.files import open_atomically
+from mbv3_jax.core.packages import need
 from mbv3_jax.interop.mapping import BOOKKEEPING
 
-INSTALL = "pip install -r requirements-weights.txt"
-# By library: what its files end in.
+REQUIREMENTS = "requirements-weights.txt"  # lists the packages that read and write these files
+# Library -> the endings of files that are read.
 SUFFIXES = {
     "timm": (".safetensors", ".pth"),
     "torchvision": (".pth", ".safetensors"),
     "keras": (".weights.h5", ".keras", ".h5"),
 }
+# Library -> the endings of files that are written.
+WRITABLE = {
+    "timm": (".safetensors", ".pth"),
+    "torchvision": (".pth", ".safetensors"),
+    "keras": (".weights.h5",),
+}
 _ALIASES = {".pt": ".pth", ".bin": ".pth", ".tar": ".pth", ".hdf5": ".h5"}
-# Where training scripts put the state dict among other things: the averaged weights first.
+# Where training scripts put the state dict among other things; averaged weights come first.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
 _FLOATS = ("float32", "float16", "bfloat16")
 
+Tensors = dict[str, np.ndarray]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
-    """What a file holds: tensors by name, and for messages and records where they were."""
+class WeightFile:
+    """The contents of a file.
 
-    path: Path
-    format: str
-    tensors: dict[str, np.ndarray]
+    tensors: by name.
+    sha256, md5: hashes of the file.
+    part: the key of a training script's checkpoint that held the tensors; None if they were at
+      the top level.
+    """
+
+    tensors: Tensors
     sha256: str
     md5: str
-    inside: str | None = None  # which part of a training script's checkpoint
+    part: str | None = None
 
 
 def suffix(path: Path) -> str:
-    """The format that a file's name asks for, ".pth" or ".weights.h5"; "" for none."""
+    """The format that the ending of a file name stands for, such as ".pth" or ".weights.h5"."""
     if path.name.endswith(".weights.h5"):
         return ".weights.h5"
     return _ALIASES.get(path.suffix, path.suffix)
 
 
-def read(library: str, path: Path) -> Source:
+def read(library: str, path: Path) -> WeightFile:
     """Reads a file of weights.
 
+    Args:
+      library: "timm", "torchvision" or "keras".
+      path: the file; its ending decides the format.
+
     Raises:
-      UsageError: no such file, one of another format, damaged, or with more than tensors in it;
-        or a package that reads it is not installed.
+      UsageError: the file does not exist, has another format, is damaged or holds more than
+        tensors, or the package that reads it is not installed.
     """
     format_ = suffix(path)
     if format_ not in SUFFIXES[library]:
@@ -65,49 +85,80 @@ def read(library: str, path: Path) -> Source:
         data = path.read_bytes()
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}") from e
-    reader = {".pth": _read_pth, ".safetensors": _read_safetensors}.get(format_, _read_keras)
+    readers: dict[str, Callable[[bytes], tuple[str | None, Tensors]]] = {
+        ".pth": _read_pth,
+        ".safetensors": _read_safetensors,
+    }
     try:
-        inside, tensors = reader(data)
+        part, tensors = readers.get(format_, _read_keras)(data)
     except UsageError as e:
         raise UsageError(f"{path}: {e}") from e
-    except Exception as e:  # whatever a damaged file makes its reader raise
+    except Exception as e:  # readers raise errors of many kinds for a damaged file
         reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
         raise UsageError(f"{path} cannot be read as {format_}, is it whole? {reason}") from e
-    return Source(
-        path=path,
-        format=format_,
-        tensors={n: _float32(path, n, t) for n, t in tensors.items()},
+    return WeightFile(
+        tensors={name: _as_float32(path, name, tensor) for name, tensor in tensors.items()},
         sha256=hashlib.sha256(data).hexdigest(),
         md5=hashlib.md5(data, usedforsecurity=False).hexdigest(),
-        inside=inside,
+        part=part,
     )
 
 
-def need(module: str, what: str):
-    """Imports an optional package.
+def check_writable(library: str, path: Path) -> str:
+    """Checks that a file may be written for a library, and returns its format.
 
     Raises:
-      UsageError: it is not installed; the message says what installs it.
+      UsageError: the file exists, or the library does not load files with this ending.
     """
+    format_ = suffix(path)
+    if format_ not in WRITABLE[library]:
+        listed = ", ".join(WRITABLE[library])
+        raise UsageError(f"--out={path}: files written for {library} end in {listed}")
+    if path.exists():
+        raise UsageError(f"--out={path}: already exists")
+    return format_
+
+
+def write(library: str, path: Path, tensors: Tensors, *, metadata: Mapping[str, dict]) -> None:
+    """Writes a file that the library loads strictly, whole or not at all.
+
+    Args:
+      library: "timm", "torchvision" or "keras".
+      path: a new file; its ending decides the format.
+      tensors: by name, in order.
+      metadata: the metadata of PyTorch's state dict: module name -> entries.
+
+    Raises:
+      UsageError: as for `check_writable`, or the package that writes it is not installed.
+      RunError: the file cannot be written.
+    """
+    format_ = check_writable(library, path)
+    if format_ == ".pth":
+        data = _pth_bytes(tensors, metadata)
+    elif format_ == ".safetensors":
+        data = _safetensors_bytes(tensors)
+    else:
+        data = _keras_bytes(tensors)
     try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as e:
-        package = module.partition(".")[0]
-        if (e.name or "").partition(".")[0] != package:
-            raise
-        raise UsageError(f"{what} needs {package}: {INSTALL}") from e
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open_atomically(path) as file:
+            file.write(data)
+    except OSError as e:
+        raise RunError(f"cannot write {path}: {e.strerror}") from e
 
 
-def _float32(path: Path, name: str, value: np.ndarray) -> np.ndarray:
+def _need(module: str, what: str) -> Any:
+    return need(module, what, requirements=REQUIREMENTS)
+
+
+def _as_float32(path: Path, name: str, value: np.ndarray) -> np.ndarray:
     if value.dtype.name not in _FLOATS:
         raise UsageError(f"{path}: {name} is {value.dtype.name}, expected {', '.join(_FLOATS)}")
     return np.asarray(value, np.float32)
 
 
-def _read_pth(data: bytes):
-    torch = need("torch", "reading .pth")
-    import pickle
-
+def _read_pth(data: bytes) -> tuple[str | None, Tensors]:
+    torch = _need("torch", "reading .pth")
     try:
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
@@ -118,37 +169,38 @@ def _read_pth(data: bytes):
             "it holds more than tensors, which could run code when loaded; not loaded "
             f"({reason.strip()[:200]})"
         ) from e
-    inside = None
+    part = None
     for key in _NESTED:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            inside, loaded = key, loaded[key]
+            part, loaded = key, loaded[key]
             break
     if not isinstance(loaded, dict) or not all(torch.is_tensor(v) for v in loaded.values()):
         raise UsageError(
-            "it holds no state dict (a dict of tensors), alone or under " + ", ".join(_NESTED)
+            "it holds no state dict (a dict of tensors), at the top level or under "
+            + ", ".join(_NESTED)
         )
     tensors = {}
     for name, value in loaded.items():
         value = value.detach()
-        if value.dtype == torch.bfloat16:  # NumPy has no such type
+        if value.dtype == torch.bfloat16:  # a type that NumPy does not have
             value = value.float()
         tensors[name.removeprefix("module.")] = value.numpy()
-    return inside, _without_bookkeeping(tensors)
+    return part, _without_bookkeeping(tensors)
 
 
-def _read_safetensors(data: bytes):
-    load = need("safetensors.numpy", "reading .safetensors").load
-    import ml_dtypes  # noqa: F401  (with it NumPy has bfloat16)
+def _read_safetensors(data: bytes) -> tuple[str | None, Tensors]:
+    load = _need("safetensors.numpy", "reading .safetensors").load
+    import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
 
     return None, _without_bookkeeping(load(data))
 
 
-def _without_bookkeeping(tensors):
+def _without_bookkeeping(tensors: Tensors) -> Tensors:
     return {n: t for n, t in tensors.items() if not n.endswith(BOOKKEEPING)}
 
 
-def _read_keras(data: bytes):
-    h5py = need("h5py", "reading Keras' files")
+def _read_keras(data: bytes) -> tuple[str | None, Tensors]:
+    h5py = _need("h5py", "reading Keras' files")
     if data[:2] == b"PK":  # .keras: a zip archive
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             data = archive.read("model.weights.h5")
@@ -157,25 +209,29 @@ def _read_keras(data: bytes):
             return None, _read_datasets(h5py, file)
         group = file.get("model_weights", file)
         if "layer_names" not in group.attrs:
-            raise UsageError("it is no file of Keras: it has neither layers nor layer_names")
+            raise UsageError("it is not a Keras file: it has neither layers nor layer_names")
         return None, _read_older(group)
 
 
-def _read_datasets(h5py, file) -> dict[str, np.ndarray]:
-    """Keras 3: layers/CLASS_NUMBER/vars/NUMBER. States of optimizers and dropout are left out."""
-    found = {}
+def _read_datasets(h5py: Any, file: Any) -> Tensors:
+    """Reads a Keras 3 file: layers/CLASS_NUMBER/vars/NUMBER.
 
-    def visit(name, item):
+    The states of optimizers and dropout are left out.
+    """
+    tensors: Tensors = {}
+
+    def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset) and not re.search(r"^optimizer/|/seed_generator/", name):
-            found[name] = item[()]
+            tensors[name] = item[()]
 
     file.visititems(visit)
-    return found
+    return tensors
 
 
-def _read_older(group) -> dict[str, np.ndarray]:
-    """Keras 2: groups named as the layers, listed in order; named here as Keras 3 names them."""
-    found, counts = {}, {}
+def _read_older(group: Any) -> Tensors:
+    """Reads a Keras 2 file, which lists its layers in order, with the names of Keras 3."""
+    tensors: Tensors = {}
+    counts: dict[str, int] = {}
     for layer in group.attrs["layer_names"]:
         layer = _text(layer)
         names = [_text(n) for n in group[layer].attrs["weight_names"]]
@@ -190,94 +246,45 @@ def _read_older(group) -> dict[str, np.ndarray]:
             kind = "dense" if values[0].ndim == 2 else "conv2d"
         number = counts[kind] = counts.get(kind, -1) + 1
         place = f"layers/{kind}" + (f"_{number}" if number else "")
-        found |= {f"{place}/vars/{i}": value for i, value in enumerate(values)}
-    return found
+        tensors |= {f"{place}/vars/{i}": value for i, value in enumerate(values)}
+    return tensors
 
 
-def _text(name) -> str:
+def _text(name: str | bytes) -> str:
     return name.decode() if isinstance(name, bytes) else str(name)
 
 
-# Writing files of weights that other libraries load: .pth, .safetensors, .weights.h5.
-
-WRITABLE = {
-    "timm": (".safetensors", ".pth"),
-    "torchvision": (".pth", ".safetensors"),
-    "keras": (".weights.h5",),
-}
-
-
-def check_writable(library: str, path: Path) -> str:
-    """The format of a file to write, by its name.
-
-    Raises:
-      UsageError: it is there already, or cannot be written for that library.
-    """
-    format_ = suffix(path)
-    if format_ not in WRITABLE[library]:
-        listed = ", ".join(WRITABLE[library])
-        raise UsageError(f"--out={path}: files written for {library} end in {listed}")
-    if path.exists():
-        raise UsageError(f"--out={path}: is there already")
-    return format_
-
-
-def write(library: str, path: Path, tensors: dict[str, np.ndarray], *, metadata: dict) -> None:
-    """Writes a file that the library loads strictly; whole or not at all.
-
-    Args:
-      library: "timm", "torchvision" or "keras".
-      path: a new file; its suffix decides the format.
-      tensors: by name, in order.
-      metadata: for PyTorch's own state dict: module name -> its entries.
-
-    Raises:
-      UsageError: as `check`, or a package that writes it is not installed.
-      RunError: it cannot be written.
-    """
-    format_ = check_writable(library, path)
-    writer = {".pth": _pth, ".safetensors": _safetensors, ".weights.h5": _keras}[format_]
-    data = writer(tensors, metadata)
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(data)
-        aside.replace(path)
-    except OSError as e:
-        aside.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {e.strerror}") from e
-
-
-def _pth(tensors, metadata) -> bytes:
-    torch = need("torch", "writing .pth")
+def _pth_bytes(tensors: Tensors, metadata: Mapping[str, dict]) -> bytes:
+    torch = _need("torch", "writing .pth")
     state = collections.OrderedDict(
         (n, torch.from_numpy(np.array(t))) for n, t in _with_bookkeeping(tensors).items()
     )
     if metadata:
-        state._metadata = collections.OrderedDict(metadata)
+        # Where PyTorch keeps the version of each module.
+        setattr(state, "_metadata", collections.OrderedDict(metadata))  # noqa: B010
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
-def _safetensors(tensors, metadata) -> bytes:
-    save = need("safetensors.numpy", "writing .safetensors").save
-    plain = {n: np.ascontiguousarray(t) for n, t in _with_bookkeeping(tensors).items()}
-    return save(plain, metadata={"format": "pt"})
+def _safetensors_bytes(tensors: Tensors) -> bytes:
+    save = _need("safetensors.numpy", "writing .safetensors").save
+    contiguous = {n: np.ascontiguousarray(t) for n, t in _with_bookkeeping(tensors).items()}
+    return save(contiguous, metadata={"format": "pt"})
 
 
-def _with_bookkeeping(tensors):
-    """Adds the counter that each BatchNorm of PyTorch has, at zero."""
-    found = {}
+def _with_bookkeeping(tensors: Tensors) -> Tensors:
+    """Adds the batch counter that each BatchNorm of PyTorch has, at zero."""
+    complete: Tensors = {}
     for name, value in tensors.items():
-        found[name] = value
+        complete[name] = value
         if name.endswith(".running_var"):
-            found[name.removesuffix(".running_var") + BOOKKEEPING] = np.zeros((), np.int64)
-    return found
+            complete[name.removesuffix(".running_var") + BOOKKEEPING] = np.zeros((), np.int64)
+    return complete
 
 
-def _keras(tensors, metadata) -> bytes:
-    h5py = need("h5py", "writing Keras' files")
+def _keras_bytes(tensors: Tensors) -> bytes:
+    h5py = _need("h5py", "writing Keras' files")
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         for name, value in tensors.items():

@@ -3,23 +3,24 @@
 import dataclasses
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mbv3_jax.arch.spec import NetSpec, spec_from_json
-from mbv3_jax.report.search import is_search
+from mbv3_jax.run.metrics import read_metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """One training with one seed.
 
-    folder: of the run.
-    config: its config.json.
-    spec: its network; None, if it ended before that was written.
-    summary: its summary.json; None while it is unfinished.
-    records: of metrics.jsonl, see `curves.read_records`.
-    sessions: a dict for each time it was started, see `train.run_folder`.
+    folder: the run folder.
+    config: the contents of config.json.
+    spec: the network; None if the run ended before spec.json was written.
+    summary: the contents of summary.json; None while the run is unfinished.
+    records: the records of metrics.jsonl, see `run.metrics.read_metrics`.
+    sessions: one dict for each time the run was started, see `run.folder.note_session`.
     """
 
     folder: Path
@@ -35,18 +36,19 @@ class Run:
 
     @property
     def step(self) -> int:
-        """The newest step that is on record."""
+        """The newest step in metrics.jsonl; 0 before the first record."""
         return max((record["step"] for record in self.records), default=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Runs that differ in nothing but the seed.
+    """Runs that differ only in their seed.
 
-    name: of the trial, without seeds.
-    runs: those with a folder, by seed.
-    missing: a line for each thing that is not there: runs that are unfinished, failed, not begun.
-    seconds, images_per_second: of training, of all runs that are trained at once.
+    name: the trial's name, without the seed.
+    runs: the runs that have a folder, ordered by seed.
+    missing: one line for each gap: a run that is unfinished, failed or has not begun.
+    seconds: training time of all runs; seeds that were trained together count once.
+    images_per_second: training throughput, averaged over the trainings.
     """
 
     name: str
@@ -64,20 +66,25 @@ class Trial:
         return next((run.spec for run in self.runs if run.spec), None)
 
     def values(self, metric: str) -> list[float]:
-        """A metric of the final evaluations by seed: "top1" and "top5" in percent, "loss"."""
+        """A metric of the final evaluations, ordered by seed.
+
+        Args:
+          metric: "top1" or "top5" (returned in percent), or "loss".
+        """
         scale = 1 if metric == "loss" else 100
-        found = [run.summary["eval"].get(metric) for run in self.finished]
-        return [value * scale for value in found if value is not None]
+        values = [run.summary["eval"].get(metric) for run in self.runs if run.summary]
+        return [value * scale for value in values if value is not None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Trials that belong together: of a sweep, or run folders that were named one by one.
+    """The trials of a sweep, or run folders that were named one by one ("loose" runs).
 
-    title: for people.
-    name: the sweep file without folder and ending, for published figures; None for loose runs.
-    folder: of the sweep; None for loose runs.
-    command: that started it, if it is on record.
+    title: a heading for people.
+    name: the sweep file without folder and ending, which finds published figures; None for loose
+      runs.
+    folder: the sweep folder; None for loose runs.
+    command: the command that started the sweep, if it is on record.
     trials: in the order of the sweep file.
     """
 
@@ -89,77 +96,130 @@ class Sweep:
 
 
 def collect(folders: Iterable[Path]) -> list[Sweep]:
-    """Reads sweep folders and run folders, in the order given; loose runs come together, last.
+    """Reads sweep folders and run folders, in the given order.
+
+    Returns:
+      One `Sweep` for each sweep folder, then one for all run folders together.
 
     Raises:
-      ValueError: a folder that is neither, a search's among them, or a damaged file.
+      ValueError: a folder is neither (a search folder, for example), or a file is damaged.
     """
-    sweeps, loose = [], []
+    sweeps: list[Sweep] = []
+    loose: list[Trial] = []
     for folder in folders:
         if (folder / "sweep.json").is_file():
-            sweeps.append(_sweep(folder))
+            sweeps.append(_read_sweep(folder))
         elif is_search(folder):
-            raise ValueError(f"{folder} is a search's folder: `report {folder}` is its report")
+            raise ValueError(
+                f"{folder} is a search folder, which has a report of its own: report {folder}"
+            )
         elif (folder / "config.json").is_file():
-            loose.append(_trial(str(folder), [folder]))
+            loose.append(_read_trial(str(folder), [folder]))
         else:
-            reason = "it has neither sweep.json nor config.json" if folder.is_dir() else "no folder"
-            raise ValueError(f"{folder} is no sweep's folder and no run folder: {reason}")
+            reason = (
+                "it has neither sweep.json nor config.json"
+                if folder.is_dir()
+                else "there is no such folder"
+            )
+            raise ValueError(f"{folder} is neither a sweep folder nor a run folder: {reason}")
     if loose:
         title = loose[0].name if len(loose) == 1 else f"{len(loose)} runs"
         sweeps.append(Sweep(title=title, name=None, folder=None, command=None, trials=tuple(loose)))
     return sweeps
 
 
-def _sweep(folder: Path) -> Sweep:
-    stored = _json(folder / "sweep.json")
-    groups: dict[str, list[str]] = {}
-    for name, entry in stored["trials"].items():
-        groups.setdefault(_group(name, entry["overrides"]), []).append(name)
+def is_search(folder: Path) -> bool:
+    """Whether the folder belongs to a search, ended or under way."""
+    if (folder / "search.json").is_file():
+        return True
+    try:
+        config = read_json(folder / "config.json")
+    except ValueError:
+        return False
+    return isinstance(config, dict) and config.get("program") == "search"
+
+
+def read_json(path: Path, advice: str = "") -> Any:
+    """Parses a JSON file.
+
+    Args:
+      path: the file.
+      advice: what to do about a damaged file, for the message.
+
+    Raises:
+      ValueError: the file cannot be read or parsed.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError) as e:
+        raise ValueError(f"{path} is damaged: {e}" + (f"; {advice}" if advice else "")) from e
+
+
+def _read_sweep(folder: Path) -> Sweep:
+    record = read_json(folder / "sweep.json")
+    members: dict[str, list[str]] = {}
+    for name, entry in record["trials"].items():
+        members.setdefault(_name_without_seed(name, entry["overrides"]), []).append(name)
     trials = []
-    for group, names in groups.items():
-        states = {folder / name: stored["trials"][name] for name in names}
-        trials.append(_trial(group, list(states), states))
-    file = stored["sweep"]
-    name = Path(file.partition(":")[0]).stem
+    for trial_name, names in members.items():
+        states = {folder / name: record["trials"][name] for name in names}
+        trials.append(_read_trial(trial_name, list(states), states))
+    sweep_file = record["sweep"]
+    sweep_name = Path(sweep_file.partition(":")[0]).stem
     return Sweep(
-        title=f"{name}: {file}",
-        name=name,
+        title=f"{sweep_name}: {sweep_file}",
+        name=sweep_name,
         folder=folder,
-        command=stored.get("command"),
+        command=record.get("command"),
         trials=tuple(trials),
     )
 
 
-def _group(name: str, overrides: dict) -> str:
-    """The name without the part that a seed gave it, as `sweep.combinators.group_of`."""
+def _name_without_seed(name: str, overrides: Mapping) -> str:
+    """Drops the part of a name that a seed gave it, like `sweep.combinators.group_of`."""
     if "seed" not in overrides:
         return name
     parts = [part for part in name.split("-") if part != f"seed{overrides['seed']}"]
     return "-".join(parts) or "all"
 
 
-def _trial(name: str, folders: Sequence[Path], states: dict[Path, dict] | None = None) -> Trial:
-    runs, missing, seconds, rates = [], [], [], []
+def _read_trial(
+    name: str, folders: Sequence[Path], states: Mapping[Path, dict] | None = None
+) -> Trial:
+    """Reads a trial.
+
+    Args:
+      name: the trial's name.
+      folders: the folders of its trainings.
+      states: what sweep.json says about each folder: "state", and "error" if it failed.
+    """
+    runs: list[Run] = []
+    missing: list[str] = []
+    seconds: list[float] = []
+    rates: list[float] = []
     for folder in folders:
         state = (states or {}).get(folder, {})
+        prefix = "" if len(folders) == 1 else f"{folder.name}: "
         if not (folder / "config.json").is_file():
-            missing.append(f"{folder.name}: {state.get('state', 'not begun')}{_reason(state)}")
+            missing.append(f"{prefix}{state.get('state', 'not begun')}{_error_of(state)}")
             continue
-        config = _json(folder / "config.json")
-        wanted = config.get("seeds")
-        parts = [folder / f"seed{seed}" for seed in wanted] if wanted else [folder]
-        begun = [_run(part) for part in parts if (part / "config.json").is_file()]
+        # A training of several seeds at once has a run folder for each seed.
+        seeds = read_json(folder / "config.json").get("seeds")
+        run_folders = [folder / f"seed{seed}" for seed in seeds] if seeds else [folder]
+        begun = [_read_run(path) for path in run_folders if (path / "config.json").is_file()]
         runs += begun
-        label = "" if len(folders) == 1 else f"{folder.name}: "
         if unfinished := [run for run in begun if not run.summary]:
-            steps = ", ".join(f"{_which(run, wanted)}at step {run.step}" for run in unfinished)
+            steps = ", ".join(
+                f"seed {run.seed} at step {run.step}" if seeds else f"at step {run.step}"
+                for run in unfinished
+            )
             word = "unfinished" if state.get("state") in (None, "finished") else state["state"]
-            missing.append(f"{label}{word}, {steps}{_reason(state)}")
-        if absent := [part.name for part in parts if not (part / "config.json").is_file()]:
-            missing.append(f"{label}not begun: {', '.join(absent)}{_reason(state)}")
+            missing.append(f"{prefix}{word}, {steps}{_error_of(state)}")
+        not_begun = [path.name for path in run_folders if not (path / "config.json").is_file()]
+        if not_begun:
+            missing.append(f"{prefix}not begun: {', '.join(not_begun)}{_error_of(state)}")
         if (folder / "summary.json").is_file():
-            summary = _json(folder / "summary.json")
+            summary = read_json(folder / "summary.json")
             seconds.append(summary["seconds"])
             rates.append(summary["images_per_second"])
     return Trial(
@@ -171,53 +231,28 @@ def _trial(name: str, folders: Sequence[Path], states: dict[Path, dict] | None =
     )
 
 
-def _which(run: Run, several: Sequence[int] | None) -> str:
-    return f"seed {run.seed} " if several else ""
-
-
-def _reason(state: dict) -> str:
+def _error_of(state: Mapping) -> str:
     return f" ({state['error'].strip()})" if state.get("error") else ""
 
 
-def _run(folder: Path) -> Run:
-    spec, summary = folder / "spec.json", folder / "summary.json"
-    records = read_records(folder) if (folder / "metrics.jsonl").is_file() else []
+def _read_run(folder: Path) -> Run:
+    spec_file, summary_file = folder / "spec.json", folder / "summary.json"
     try:
-        network = spec_from_json(spec.read_text()) if spec.is_file() else None
+        spec = spec_from_json(spec_file.read_text()) if spec_file.is_file() else None
     except ValueError as e:
-        raise ValueError(f"{spec} is damaged: {e}") from e
+        raise ValueError(f"{spec_file} is damaged: {e}") from e
     return Run(
         folder=folder,
-        config=_json(folder / "config.json"),
-        spec=network,
-        summary=_json(summary) if summary.is_file() else None,
-        records=records,
-        sessions=_lines(folder / "sessions.jsonl"),
+        config=read_json(folder / "config.json"),
+        spec=spec,
+        summary=read_json(summary_file) if summary_file.is_file() else None,
+        records=read_metrics(folder),
+        sessions=_read_sessions(folder / "sessions.jsonl"),
     )
 
 
-def _lines(path: Path) -> list[dict]:
-    """Whole lines of a file that may not be there, or whose last line is being written."""
+def _read_sessions(path: Path) -> list[dict]:
+    """Leaves out a last line that is still being written."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text().rpartition("\n")[0].splitlines()]
-
-
-def _json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except (ValueError, OSError) as e:
-        raise ValueError(f"{path} is damaged: {e}") from e
-
-
-def read_records(run: Path) -> list[dict]:
-    """The records of a run folder; a last line that is still being written is left out.
-
-    Raises:
-      ValueError: the folder has no metrics.
-    """
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        raise ValueError(f"{run} is no run folder: it has no metrics.jsonl")
-    complete = path.read_text().rpartition("\n")[0]
-    return [json.loads(line) for line in complete.splitlines()]

@@ -1,4 +1,4 @@
-"""Two runs, trials or sweeps side by side: what was set differently, and what came out."""
+"""Two runs, trials or sweeps side by side: what was set differently, and what the results were."""
 
 import dataclasses
 import itertools
@@ -14,19 +14,56 @@ from mbv3_jax.report.collect import Trial
 
 CONFIDENCE = 0.95
 _METRICS = ("top1", "top5", "loss")
-RULE = (
-    f"real: Welch's {CONFIDENCE:.0%} interval of the difference, from the seeds of either side, "
+_RULE = (
+    f"real: Welch's {CONFIDENCE:.0%} interval of the difference, from the seeds of both sides, "
     "does not contain 0"
 )
 
 
+def match_trials(a: Sequence[Trial], b: Sequence[Trial]) -> list[tuple[Trial, Trial]]:
+    """Decides which trial of A is compared with which trial of B.
+
+    A single trial is compared with every trial of the other side; trials of two sweeps are
+    compared where they have the same name.
+
+    Raises:
+      ValueError: no trial of one sweep has the name of a trial of the other.
+    """
+    if len(a) == 1 or len(b) == 1:
+        return list(itertools.product(a, b))
+    by_name = {trial.name: trial for trial in b}
+    matched = [(trial, by_name[trial.name]) for trial in a if trial.name in by_name]
+    if not matched:
+        raise ValueError("the two sweeps have no trial of the same name")
+    return matched
+
+
+def changed_fields(a: Trial, b: Trial) -> dict[str, tuple]:
+    """Configuration fields that differ, seeds apart: dotted name -> (A's value, B's value)."""
+    config_a, config_b = (_flatten(t.runs[0].config) if t.runs else {} for t in (a, b))
+    names = sorted((config_a.keys() | config_b.keys()) - {"seed", "seeds"})
+    values = {name: (config_a.get(name), config_b.get(name)) for name in names}
+    return {name: pair for name, pair in values.items() if pair[0] != pair[1]}
+
+
+def _flatten(tree: Mapping, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Of a metric, B - A.
+    """The difference B - A of a metric of the final evaluations.
 
     a, b: means over the seeds; top-1 and top-5 in percent.
-    low, high: ends of the interval; None with fewer than two seeds on a side.
-    real: whether the difference is larger than the seeds' spread explains; None: cannot be said.
+    low, high: ends of the confidence interval; None if a side has fewer than two seeds.
+    real: whether the difference is larger than the spread of the seeds explains; None if that
+      cannot be said.
     """
 
     metric: str
@@ -37,131 +74,96 @@ class Difference:
     real: bool | None = None
 
 
-def fields(a: Trial, b: Trial) -> dict[str, tuple]:
-    """Configuration fields that differ, seeds apart: dotted name -> (A's, B's)."""
-    ours, theirs = (_flat(t.runs[0].config) if t.runs else {} for t in (a, b))
-    for flat in (ours, theirs):
-        for name in ("seed", "seeds"):
-            flat.pop(name, None)
-    names = sorted(ours.keys() | theirs.keys())
-    return {n: (ours.get(n), theirs.get(n)) for n in names if ours.get(n) != theirs.get(n)}
+def metric_differences(a: Trial, b: Trial) -> list[Difference]:
+    """How the metrics differ; empty if a side has no finished run."""
+    values = [(metric, a.values(metric), b.values(metric)) for metric in _METRICS]
+    return [difference(m, of_a, of_b) for m, of_a, of_b in values if of_a and of_b]
 
 
-def _flat(tree: Mapping, prefix: str = "") -> dict[str, object]:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+def difference(metric: str, a: Sequence[float], b: Sequence[float]) -> Difference:
+    """The difference of the means, with Welch's confidence interval.
 
-
-def metrics(a: Trial, b: Trial) -> list[Difference]:
-    """What differs in the final evaluations, and whether by more than the seeds' spread.
-
-    Empty where a side has no finished run.
+    Args:
+      metric: its name.
+      a, b: values by seed, at least one each.
     """
-    found = []
-    for metric in _METRICS:
-        ours, theirs = a.values(metric), b.values(metric)
-        if ours and theirs:
-            found.append(_difference(metric, ours, theirs))
-    return found
-
-
-def _difference(metric: str, ours: Sequence[float], theirs: Sequence[float]) -> Difference:
-    means = {"a": statistics.fmean(ours), "b": statistics.fmean(theirs)}
-    if min(len(ours), len(theirs)) < 2:
-        return Difference(metric=metric, **means)
-    if np.ptp(ours) == np.ptp(theirs) == 0:  # no spread: Welch's test would divide by it
-        low = high = means["b"] - means["a"]
+    mean_a, mean_b = statistics.fmean(a), statistics.fmean(b)
+    if min(len(a), len(b)) < 2:
+        return Difference(metric=metric, a=mean_a, b=mean_b)
+    if np.ptp(a) == np.ptp(b) == 0:  # Welch's test would divide by the spread
+        low = high = mean_b - mean_a
     else:
-        test = stats.ttest_ind(theirs, ours, equal_var=False)
-        low, high = map(float, test.confidence_interval(CONFIDENCE))
-    return Difference(metric=metric, **means, low=low, high=high, real=not low <= 0 <= high)
+        interval = stats.ttest_ind(b, a, equal_var=False).confidence_interval(CONFIDENCE)
+        low, high = float(interval.low), float(interval.high)
+    return Difference(
+        metric=metric, a=mean_a, b=mean_b, low=low, high=high, real=not low <= 0 <= high
+    )
 
 
-def pairs(a: Sequence[Trial], b: Sequence[Trial]) -> list[tuple[Trial, Trial]]:
-    """Which trial of A is held against which of B.
-
-    One on a side is held against each of the other; of two sweeps, those with one name.
-
-    Raises:
-      ValueError: two sweeps without a trial of the same name.
-    """
-    if len(a) == 1 or len(b) == 1:
-        return list(itertools.product(a, b))
-    named = {trial.name: trial for trial in b}
-    same = [(trial, named[trial.name]) for trial in a if trial.name in named]
-    if not same:
-        raise ValueError("the two sweeps have no trial of the same name")
-    return same
-
-
-def missing_pairs(a: Trial, b: Trial) -> str:
-    """What of a pair is not there to be compared; "" if all is."""
-    sides = [
+def missing_runs(a: Trial, b: Trial) -> str:
+    """One line for each side with runs that are missing; "" if both are complete."""
+    lines = [
         f"{side.name}: {'; '.join(side.missing)}" + ("" if side.finished else ", no run has ended")
         for side in (a, b)
         if side.missing
     ]
-    return "\n".join(sides)
+    return "\n".join(lines)
 
 
-def _results(a: Trial, b: Trial) -> list[tuple[str, ...]]:
-    """As text: metric or cost, A's, B's, B - A, interval, verdict."""
-    found = []
+def as_record(a: Trial, b: Trial) -> dict:
+    """A pair for a program: {"a", "b", "missing", "fields", "metrics"}."""
+    return {
+        "a": a.name,
+        "b": b.name,
+        "missing": missing_runs(a, b) or None,
+        "fields": {name: list(values) for name, values in changed_fields(a, b).items()},
+        "metrics": [dataclasses.asdict(d) for d in metric_differences(a, b)],
+    }
+
+
+def as_rows(a: Trial, b: Trial) -> list[dict[str, str]]:
+    """A pair as rows of one table: changed fields, costs and metrics, then what is missing."""
+    rows = [(name, *map(str, values), "", "", "") for name, values in changed_fields(a, b).items()]
+    rows += _result_rows(a, b)
+    if missing := missing_runs(a, b):
+        rows.append(("missing", "", "", "", missing.replace("\n", "; "), ""))
+    headings = ("what", "of A", "of B", "B - A", "95% interval", "real")
+    return [{"A": a.name, "B": b.name, **dict(zip(headings, row, strict=True))} for row in rows]
+
+
+def as_tables(a: Trial, b: Trial) -> list[Table]:
+    """A pair for a terminal: a table of changed fields and one of costs and metrics."""
+    title = f"A {a.name}   B {b.name}"
+    fields = Table("field", "A", "B", title=title, header_style="bold")
+    for name, values in changed_fields(a, b).items():
+        fields.add_row(name, *map(str, values))
+    if not fields.rows:
+        fields.caption = "no field differs but the seed"
+    caption = "\n".join(filter(None, (missing_runs(a, b), _RULE)))
+    results = Table(title=title, header_style="bold", caption=caption)
+    for name in ("metric", "A", "B", "B - A", "95% interval", "real"):
+        results.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)
+    for row in _result_rows(a, b):
+        results.add_row(*row)
+    return [fields, results]
+
+
+def _result_rows(a: Trial, b: Trial) -> list[tuple[str, ...]]:
+    """Texts: metric or cost, A's value, B's value, B - A, interval, verdict."""
+    rows: list[tuple[str, ...]] = []
     for count, name in ((cost.params, "params"), (cost.madds, "MAdds")):
         if a.spec and b.spec:
-            ours, theirs = count(a.spec), count(b.spec)
-            change = f"{theirs - ours:+,} ({theirs / ours - 1:+.1%})" if ours != theirs else "same"
-            found.append((name, f"{ours:,}", f"{theirs:,}", change, "", ""))
-    for d in metrics(a, b):
-        values = (f"{d.a:.3f}", f"{d.b:.3f}", f"{d.b - d.a:+.3f}")
-        found.append((d.metric, *values, *_verdict(d)))
-    return found
-
-
-def compare_lines(a: Trial, b: Trial) -> list[dict[str, str]]:
-    """A pair as rows of one table: fields first, then costs and metrics, then what is missing."""
-    parts = [(name, *map(str, values), "", "", "") for name, values in fields(a, b).items()]
-    parts += _results(a, b)
-    if what := missing_pairs(a, b):
-        parts.append(("missing", "", "", "", what.replace("\n", "; "), ""))
-    names = ("what", "of A", "of B", "B - A", "95% interval", "real")
-    return [{"A": a.name, "B": b.name, **dict(zip(names, part, strict=True))} for part in parts]
-
-
-def compare_tables(a: Trial, b: Trial) -> list[Table]:
-    """What a terminal shows of a pair: fields, costs, metrics."""
-    title = f"A {a.name}   B {b.name}"
-    of_fields = Table("field", "A", "B", title=title, header_style="bold")
-    for name, values in fields(a, b).items():
-        of_fields.add_row(name, *(str(value) for value in values))
-    if not of_fields.rows:
-        of_fields.caption = "no field differs but the seed"
-    caption = "\n".join(filter(None, (missing_pairs(a, b), RULE)))
-    found = Table(title=title, header_style="bold", caption=caption)
-    for name in ("metric", "A", "B", "B - A", "95% interval", "real"):
-        found.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)
-    for result in _results(a, b):
-        found.add_row(*result)
-    return [of_fields, found]
+            cost_a, cost_b = count(a.spec), count(b.spec)
+            change = f"{cost_b - cost_a:+,} ({cost_b / cost_a - 1:+.1%})"
+            rows.append(
+                (name, f"{cost_a:,}", f"{cost_b:,}", change if cost_a != cost_b else "same", "", "")
+            )
+    for d in metric_differences(a, b):
+        rows.append((d.metric, f"{d.a:.3f}", f"{d.b:.3f}", f"{d.b - d.a:+.3f}", *_verdict(d)))
+    return rows
 
 
 def _verdict(d: Difference) -> tuple[str, str]:
     if d.real is None:
         return "needs two seeds on each side", "?"
     return f"{d.low:+.3f} to {d.high:+.3f}", "yes" if d.real else "no"
-
-
-def compare_records(a: Trial, b: Trial) -> dict:
-    """The same for a program: {"a", "b", "missing", "fields", "metrics"}."""
-    return {
-        "a": a.name,
-        "b": b.name,
-        "missing": missing_pairs(a, b) or None,
-        "fields": {name: list(values) for name, values in fields(a, b).items()},
-        "metrics": [dataclasses.asdict(d) for d in metrics(a, b)],
-    }

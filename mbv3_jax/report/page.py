@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: no network, no other file."""
+"""The page of a report: one HTML file that needs no network and no other file."""
 
 import base64
 import io
@@ -16,28 +16,43 @@ from mbv3_jax.report import charts
 from mbv3_jax.report.collect import Run, Sweep, Trial
 from mbv3_jax.report.pictures import confusion, read_predictions, shorten
 from mbv3_jax.report.rows import rows, runtimes
-from mbv3_jax.report.tables import OURS, PUBLISHED, Column, cell
+from mbv3_jax.report.tables import OURS, PUBLISHED, Column, cell, used_columns
 
-_MATRIX = 30  # classes; of more, only the most frequent confusions are listed
-_MISTAKES = 12  # images of a trial
+_MOST_CLASSES = 30  # above it, there is no confusion matrix, only the most frequent confusions
+_MISTAKES = 12  # images of each trial
+_CONFUSIONS = 15  # listed for each trial
 
 
-def page(sweeps: Sequence[Sweep], latencies: Callable[[NetSpec], dict | None]) -> str:
-    """The HTML of a report.
+def sweep_page(sweeps: Sequence[Sweep], latencies: Callable[[NetSpec], dict | None]) -> str:
+    """The HTML of a report about sweeps and runs.
 
     Args:
       sweeps: see `collect.collect`.
-      latencies: of a network, {"ms", "runtime"} or None; see `rows.Latencies`.
+      latencies: network -> {"ms", "runtime"}, {"error"} or None, see `rows.Latencies`.
     """
     return render(
         "page.html.j2",
-        title=", ".join(sweep.name or sweep.title for sweep in sweeps),
+        title=title_of([(sweep.name or sweep.title, sweep.title) for sweep in sweeps]),
         sweeps=[_sweep(sweep, latencies) for sweep in sweeps],
     )
 
 
+def title_of(sections: Sequence[tuple[str, str]]) -> str:
+    """The title of a page.
+
+    Args:
+      sections: the short name and the heading of each section.
+
+    Returns:
+      The heading of the only section, which then needs no second one; else the names of all.
+    """
+    if len(sections) == 1:
+        return sections[0][1]
+    return ", ".join(name for name, _ in sections)
+
+
 def render(template: str, *, title: str, **values) -> str:
-    """The HTML of a template of this folder, one that extends shell.html.j2."""
+    """The HTML of a template in this folder that extends shell.html.j2."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -49,7 +64,8 @@ def render(template: str, *, title: str, **values) -> str:
     return environment.get_template(template).render(title=title, made=made, **values)
 
 
-def _sweep(sweep: Sweep, latencies) -> dict:
+def _sweep(sweep: Sweep, latencies: Callable[[NetSpec], dict | None]) -> dict:
+    """The values of one sweep for page.html.j2."""
     table = rows(sweep, latencies)
     finished = sum(row["runs"] for row in table)
     complete = [row for row in table if row["runs"] and not row["missing"]]
@@ -60,7 +76,11 @@ def _sweep(sweep: Sweep, latencies) -> dict:
         "finished": finished,
         "complete": len(complete),
         "missing": [(row["trial"], row["missing"]) for row in table if row["missing"]],
-        "best": max((r for r in table if r["top1"] is not None), key=_top1, default=None),
+        "best": max(
+            (row for row in table if row["top1"] is not None),
+            key=lambda row: row["top1"],
+            default=None,
+        ),
         "ours": sortable(table, OURS),
         "published": sortable(
             [row for row in table if row["published_source"]], (*OURS[:2], *PUBLISHED)
@@ -69,82 +89,98 @@ def _sweep(sweep: Sweep, latencies) -> dict:
         "curves": [
             svg
             for kind, metric in (("eval", "top1"), ("train", "loss"))
-            if (svg := charts.curves(sweep.trials, kind=kind, metric=metric))
+            if (svg := charts.training_curves(sweep.trials, kind=kind, metric=metric))
         ],
         "pareto": [
             svg
             for against in ("madds", "latency_ms")
-            if (svg := charts.pareto(table, against=against))
+            if (svg := charts.accuracy_against_cost(table, against=against))
         ],
         "costs": _costs(sweep.trials),
         "trials": [_trial(trial) for trial in sweep.trials],
     }
 
 
-def sortable(lines: Sequence[dict], columns: Sequence[Column]) -> dict:
-    """Headings and cells, for table.html.j2, of the columns in which there is something."""
-    used = [column for column in columns if any(column.show(row) for row in lines)]
-    return {"columns": used, "rows": [[cell(row, column) for column in used] for row in lines]}
+def sortable(table: Sequence[dict], columns: Sequence[Column]) -> dict:
+    """The headings and cells for table.html.j2, without columns that show nothing.
 
-
-def _top1(row: dict) -> float:
-    return row["top1"]
+    Returns:
+      {"columns", "is_text" (for each column), "rows" of cells}.
+    """
+    used = used_columns(columns, table)
+    return {
+        "columns": used,
+        "is_text": [any(isinstance(row[column.key], str) for row in table) for column in used],
+        "rows": [[cell(row, column) for column in used] for row in table],
+    }
 
 
 def _costs(trials: Sequence[Trial]) -> list[dict]:
-    """A chart for all trials whose layers cost the same."""
-    networks: dict[tuple, list[Trial]] = {}
+    """One chart for all trials whose networks have the same layers."""
+    charted: dict[tuple, dict] = {}
     for trial in trials:
-        if trial.spec:
-            networks.setdefault(tuple(cost.layers(trial.spec)), []).append(trial)
-    return [
-        {"names": ", ".join(t.name for t in same), "svg": charts.layer_costs(same[0].spec)}
-        for same in networks.values()
-    ]
+        if not trial.spec:
+            continue
+        layers = tuple(cost.layers(trial.spec))
+        if layers in charted:
+            charted[layers]["names"] += f", {trial.name}"
+        else:
+            charted[layers] = {"names": trial.name, "svg": charts.layer_costs(trial.spec)}
+    return list(charted.values())
 
 
 def _trial(trial: Trial) -> dict:
-    shown = next((r for r in trial.finished if (r.folder / "predictions.npz").is_file()), None)
+    with_predictions = (r for r in trial.finished if (r.folder / "predictions.npz").is_file())
+    run = next(with_predictions, None)
     return {
         "name": trial.name,
         "sessions": [(run, session) for run in trial.runs for session in run.sessions],
         "folders": [str(run.folder) for run in trial.runs],
-        "predictions": _predictions(shown) if shown else None,
+        "predictions": _predictions(run) if run else None,
     }
 
 
 def _predictions(run: Run) -> dict:
-    said, names = read_predictions(run.folder)
-    counts = confusion(said["label"], said["prediction"], len(names))
-    totals = np.maximum(counts.sum(axis=1), 1)
-    wrong = counts - np.diag(np.diag(counts))
-    frequent = np.argsort(wrong, axis=None, kind="stable")[::-1][:15]
-    pairs = [divmod(int(i), len(names)) for i in frequent]
-    images = zip(said["mistakes"][:_MISTAKES], said["thumbnails"], strict=False)
+    predictions, names = read_predictions(run.folder)
+    counts = confusion(predictions["label"], predictions["prediction"], len(names))
     return {
         "run": run.folder,
         "names": names,
-        "matrix": [
-            (names[i], [(int(n), f"{n / totals[i]:.2f}") for n in row])
-            for i, row in enumerate(counts)
-        ]
-        if len(names) <= _MATRIX
-        else None,
-        "pairs": [(names[i], names[j], int(wrong[i, j])) for i, j in pairs if wrong[i, j]],
+        "matrix": _matrix(counts, names) if len(names) <= _MOST_CLASSES else None,
+        "pairs": _frequent_confusions(counts, names),
         "mistakes": [
             {
-                "image": _embedded(thumbnail),
-                "file": shorten(Path(str(said["path"][i])).name),
-                "label": names[said["label"][i]],
-                "prediction": names[said["prediction"][i]],
-                "probability": f"{said['probability'][i]:.0%}",
+                "image": _data_url(thumbnail),
+                "file": shorten(Path(str(predictions["path"][i])).name),
+                "label": names[predictions["label"][i]],
+                "prediction": names[predictions["prediction"][i]],
+                "probability": f"{predictions['probability'][i]:.0%}",
             }
-            for i, thumbnail in images
+            for i, thumbnail in zip(
+                predictions["mistakes"][:_MISTAKES], predictions["thumbnails"], strict=False
+            )
         ],
     }
 
 
-def _embedded(image: np.ndarray) -> str:
+def _matrix(counts: np.ndarray, names: Sequence[str]) -> list[tuple[str, list[tuple[int, str]]]]:
+    """For each class its name, and the count and the share of each prediction."""
+    totals = np.maximum(counts.sum(axis=1), 1)
+    return [
+        (name, [(int(count), f"{count / total:.2f}") for count in row])
+        for name, row, total in zip(names, counts, totals, strict=True)
+    ]
+
+
+def _frequent_confusions(counts: np.ndarray, names: Sequence[str]) -> list[tuple[str, str, int]]:
+    """(class, prediction, count), the most frequent first."""
+    wrong = counts - np.diag(np.diag(counts))
+    frequent = np.argsort(wrong, axis=None, kind="stable")[::-1][:_CONFUSIONS]
+    pairs = [divmod(int(i), len(names)) for i in frequent]
+    return [(names[i], names[j], int(wrong[i, j])) for i, j in pairs if wrong[i, j]]
+
+
+def _data_url(image: np.ndarray) -> str:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "WEBP", quality=85)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

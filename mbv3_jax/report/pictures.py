@@ -1,95 +1,123 @@
-"""Sheets of images with a few words under each."""
+"""Pictures as files: training curves, confusion matrix, and images with captions."""
 
-import json
+import itertools
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from mbv3_jax.core.files import open_atomically
+from mbv3_jax.report.charts import choose_scale
+from mbv3_jax.report.collect import read_json
+from mbv3_jax.run import metrics
+
+# Sizes of an image sheet, in inches.
 _COLUMNS = 6
+_IMAGE_SIDE = 1.9
+_GAP = 0.2  # between images
+_CAPTION_POINTS = 7
+_CAPTION_WIDTH = 32  # characters; longer lines are broken
+_LINE_HEIGHT = 0.13  # of a caption
+_CAPTION_PADDING = 0.15  # around a caption
+_TITLE_HEIGHT, _TITLE_LETTER = 0.4, 0.1
+# Above these numbers of classes, a confusion matrix shows no names, and no counts.
+_MOST_NAMED, _MOST_COUNTED = 40, 20
 
 
-def image_sheet(images: Sequence[np.ndarray], captions: Sequence[str], title: str = "") -> Figure:
-    """Draws images in rows, each over its caption.
+def save_picture(figure: Figure, out: Path) -> Path:
+    """Writes a figure, whole or not at all.
 
     Args:
-      images: uint8 [S, S, 3] each, at least one.
-      captions: as many; may have several lines.
-      title: of the sheet.
+      figure: what to write.
+      out: a file; its ending decides the format, PNG without one.
+
+    Returns:
+      The file that was written.
+
+    Raises:
+      ValueError: Matplotlib does not write files with this ending.
+      OSError: the file cannot be written.
     """
-    columns = min(_COLUMNS, len(images))
-    rows = math.ceil(len(images) / columns)
-    lines = max(caption.count("\n") + 1 for caption in captions)
-    figure = Figure(figsize=(2.1 * columns, (1.9 + 0.16 * lines) * rows), layout="constrained")
-    if title:
-        figure.suptitle(title)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid:
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-    for axes, image, caption in zip(grid, images, captions, strict=False):
-        axes.imshow(image)
-        axes.set_xlabel(caption, fontsize=7, parse_math=False)
+    if not out.suffix:
+        out = out.with_name(f"{out.name}.png")
+    with open_atomically(out) as file:
+        figure.savefig(file, format=out.suffix[1:].lower(), dpi=120)
+    return out
+
+
+def plot_curves(run: Path) -> Figure:
+    """Loss on the left and top-1 on the right, by training step.
+
+    Raises:
+      ValueError: the folder is not a run folder, or has no training record yet.
+    """
+    if not (run / metrics.FILE).is_file():
+        raise ValueError(f"{run} is not a run folder: it has no {metrics.FILE}")
+    records = metrics.read_metrics(run)
+    labels = {"train": "training batches", "eval": "held-out images"}
+    by_kind = {kind: [r for r in records if r["kind"] == kind] for kind in labels}
+    if not by_kind["train"]:
+        raise ValueError(f"{run}: no training record yet: the run has not reached its first log")
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    figure.suptitle(str(run))
+    for axes, (metric, scale, label) in zip(
+        figure.subplots(1, 2), (("loss", 1, "loss"), ("top1", 100, "top-1 (%)")), strict=True
+    ):
+        for kind, line in (("train", {"lw": 1}), ("eval", {"marker": "o", "ms": 4})):
+            steps = [r["step"] for r in by_kind[kind]]
+            values = [r[metric] * scale for r in by_kind[kind]]
+            axes.plot(steps, values, label=labels[kind], **line)
+        axes.set(xlabel="step", ylabel=label)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    choose_scale(figure.axes[0], "y", [r["loss"] for r in records])
     return figure
 
 
-def mistakes_sheet(run: Path) -> Figure:
-    """The worst mistakes of a run: the file, what it is, and what it was taken for.
+def plot_confusion(run: Path) -> Figure:
+    """The confusion matrix of a run: a row for each class, shares of its images as colours.
 
     Raises:
-      ValueError: the run has no predictions.npz, or made no mistake.
+      ValueError: the run has no predictions.npz, or it is damaged.
     """
-    said, names = read_predictions(run)
-    if not len(said["mistakes"]):
-        raise ValueError(f"{run}: no mistake to draw: every held-out image was predicted rightly")
-    captions = [
-        f"{shorten(Path(str(said['path'][i])).name)}\n"
-        f"is {shorten(names[said['label'][i]])}: {said['label_probability'][i]:.1%}\n"
-        f"taken for {shorten(names[said['prediction'][i]])}: {said['probability'][i]:.1%}"
-        for i in said["mistakes"]
-    ]
-    return image_sheet(said["thumbnails"], captions, title=f"{run}, step {said['step']}")
-
-
-def shorten(text: str, most: int = 28) -> str:
-    """The text, or its beginning and end."""
-    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-most // 2 :]}"
-
-
-def read_predictions(run: Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    """predictions.npz of a run folder, see `train.predictions`, and the names of the classes.
-
-    Raises:
-      ValueError: there is none, or it is damaged.
-    """
-    path = run / "predictions.npz"
-    if not path.is_file():
-        raise ValueError(
-            f"{run} has no predictions.npz: a run writes it at its end with "
-            "config.save_predictions=True, as configs/finetune.py has it"
+    predictions, names = read_predictions(run)
+    counts = confusion(predictions["label"], predictions["prediction"], len(names))
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = counts / np.maximum(totals, 1)
+    side = min(3.5 + 0.3 * len(names), 14)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(picture, label="share of the class", shrink=0.8)
+    correct, total = int(np.trace(counts)), int(counts.sum())
+    axes.set(
+        xlabel="prediction",
+        ylabel="class",
+        title=f"{run}, step {predictions['step']}: {correct} of {total} correct",
+    )
+    if len(names) <= _MOST_NAMED:
+        ticks = range(len(names))
+        axes.set_xticks(ticks, [shorten(n) for n in names], rotation=90)
+        axes.set_yticks(
+            ticks, [f"{shorten(n)} ({t})" for n, t in zip(names, totals[:, 0], strict=True)]
         )
-    try:
-        with np.load(path) as file:
-            said = dict(file)
-        names = json.loads((run / "classes.json").read_text())
-    except Exception as e:  # whatever a damaged archive makes NumPy raise
-        raise ValueError(f"{path} or classes.json beside it is damaged: {e}") from e
-    return said, names
-
-
-# The confusion matrix of a run's held-out images as a picture.
-
-_NAMED, _COUNTED = 40, 20  # so many classes at most get their names, their counts
+    if len(names) <= _MOST_COUNTED:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=8)
+    return figure
 
 
 def confusion(label: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
     """Counts images by label and prediction.
 
     Args:
-      label: int [N]; those below 0 are not counted.
-      prediction: int [N].
+      label: int [images]; images with a negative label are not counted.
+      prediction: int [images].
       classes: the number of classes.
 
     Returns:
@@ -100,36 +128,89 @@ def confusion(label: np.ndarray, prediction: np.ndarray, classes: int) -> np.nda
     return counts
 
 
-def plot_confusion(run: Path) -> Figure:
-    """Draws for each class, a row, as what its images were predicted.
+def plot_mistakes(run: Path) -> Figure:
+    """A sheet of a run's worst mistakes: each image with its file, its class and its prediction.
 
     Raises:
-      ValueError: the run has no predictions.npz.
+      ValueError: the run has no predictions.npz, it is damaged, or there was no mistake.
     """
-    said, names = read_predictions(run)
-    counts = confusion(said["label"], said["prediction"], len(names))
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = counts / np.maximum(totals, 1)
-    side = min(3.5 + 0.3 * len(names), 14)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.subplots()
-    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(picture, label="share of the class", shrink=0.8)
-    right, all_images = int(np.trace(counts)), int(counts.sum())
-    axes.set(
-        xlabel="prediction",
-        ylabel="class",
-        title=f"{run}, step {said['step']}: {right} of {all_images} right",
-    )
-    if len(names) <= _NAMED:
-        ticks = range(len(names))
-        axes.set_xticks(ticks, [shorten(n) for n in names], rotation=90)
-        axes.set_yticks(
-            ticks, [f"{shorten(n)} ({t})" for n, t in zip(names, totals[:, 0], strict=True)]
+    predictions, names = read_predictions(run)
+    if not len(predictions["mistakes"]):
+        raise ValueError(
+            f"{run}: no mistake to draw: every held-out image was classified correctly"
         )
-    if len(names) <= _COUNTED:
-        for (row, column), count in np.ndenumerate(counts):
-            if count:
-                colour = "white" if shares[row, column] > 0.5 else "black"
-                axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=8)
+    captions = [
+        f"{shorten(Path(str(predictions['path'][i])).name)}\n"
+        f"is {shorten(names[predictions['label'][i]])}: {predictions['label_probability'][i]:.1%}\n"
+        f"taken for {shorten(names[predictions['prediction'][i]])}: "
+        f"{predictions['probability'][i]:.1%}"
+        for i in predictions["mistakes"]
+    ]
+    title = f"{run}, step {predictions['step']}"
+    return image_sheet(list(predictions["thumbnails"]), captions, title=title)
+
+
+def image_sheet(images: Sequence[np.ndarray], captions: Sequence[str], title: str = "") -> Figure:
+    """Draws images in rows, each with its caption below.
+
+    Args:
+      images: uint8 [side, side, 3] each, at least one.
+      captions: one for each image; may have several lines, and long lines are broken.
+      title: the heading of the sheet.
+    """
+    columns = min(_COLUMNS, len(images))
+    rows = math.ceil(len(images) / columns)
+    captions = [_break_lines(caption) for caption in captions]
+    lines = max(caption.count("\n") + 1 for caption in captions)
+    row_height = _IMAGE_SIDE + _CAPTION_PADDING + _LINE_HEIGHT * lines
+    heading = _TITLE_HEIGHT if title else _GAP / 2
+    width = max(columns * (_IMAGE_SIDE + _GAP), _TITLE_LETTER * len(title))
+    height = heading + rows * row_height
+    # Places are computed: the constrained layout cuts off captions of squares that do not shrink.
+    figure = Figure(figsize=(width, height))
+    if title:
+        figure.suptitle(title, y=1 - _TITLE_HEIGHT / 2 / height, va="center")
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        row, column = divmod(i, columns)
+        left = column * (_IMAGE_SIDE + _GAP) + _GAP / 2
+        bottom = height - heading - row * row_height - _IMAGE_SIDE
+        place = (left / width, bottom / height, _IMAGE_SIDE / width, _IMAGE_SIDE / height)
+        axes = figure.add_axes(place)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        axes.imshow(image)
+        axes.set_xlabel(caption, fontsize=_CAPTION_POINTS, parse_math=False)
     return figure
+
+
+def _break_lines(caption: str) -> str:
+    lines = [textwrap.wrap(line, _CAPTION_WIDTH) or [""] for line in caption.splitlines()]
+    return "\n".join(itertools.chain.from_iterable(lines))
+
+
+def shorten(text: str, most: int = 28) -> str:
+    """The text, or its beginning and its end if it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-most // 2 :]}"
+
+
+def read_predictions(run: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Reads predictions.npz of a run folder, and the names of the classes.
+
+    Returns:
+      The arrays, see `train.predictions`; the names, by label.
+
+    Raises:
+      ValueError: there is no such file, or it is damaged.
+    """
+    path = run / "predictions.npz"
+    if not path.is_file():
+        raise ValueError(
+            f"{run} has no predictions.npz: a run writes it at its end with "
+            "config.save_predictions=True, as in configs/finetune.py"
+        )
+    try:
+        with np.load(path) as file:
+            predictions = dict(file)
+    except Exception as e:  # NumPy raises errors of many kinds for a damaged archive
+        raise ValueError(f"{path} is damaged: {e}") from e
+    return predictions, read_json(run / "classes.json")

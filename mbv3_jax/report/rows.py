@@ -1,90 +1,96 @@
-"""The table of a sweep: what each trial came to, what it costs, and what is published of it."""
+"""The numbers of a sweep's table: each trial's results and costs, and the published figures."""
 
 import json
 import statistics
 from collections.abc import Callable, Iterable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from mbv3_jax.arch import cost
 from mbv3_jax.arch.published import ablation, published
 from mbv3_jax.arch.spec import NetSpec, spec_to_json
-from mbv3_jax.report.collect import Sweep, Trial
+from mbv3_jax.core.files import open_atomically
+from mbv3_jax.report.collect import Sweep, Trial, read_json
 
-# Measures a network: {"ms": median of a batch of one, "runtime": with which and on what}, or
-# {"error": why it cannot be measured}.
+# Measures a network: returns {"ms": median latency of a batch of one, "runtime": what ran it and
+# on which machine}, or {"error": why the network cannot be measured}.
 Measure = Callable[[NetSpec], dict]
 
 
 class Latencies:
-    """Measured latencies by network, kept in a file, so that the next report need not measure.
+    """Measured latencies by network, cached in a file so that the next report need not measure.
 
     Args:
       measure: None measures nothing.
-      file: JSON; None keeps nothing.
-      runtime: as `measure` names it; figures of another runtime or machine in the file are not
-        used.
+      file: a JSON file; None caches nothing.
+      runtime: the name that `measure` gives its runtime; cached figures of another runtime or
+        machine are not used.
+
+    Raises:
+      ValueError: the file is damaged.
     """
 
     def __init__(self, measure: Measure | None, file: Path | None = None, runtime: str = ""):
         self._measure, self._file, self._runtime = measure, file, runtime
-        self._known = {}
+        self._cached: dict[str, dict] = {}
         if file and file.is_file():
-            try:
-                self._known = json.loads(file.read_text())
-            except ValueError as e:
-                raise ValueError(f"{file} is damaged ({e}); remove it to measure anew") from e
+            self._cached = read_json(file, "remove it to measure again")
 
     def __call__(self, spec: NetSpec) -> dict | None:
-        """{"ms", "runtime"} or {"error"}, or None where nothing is measured."""
+        """{"ms", "runtime"} or {"error"}; None if nothing is measured."""
         if self._measure is None:
             return None
-        text = spec_to_json(spec)
-        key = sha256(f"{self._runtime}\n{text}".encode()).hexdigest()
-        if key not in self._known:
+        key = sha256(f"{self._runtime}\n{spec_to_json(spec)}".encode()).hexdigest()
+        if key not in self._cached:
             measured = self._measure(spec)
-            if "error" in measured:  # not kept: another time it may go well
+            if "error" in measured:  # not cached, because the next attempt may succeed
                 return measured
-            self._known[key] = {"network": spec.name, **measured}
+            self._cached[key] = {"network": spec.name, **measured}
             if self._file:
-                temporary = self._file.with_suffix(".tmp")
-                temporary.write_text(json.dumps(self._known, indent=1))
-                temporary.replace(self._file)
-        return self._known[key]
+                with open_atomically(self._file) as file:
+                    file.write(json.dumps(self._cached, indent=1).encode())
+        return self._cached[key]
 
 
 def rows(sweep: Sweep, latencies: Callable[[NetSpec], dict | None]) -> list[dict]:
-    """A flat row for each trial; None where something is not known.
+    """One flat row for each trial.
+
+    Args:
+      sweep: the trials.
+      latencies: network -> {"ms", "runtime"}, {"error"} or None, see `Latencies`.
 
     Returns:
-      Dicts with "trial", "missing", "runs", "top1", "top1_std" (percent; mean and sample deviation
-      over the seeds, None for fewer than two), "top1_values", "loss", "params", "madds",
-      "latency_ms", "runtime", "images_per_second", "seconds"; and of what is published beside it
-      "published_network", "published_top1", "published_madds_m", "published_params_m",
-      "published_ms" (Pixel 1), "difference" (ours - published, percentage points) and
-      "published_source". Of a sweep also "effect" and "published_effect": top-1 against the first
-      trial's, in points.
+      Dicts whose values are None where a figure is not known:
+      "trial", "missing", "runs" (how many have finished), "top1" and "top1_std" (percent; mean and
+      sample deviation over the seeds, which needs two), "top1_values", "loss", "params", "madds",
+      "latency_ms", "runtime", "images_per_second", "seconds";
+      the published figures "published_network", "published_top1", "published_madds_m",
+      "published_params_m", "published_ms" (Pixel 1), "published_source", and "difference" (our
+      top-1 - the published one, in percentage points);
+      for a sweep, "effect" and "published_effect": top-1 - the first trial's, in percentage points.
     """
     table = [_row(sweep, trial, latencies) for trial in sweep.trials]
     for row in table:
         for effect, value in (("effect", "top1"), ("published_effect", "published_top1")):
-            mine, first = row[value], table[0][value]
-            known = sweep.name and row is not table[0] and None not in (mine, first)
-            row[effect] = mine - first if known else None
+            of_trial, of_first = row[value], table[0][value]
+            known = sweep.name and row is not table[0] and None not in (of_trial, of_first)
+            row[effect] = of_trial - of_first if known else None
     return table
 
 
-def _row(sweep: Sweep, trial: Trial, latencies) -> dict:
+def _row(sweep: Sweep, trial: Trial, latencies: Callable[[NetSpec], dict | None]) -> dict:
     spec, top1, loss = trial.spec, trial.values("top1"), trial.values("loss")
     measured = (spec and latencies(spec)) or {}
-    lacking = [*trial.missing]
+    missing = [*trial.missing]
     if "error" in measured:
-        lacking.append(f"latency: {measured['error']}")
-    row = {
+        missing.append(f"latency: {measured['error']}")
+    mean_top1 = statistics.fmean(top1) if top1 else None
+    return {
         "trial": trial.name,
-        "missing": "; ".join(lacking) or None,
+        "missing": "; ".join(missing) or None,
         "runs": len(trial.finished),
-        "top1": statistics.fmean(top1) if top1 else None,
+        "top1": mean_top1,
         "top1_std": statistics.stdev(top1) if len(top1) > 1 else None,
         "top1_values": top1,
         "loss": statistics.fmean(loss) if loss else None,
@@ -94,32 +100,34 @@ def _row(sweep: Sweep, trial: Trial, latencies) -> dict:
         "runtime": measured.get("runtime"),
         "images_per_second": trial.images_per_second,
         "seconds": trial.seconds,
+        **_published(sweep, trial, mean_top1),
     }
-    return {**row, **_published(sweep, trial, row["top1"])}
 
 
 def _published(sweep: Sweep, trial: Trial, top1: float | None) -> dict:
-    names = ("network", "top1", "madds_m", "params_m", "ms", "source")
-    found = dict.fromkeys(names)
-    if of_sweep := sweep.name and ablation(sweep.name, trial.name):
-        found |= {k: of_sweep.get(k) for k in ("network", "top1", "madds_m", "source")}
-        found["ms"] = of_sweep.get("pixel1_ms")
-    elif trial.spec and (figures := published(trial.spec)):
-        found = {
+    """The published figures of the ablation's trial, or else of the network."""
+    figures: dict[str, Any] = dict.fromkeys(
+        ("network", "top1", "madds_m", "params_m", "ms", "source")
+    )
+    if sweep.name and (entry := ablation(sweep.name, trial.name)):
+        figures |= {key: entry.get(key) for key in ("network", "top1", "madds_m", "source")}
+        figures["ms"] = entry.get("pixel1_ms")
+    elif trial.spec and (paper := published(trial.spec)):
+        figures = {
             "network": trial.spec.name,
-            "top1": figures.top1,
-            "madds_m": figures.madds_m,
-            "params_m": figures.params_m,
-            "ms": figures.pixel1_ms,
-            "source": figures.source,
+            "top1": paper.top1,
+            "madds_m": paper.madds_m,
+            "params_m": paper.params_m,
+            "ms": paper.pixel1_ms,
+            "source": paper.source,
         }
-    both = top1 is not None and found["top1"] is not None
+    both_known = top1 is not None and figures["top1"] is not None
     return {
-        **{f"published_{name}": value for name, value in found.items()},
-        "difference": top1 - found["top1"] if both else None,
+        **{f"published_{name}": value for name, value in figures.items()},
+        "difference": top1 - figures["top1"] if both_known else None,
     }
 
 
 def runtimes(table: Iterable[dict]) -> list[str]:
-    """With what the latencies of a table were measured."""
+    """The runtimes that measured the latencies of a table, without repetitions."""
     return list(dict.fromkeys(row["runtime"] for row in table if row["runtime"]))

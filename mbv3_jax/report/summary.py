@@ -61,22 +61,24 @@ def _descriptions(spec: NetSpec):
 
 
 def totals_table(spec: NetSpec) -> Table:
-    """Parameters, multiply-adds and memory of the whole network beside the published figures."""
-    known = published(spec)
+    """Parameters, multiply-adds and memory of the whole network, with the published figures."""
+    figures = published(spec)
     table = Table(title="totals", header_style="bold")
-    for name, justify in (("", "left"), ("here", "right"), ("published", "right")):
-        table.add_column(name, justify=justify, no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("here", justify="right", no_wrap=True)
+    table.add_column("published", justify="right", no_wrap=True)
+    params, madds = (f"{figures.params_m} M", f"{figures.madds_m} M") if figures else (None, None)
     written = sum(layer.activations for layer in cost.layers(spec))
-    table.add_row("parameters", f"{cost.params(spec):,}", known and f"{known.params_m} M")
-    table.add_row("MAdds", f"{cost.madds(spec):,}", known and f"{known.madds_m} M")
-    table.add_row("activations written", _kib(written), None)
-    table.add_row("most alive at inference", _kib(cost.peak_activations(spec)), None)
-    if known:
-        table.add_row("ImageNet top-1", None, f"{known.top1}%")
-        table.add_row("latency on a Pixel 1", None, f"{known.pixel1_ms} ms")
-        table.caption = f"published: {known.source}, 1000 classes, 224 pixels"
+    table.add_row("parameters", f"{cost.params(spec):,}", params)
+    table.add_row("MAdds", f"{cost.madds(spec):,}", madds)
+    table.add_row("activations written", _kib(written))
+    table.add_row("most alive at inference", _kib(cost.peak_activations(spec)))
+    if figures:
+        table.add_row("ImageNet top-1", None, f"{figures.top1}%")
+        table.add_row("latency on a Pixel 1", None, f"{figures.pixel1_ms} ms")
+        table.caption = f"published: {figures.source}, 1000 classes, 224 pixels"
     else:
-        table.caption = "not a published network; see arch/published.py for those there are"
+        table.caption = "not a published network; arch/published.py lists those that are"
     return table
 
 

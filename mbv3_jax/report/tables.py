@@ -1,17 +1,24 @@
-"""The table of a report for papers and programs: Markdown, CSV, JSON, LaTeX."""
+"""The columns of a sweep's table, and tables as Markdown, CSV, JSON and LaTeX."""
 
 import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-FORMATS = ("html", "md", "csv", "json", "latex")
+# (title, rows of `rows.rows`) of one sweep.
+TitledRows = tuple[str, list[dict]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column for people: its heading, its unit or meaning, and what a row shows there."""
+    """A column that people read.
+
+    key: the entry of a row that the column is sorted by.
+    label: the heading.
+    about: a unit or a short explanation below the heading; may be "".
+    show: row -> the text of its cell, "" where nothing is known.
+    """
 
     key: str
     label: str
@@ -21,7 +28,7 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """text: as shown; sort: what it is sorted by, None last."""
+    """A cell: the text that is shown, and the value that it is sorted by (None comes last)."""
 
     text: str
     sort: float | str | None
@@ -62,7 +69,7 @@ OURS = (
     Column("images_per_second", "images/s", "training", _number("images_per_second", "{:,.0f}")),
     Column("seconds", "time", "of training, all seeds", _time),
 )
-# A page has a table of its own for them, after the trial and our top-1.
+# A page shows these in a separate table, after the trial and our top-1.
 PUBLISHED = (
     Column("published_network", "network", "published", _source),
     Column("published_top1", "top-1 %", "published", _number("published_top1", "{:.1f}")),
@@ -78,63 +85,71 @@ COLUMNS = (*OURS, *PUBLISHED)
 
 
 def cell(row: dict, column: Column) -> Cell:
-    """What `row` of `rows.rows` shows in a column."""
+    """The cell of a row in a column."""
     return Cell(column.show(row), row[column.key])
 
 
-def write(tables: Sequence[tuple[str, list[dict]]], form: str) -> str:
-    """Writes tables.
+def used_columns(columns: Iterable[Column], rows: Sequence[dict]) -> list[Column]:
+    """The columns in which at least one row shows something."""
+    return [column for column in columns if any(column.show(row) for row in rows)]
+
+
+def write(tables: Sequence[TitledRows], form: str) -> str:
+    """Writes the tables of sweeps.
 
     Args:
-      tables: (title, rows of `rows.rows`) of each sweep.
-      form: "md", "csv", "json" or "latex". The first and last show what people read; the others
-        have every field, unrounded.
+      tables: the title and the rows of each sweep.
+      form: "md" or "latex" for what people read; "csv" or "json" for every field, unrounded.
     """
     return {"md": _markdown, "csv": _csv, "json": _json, "latex": _latex}[form](tables)
 
 
-def _used(table: list[dict]) -> list[Column]:
-    return [column for column in COLUMNS if any(column.show(row) for row in table)]
-
-
-def _heading(column: Column) -> str:
-    """Published and our own columns have the same labels."""
-    return column.label if column in OURS else f"{column.label} ({column.about})"
-
-
 def plain(table: Sequence[dict[str, str]], form: str) -> str:
-    """Writes rows of text with the same keys, at least one, as "md", "csv" or "latex"."""
-    names, values = list(table[0]), [list(row.values()) for row in table]
+    """Writes one table of texts.
+
+    Args:
+      table: rows with the same keys, which are the headings; at least one.
+      form: "md", "csv" or "latex".
+    """
+    headings, values = list(table[0]), [list(row.values()) for row in table]
     if form == "md":
-        return "\n".join([_md_row(names), "|-" * len(names) + "|", *map(_md_row, values)]) + "\n"
+        return _markdown_table(headings, values) + "\n"
     if form == "latex":
-        return "\n".join([*_latex_table(names, values), ""])
+        return _latex_table(headings, values) + "\n"
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([names, *values])
+    csv.writer(text, lineterminator="\n").writerows([headings, *values])
     return text.getvalue()
 
 
-def _markdown(tables) -> str:
+def _shown(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the columns that are used."""
+    columns = used_columns(COLUMNS, rows)
+    # Our columns and the published ones have the same labels.
+    headings = [c.label if c in OURS else f"{c.label} ({c.about})" for c in columns]
+    return headings, [[column.show(row) for column in columns] for row in rows]
+
+
+def _markdown(tables: Sequence[TitledRows]) -> str:
     parts = []
-    for title, table in tables:
-        if not table:
-            parts.append(f"## {title}\n\nNo trials.")
-            continue
-        columns = _used(table)
-        lines = [f"## {title}", "", _md_row(map(_heading, columns)), "|-" * len(columns) + "|"]
-        lines += [_md_row(c.show(row) for c in columns) for row in table]
-        notes = [f"- {row['trial']}: {row['missing']}" for row in table if row["missing"]]
-        parts.append("\n".join(lines + (["", "Missing:", "", *notes] if notes else [])))
+    for title, rows in tables:
+        body = _markdown_table(*_shown(rows)) if rows else "No trials."
+        part = f"## {title}\n\n{body}"
+        if missing := [f"- {row['trial']}: {row['missing']}" for row in rows if row["missing"]]:
+            part += "\n\nMissing:\n\n" + "\n".join(missing)
+        parts.append(part)
     return "\n\n".join(parts) + "\n"
 
 
-def _md_row(cells) -> str:
-    return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
+def _markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(headings), "|-" * len(headings) + "|", *map(line, rows)])
 
 
-def _csv(tables) -> str:
+def _csv(tables: Sequence[TitledRows]) -> str:
     text = io.StringIO()
-    flat = [{"sweep": title, **row} for title, table in tables for row in table]
+    flat = [{"sweep": title, **row} for title, rows in tables for row in rows]
     writer = csv.DictWriter(text, list(flat[0]) if flat else ["sweep"], lineterminator="\n")
     writer.writeheader()
     for row in flat:
@@ -142,33 +157,28 @@ def _csv(tables) -> str:
     return text.getvalue()
 
 
-def _json(tables) -> str:
-    return json.dumps([{"sweep": title, "trials": table} for title, table in tables], indent=1)
+def _json(tables: Sequence[TitledRows]) -> str:
+    return json.dumps([{"sweep": title, "trials": rows} for title, rows in tables], indent=1)
 
 
-_LATEX = str.maketrans(
+_LATEX_ESCAPES = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
     | {"±": r"$\pm$"}
 )
 
 
-def _latex(tables) -> str:
-    """A tabular of each, for \\usepackage{booktabs}."""
-    parts = []
-    for title, table in tables:
-        columns = _used(table)
-        cells = [[c.show(row) for c in columns] for row in table]
-        parts.append("\n".join([f"% {title}", *_latex_table(map(_heading, columns), cells)]))
+def _latex(tables: Sequence[TitledRows]) -> str:
+    parts = [f"% {title}\n{_latex_table(*_shown(rows))}" for title, rows in tables]
     return "\n\n".join(parts) + "\n"
 
 
-def _latex_table(headings, cells) -> list[str]:
-    headings = list(headings)
+def _latex_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    r"""A tabular for \usepackage{booktabs}."""
+
+    def line(cells: Iterable[str]) -> str:
+        return " & ".join(cell.translate(_LATEX_ESCAPES) for cell in cells) + r" \\"
+
     lines = [rf"\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}", r"\toprule"]
-    lines += [_latex_row(headings), r"\midrule", *map(_latex_row, cells)]
-    return [*lines, r"\bottomrule", r"\end{tabular}"]
-
-
-def _latex_row(cells) -> str:
-    return " & ".join(text.translate(_LATEX) for text in cells) + r" \\"
+    lines += [line(headings), r"\midrule", *map(line, rows), r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(lines)

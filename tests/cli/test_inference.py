@@ -157,6 +157,8 @@ def test_sheets_and_plots(do, run, images, tmp_path):
 
 def test_embeddings(do, imported, images, tmp_path):
     out, bad = tmp_path / "found.npz", tmp_path / "bad.jpg"
+    neighbour = tmp_path / "found.tmp"
+    neighbour.write_text("of the user")
     bad.write_bytes(b"")
     code, _, err = do("embed", "--import", imported, images / "val", bad, f"--out={out}")
     assert code == 1 and f"error: {bad}: " in err and "21 embeddings of 16 values" in err
@@ -167,7 +169,8 @@ def test_embeddings(do, imported, images, tmp_path):
     said = np.load(imported.parent / "run" / "predictions.npz")
     assert found["path"].tolist() == said["path"].tolist()
     np.testing.assert_array_equal(logits.argmax(1), said["prediction"])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.jpg", "found.npz"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.jpg", "found.npz", "found.tmp"]
+    assert neighbour.read_text() == "of the user"
 
 
 def test_wrong_commands_are_one_line_and_make_nothing(do, run, imported, images, tmp_path):

@@ -19,7 +19,6 @@ if not os.environ.get("MBV3_REQUIRE_PEERS"):
             pytest.skip(f"{extra} is not installed", allow_module_level=True)
 
 from mbv3_jax.export import check, tflite
-from mbv3_jax.export import tflite as int8
 from mbv3_jax.export.formats import Target
 
 
@@ -55,7 +54,7 @@ def step_of_logits(network):
 
 
 def test_the_file_computes_what_is_simulated(network, images):
-    file = int8.to_int8_tflite(network, batch=8)
+    file = tflite.to_int8_tflite(network, batch=8)
     found = run(file, images, 8)
     wanted = np.asarray(network.simulate(images))
     steps = np.abs(found - wanted) / step_of_logits(network)
@@ -64,7 +63,7 @@ def test_the_file_computes_what_is_simulated(network, images):
 
 
 def test_everything_is_integer(network, tiny_spec):
-    kinds = tflite.operations(int8.to_int8_tflite(network))
+    kinds = tflite.operations(tflite.to_int8_tflite(network))
     assert {op.dtype for op in kinds} == {"INT8"}
     names = [op.name for op in kinds]
     assert names.count("DEPTHWISE_CONV_2D") == len(tiny_spec.blocks)
@@ -73,7 +72,7 @@ def test_everything_is_integer(network, tiny_spec):
 
 def test_kernels_are_the_simulation_s_bit_for_bit(network, tiny_spec, images):
     schema = pytest.importorskip("litert_converter.schema_py_generated")
-    file = schema.ModelT.InitFromObj(schema.Model.GetRootAs(int8.to_int8_tflite(network), 0))
+    file = schema.ModelT.InitFromObj(schema.Model.GetRootAs(tflite.to_int8_tflite(network), 0))
     graph, stored = file.subgraphs[0], []
     kinds = (schema.BuiltinOperator.CONV_2D, schema.BuiltinOperator.DEPTHWISE_CONV_2D)
     for operator in graph.operators:
@@ -108,10 +107,10 @@ def test_equal_biases_keep_their_scales(network, tiny_spec, images, monkeypatch)
     changed = dataclasses.replace(network, folded=folded, low=low, high=high)
 
     def mean_steps():
-        found = run(int8.to_int8_tflite(changed, batch=32), images, 32)
+        found = run(tflite.to_int8_tflite(changed, batch=32), images, 32)
         wanted = np.asarray(changed.simulate(images))
         return np.mean(np.abs(found - wanted)) / step_of_logits(changed)
 
     assert mean_steps() < 0.35
-    monkeypatch.setattr(int8, "_unequal", lambda bias, unit: bias)
-    assert mean_steps() > 1, "the converter is mended: remove _unequal"
+    monkeypatch.setattr(tflite, "_unequal", lambda bias, unit: bias)
+    assert mean_steps() > 1, "the converter is fixed: remove _unequal"

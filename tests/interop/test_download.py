@@ -1,4 +1,4 @@
-"""Names of weights to repositories, addresses and hashes; fetched from servers of this machine."""
+"""Names of weights find repositories, URLs and hashes; local servers stand in for the real ones."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,7 @@ NAME = "mobilenetv3_small_050.lamb_in1k"
 
 @pytest.fixture
 def server():
-    """(address, pages): a server of {path: (headers, bytes)}; `asked` lists what was asked."""
+    """(address, pages, asked): a server of {path: (headers, bytes)} that lists its requests."""
     pages, asked = {}, []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -84,7 +84,7 @@ def test_names():
         ("keras", "MobileNetV3Large.0.5", "it publishes MobileNetV3Large.1.0"),
     ],
 )
-def test_names_that_are_none(library, name, reason):
+def test_unknown_names_are_refused(library, name, reason):
     with pytest.raises(UsageError, match=reason):
         pretrained.find_pretrained(library, name)
 
@@ -132,8 +132,8 @@ def test_by_address(server, caches):
 def test_no_network(monkeypatch, tmp_path, capsys):
     # A port that nothing listens on.
     entry = pretrained.find_pretrained("torchvision", "mobilenet_v2")
-    nowhere = {"torchvision": [dataclasses.replace(entry, url="http://127.0.0.1:9/x.pth")]}
-    monkeypatch.setattr(pretrained, "PRETRAINED", nowhere)
+    nowhere = dataclasses.replace(entry, url="http://127.0.0.1:9/x.pth")
+    monkeypatch.setitem(pretrained.PRETRAINED, "torchvision", [nowhere])
     out = tmp_path / "out"
     arguments = ["import", "--from=torchvision", "--weights=mobilenet_v2", f"--out={out}"]
     assert __main__.main(arguments) == 1

@@ -109,7 +109,7 @@ def test_preprocessing_of_every_torchvision_tag():
 def test_class_names_are_those_of_torchvision():
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-    from mbv3_jax.interop.pretrained import find_class_names, imagenet_names
+    from mbv3_jax.interop.class_names import find_class_names, imagenet_names
 
     assert list(imagenet_names()) == list(_IMAGENET_CATEGORIES)
     names, _ = find_class_names(11221, None)

@@ -122,6 +122,45 @@ def test_a_click_sorts(browser, page):
     assert said == "ascending" and names == ["both", "cut", "each", "failed", "waiting"]
 
 
+def test_headings_are_not_repeated_and_words_do_not_run_together(browser, page, search_page):
+    headings = "return [...document.querySelectorAll('h1, h2')].map(h => h.textContent)"
+    view(browser, search_page)
+    assert browser.execute_script(headings) == ["clutter: a search in the space small"]
+    view(browser, page)
+    title, *sections = browser.execute_script(headings)
+    assert len({title, *sections}) == 3 and sections[0].startswith("nonlinearity: ")
+    text = browser.execute_script("return document.body.textContent")
+    assert re.search(r"\w+ for \w+: \d+; ", text), "frequent confusions are listed"
+    assert not re.search(r"\d\(|[a-z]\(what", text)
+
+
+def test_text_columns_are_aligned_left_and_sort_from_a(browser, search_page):
+    view(browser, search_page)
+    align, order = browser.execute_script(
+        "const head = [...document.querySelectorAll('table.sortable th')]"
+        ".find(h => h.textContent === 'kind');"
+        "head.querySelector('button').click();"
+        "const body = head.closest('table').tBodies[0];"
+        "return [getComputedStyle(body.rows[0].cells[1]).textAlign,"
+        "[...body.rows].map(r => r.cells[1].textContent)]"
+    )
+    assert align == "left" and order == ["found"] * 2 + ["reference"] * 3
+
+
+def test_numbers_of_an_axis_do_not_overlap(browser, page):
+    view(browser, page)
+    overlaps = browser.execute_script(
+        "let count = 0;"
+        "for (const axis of document.querySelectorAll('[id=matplotlib\\\\.axis_1]')) {"
+        "  const boxes = [...axis.querySelectorAll('[id^=xtick] text')]"
+        "    .map(t => t.getBoundingClientRect()).sort((a, b) => a.x - b.x);"
+        "  for (let i = 1; i < boxes.length; i++) count += boxes[i].x < boxes[i - 1].right;"
+        "}"
+        "return count"
+    )
+    assert overlaps == 0
+
+
 def luminance(colour: str) -> float:
     """Relative luminance of "rgb(r, g, b)" (WCAG 2.1)."""
     parts = [int(v) / 255 for v in re.findall(r"\d+", colour)[:3]]

@@ -12,7 +12,13 @@ from mbv3_jax.__main__ import main
 from mbv3_jax.arch import cost
 from mbv3_jax.report import charts, tables
 from mbv3_jax.report.collect import collect
-from mbv3_jax.report.compare import _difference, fields, metrics, missing_pairs, pairs
+from mbv3_jax.report.compare import (
+    changed_fields,
+    difference,
+    match_trials,
+    metric_differences,
+    missing_runs,
+)
 from mbv3_jax.report.rows import Latencies, rows
 
 
@@ -68,8 +74,8 @@ def test_rows_have_mean_and_deviation_of_what_the_runs_ended_with(sweep, table, 
 def test_what_is_missing_is_said(table):
     assert table["both"]["missing"] is None and table["each"]["missing"] is None
     assert table["cut"]["missing"] == "interrupted, at step 12"
-    assert table["failed"]["missing"] == "failed: failed (error: <no room> on the disk)"
-    assert table["waiting"]["missing"] == "waiting: waiting"
+    assert table["failed"]["missing"] == "failed (error: <no room> on the disk)"
+    assert table["waiting"]["missing"] == "waiting"
     assert table["cut"]["top1"] is None and table["cut"]["runs"] == 0
 
 
@@ -100,7 +106,9 @@ def test_latencies_are_measured_once_and_kept(sweep, tmp_path):
     rows(sweep, Latencies(measure, file, "another watch"))
     assert len(measured) == 4
     file.write_text("{")
-    with pytest.raises(ValueError, match=r"damaged .* remove it"):
+    with pytest.raises(
+        ValueError, match=r"latency.json is damaged: .*; remove it to measure again"
+    ):
         Latencies(measure, file, "a watch")
 
 
@@ -145,15 +153,15 @@ def test_a_sweep_without_trials():
 class TestCompare:
     def test_fields_and_metrics(self, sweep):
         both, each, *_ = sweep.trials
-        assert fields(both, each) == {"net.nonlinearity": ("paper", "relu")}
-        found = {d.metric: d for d in metrics(both, each)}
+        assert changed_fields(both, each) == {"net.nonlinearity": ("paper", "relu")}
+        found = {d.metric: d for d in metric_differences(both, each)}
         assert found["top1"].b == pytest.approx(np.mean(each.values("top1")))
         assert found["loss"].real is (not found["loss"].low <= 0 <= found["loss"].high)
 
     def test_the_interval_is_welch_s(self):
         """Against the formula, with the degrees of freedom of Welch and Satterthwaite."""
         a, b = [1.0, 2.0, 4.0], [5.0, 5.5, 7.0, 8.0]
-        d = _difference("loss", a, b)
+        d = difference("loss", a, b)
         va, vb = np.var(a, ddof=1) / 3, np.var(b, ddof=1) / 4
         freedom = (va + vb) ** 2 / (va**2 / 2 + vb**2 / 3)
         from scipy.stats import t
@@ -164,14 +172,14 @@ class TestCompare:
         assert d.real
 
     def test_one_seed_cannot_say(self):
-        assert _difference("top1", [70.0], [75.0, 76.0]).real is None
-        same = _difference("top1", [70.0, 70.0], [70.0, 70.0])
+        assert difference("top1", [70.0], [75.0, 76.0]).real is None
+        same = difference("top1", [70.0, 70.0], [70.0, 70.0])
         assert same.real is False and (same.low, same.high) == (0, 0)
 
     def test_an_unfinished_trial_does_not_hide_the_others(self, sweep, sweep_folder, capsys):
         both, _, cut, *_ = sweep.trials
-        assert metrics(both, cut) == []
-        assert missing_pairs(both, cut) == "cut: interrupted, at step 12, no run has ended"
+        assert metric_differences(both, cut) == []
+        assert missing_runs(both, cut) == "cut: interrupted, at step 12, no run has ended"
         assert main(["report", "--compare", str(sweep_folder), str(sweep_folder)]) == 0
         out = capsys.readouterr().out
         assert out.count("real: Welch") == 5 and "waiting: waiting" in out
@@ -188,10 +196,10 @@ class TestCompare:
 
     def test_pairs(self, sweep):
         a, b, c, *_ = sweep.trials
-        assert pairs([a], [b, c]) == [(a, b), (a, c)]
-        assert pairs([a, b], [c, b]) == [(b, b)]
+        assert match_trials([a], [b, c]) == [(a, b), (a, c)]
+        assert match_trials([a, b], [c, b]) == [(b, b)]
         with pytest.raises(ValueError, match="no trial of the same name"):
-            pairs([a, b], [c, dataclasses.replace(c, name="d")])
+            match_trials([a, b], [c, dataclasses.replace(c, name="d")])
 
     def test_as_a_command(self, sweep_folder, capsys):
         a, b = str(sweep_folder / "both"), str(sweep_folder / "each-seed0")
@@ -208,7 +216,10 @@ class TestCompare:
     ("arguments", "message"),
     [
         ([], "name run folders or sweep folders"),
-        (["{tmp}/none", "--no-latency"], "no sweep's folder and no run folder: no folder"),
+        (
+            ["{tmp}/none", "--no-latency"],
+            "neither a sweep folder nor a run folder: there is no such folder",
+        ),
         (["{tmp}", "--no-latency"], "neither sweep.json nor config.json"),
         (["{sweep}", "--out={tmp}/r.pdf"], "expected an ending of .html, .md"),
         (["{sweep}", "--format=html"], "--out=FILE.html"),

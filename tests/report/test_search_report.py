@@ -12,7 +12,7 @@ from ended_search import make, result
 from mbv3_jax.__main__ import main
 from mbv3_jax.arch import cost
 from mbv3_jax.arch.tables import mobilenet_v3_small
-from mbv3_jax.report import search, search_report
+from mbv3_jax.report import charts, search_charts, search_result
 from mbv3_jax.report.search_report import stages
 
 
@@ -42,7 +42,7 @@ def test_the_page_has_every_part(folder, tmp_path):
     text = out.read_text()
     assert re.findall("<h3>(.*?)</h3>", text) == [
         "Networks",
-        "How far the evaluator may be trusted",
+        "Can the evaluator be trusted?",
         "Reward",
         "Accuracy against cost",
         "Chosen blocks",
@@ -58,7 +58,7 @@ def test_the_page_has_every_part(folder, tmp_path):
     assert text.count("small &amp; $quick$</text>") == 3  # no formula of it in any chart
     for part in (">V2<", ">V3-Large<", ">V3-Small<", "small &amp; $quick$", "52.00 ± 3.00"):
         assert part in text
-    assert "Spearman with the accuracies of 16 held-out candidates: 0.71" in text
+    assert "rank correlation with the accuracies of 16 held-out candidates: 0.71" in text
     assert "Warning" not in text
     assert "a &lt;fast&gt; machine" in text and "<fast>" not in text
     assert "bottleneck of block4, block5 40 -&gt; 32" in text
@@ -166,14 +166,14 @@ def test_a_search_by_multiply_adds_with_little_on_record(tmp_path, said):
     page = tmp_path / "page.html"
     said(folder, f"--out={page}")
     text = page.read_text()
-    assert "No network has a measured cost beside the predicted one." in text
+    assert "No network has both a predicted and a measured cost." in text
     assert "<svg" not in text and "<h3>Reward" not in text and "<h3>NetAdapt" not in text
 
 
 def test_costs_far_apart_stand_on_a_logarithmic_axis(folder, monkeypatch):
     called = []
-    monkeypatch.setattr(search_report, "_logarithmic", called.append)
-    assert "V3-Large" in search_report.front(search.read(folder))
+    monkeypatch.setattr(charts, "make_logarithmic", lambda *args: called.append(args))
+    assert "V3-Large" in search_charts.accuracy_against_cost(search_result.read(folder))
     assert len(called) == 1
 
 
@@ -185,7 +185,7 @@ class TestRefused:
     def test_a_search_under_way(self, tmp_path, capsys):
         (tmp_path / "config.json").write_text('{"program": "search"}')
         said = self.refused(capsys, tmp_path)
-        assert "no network is chosen yet (found.json)" in said and "same command" in said
+        assert "no network has been chosen yet (found.json)" in said and "same command" in said
         (tmp_path / "found.json").write_text('{"small": {}, "large": {}}')
         (tmp_path / "runs" / "small").mkdir(parents=True)
         (tmp_path / "runs" / "small" / "summary.json").write_text("{}")
@@ -193,15 +193,17 @@ class TestRefused:
 
     def test_searches_beside_runs(self, folder, sweep_folder, capsys):
         said = self.refused(capsys, folder, sweep_folder)
-        assert f"{folder} cannot stand in one with {sweep_folder}" in said
+        assert f"{folder} cannot be reported together with {sweep_folder}" in said
         said = self.refused(capsys, "--compare", folder, sweep_folder)
-        assert f"`report {folder}` is its report" in said
+        assert (
+            f"{folder} is a search folder, which has a report of its own: report {folder}" in said
+        )
 
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
             ({"cost": None}, "cost: got None, expected an object"),
-            ({"cost": {"name": "ms"}}, "cost.unit: missing, expected a text"),
+            ({"cost": {"name": "ms"}}, "cost.unit: missing, expected a string"),
             ({"resolution": "32"}, "resolution: got '32', expected a whole number"),
             ({"candidates": [{"top1": "1", "cost": 1}]}, "candidates[0].top1: got '1', expected a"),
             ({"candidates": [3]}, "candidates[0]: got 3, expected an object"),
@@ -215,7 +217,7 @@ class TestRefused:
         folder = changed(tmp_path, **fields)
         said = self.refused(capsys, folder)
         assert f"{folder / 'search.json'} is damaged, or of another version: {message}" in said
-        assert "writes it anew" in said
+        assert "it rewrites the file" in said
 
     def test_no_json(self, tmp_path, capsys):
         (tmp_path / "search.json").write_text("{")

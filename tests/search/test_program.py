@@ -87,7 +87,7 @@ def test_finds_and_trains_a_network_at_each_target(search, whole):
 
 @pytest.mark.slow
 def test_the_report_draws_it(whole):
-    from mbv3_jax.report.search import read
+    from mbv3_jax.report.search_result import read
 
     search = read(whole[0])
     assert {n.name for n in search.networks} == {"small", "large", "mobilenet_v3_small"}

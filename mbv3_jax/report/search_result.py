@@ -1,20 +1,23 @@
-"""What a search has found, as its search.json has it."""
+"""The result of a search, read from its search.json."""
 
 import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
-from mbv3_jax.arch import cost, spec_from_json
-from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.arch import cost
+from mbv3_jax.arch.spec import NetSpec, spec_from_json
+from mbv3_jax.report.collect import read_json
 
-# Below it a search should not rest on its evaluator, as search.evaluators.agreement says too.
-TRUSTED = 0.5
+# An evaluator with a lower rank correlation should not decide a search; the same limit as in
+# search.evaluators.agreement.
+TRUSTED_SPEARMAN = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A step of NetAdapt: what was cut, and the cost and accuracy (percent) after it."""
+    """A step of NetAdapt: what was cut, then the cost and the accuracy (percent) after the cut."""
 
     change: str
     cost: float | None
@@ -23,12 +26,13 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
-    """A network that was found, or a reference; what is not known is None.
+    """A network that the search found, or a reference. Fields are None where nothing is known.
 
     target, cost, measured: in the unit of the search's cost; `cost` is the predicted one.
-    predicted, uncertainty, top1: percent; what the evaluator said, and what training reached.
-    split: that `top1` is of.
-    rewards: mean of the controller's batch, by step.
+    predicted, uncertainty: the evaluator's prediction of top-1, in percent.
+    top1: what training to the end reached, in percent.
+    split: the data split of `top1`.
+    rewards: the mean reward of the controller's batch, by step.
     """
 
     name: str
@@ -50,10 +54,11 @@ class Network:
 class Search:
     """A search that has ended.
 
-    cost_name, unit, source: what networks cost here ("ms" or "madds"), and where that is from.
-    spearman, count: rank correlation of the evaluator with held-out candidates, of how many.
+    cost_name: "ms" or "madds".
+    unit, source: the unit of costs, and how they were obtained.
+    spearman, count: rank correlation of the evaluator with held-out candidates, and their number.
     candidates: (cost, top-1 in percent) of each brief training.
-    networks: found, then references.
+    networks: the found networks, then the references.
     """
 
     folder: Path
@@ -75,7 +80,7 @@ class Search:
 
     @property
     def scale(self) -> float:
-        """What costs are multiplied by where people read them; `label` is then their unit."""
+        """Costs are multiplied by this where people read them; their unit is then `label`."""
         return 1e-6 if self.cost_name == "madds" else 1
 
     @property
@@ -88,39 +93,28 @@ class Search:
 
     @property
     def trusted(self) -> bool:
-        return self.spearman is not None and self.spearman >= TRUSTED
-
-
-def is_search(folder: Path) -> bool:
-    """Whether a search has ended or begun in a folder."""
-    if (folder / "search.json").is_file():
-        return True
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("program") == "search"
+        return self.spearman is not None and self.spearman >= TRUSTED_SPEARMAN
 
 
 def read(folder: Path) -> Search:
     """Reads the folder of a search that has ended.
 
     Raises:
-      ValueError: it has not ended, or its search.json is damaged; the message says what is missing
-        or wrong, and where.
+      ValueError: the search has not ended, or its search.json is damaged; the message says what
+        is missing or wrong, and where.
     """
     path = folder / "search.json"
     if not path.is_file():
         raise ValueError(
             f"{folder}: the search has not ended: {_unfinished(folder)}; it has no search.json, "
-            "which its last stage writes. The same command that began it goes on from there"
+            "which the last stage writes. Run the same command again to resume it"
         )
     try:
         return _search(folder, json.loads(path.read_text()))
     except (ValueError, OSError) as e:
         raise ValueError(
-            f"{path} is damaged, or of another version: {e}. The command of the search writes it "
-            "anew from what is in the folder"
+            f"{path} is damaged, or of another version: {e}. Run the command of the search again: "
+            "it rewrites the file from what is in the folder"
         ) from e
 
 
@@ -128,31 +122,31 @@ def _unfinished(folder: Path) -> str:
     """The stage that a search is at, in the order of search.program."""
     file = folder / "found.json"
     if not file.is_file():
-        return "no network is chosen yet (found.json)"
-    try:
-        names = list(json.loads(file.read_text()))
-    except (ValueError, TypeError) as e:
-        raise ValueError(f"{file} is damaged: {e}") from e
-    runs = [f"runs/{name}" for name in names]
-    left = [run for run in runs if not (folder / run / "summary.json").is_file()]
-    return f"to be trained: {', '.join(left)}" if left else "all is trained"
+        return "no network has been chosen yet (found.json)"
+    networks = read_json(file)
+    if not isinstance(networks, dict):
+        raise ValueError(f"{file} is damaged: got {networks!r}, expected an object")
+    runs = [f"runs/{name}" for name in networks]
+    untrained = [run for run in runs if not (folder / run / "summary.json").is_file()]
+    return f"to be trained: {', '.join(untrained)}" if untrained else "all networks are trained"
 
 
-def _search(folder: Path, tree) -> Search:
+def _search(folder: Path, tree: Any) -> Search:
     costs = _get(tree, "cost", dict)
     agreement = _get(tree, "agreement", dict)
-    candidates = [
-        (_number(c, "cost", where), _number(c, "top1", where, 100))
-        for i, c in enumerate(_get(tree, "candidates", list))
-        for where in [f"candidates[{i}]."]
-    ]
+    candidates = []
+    for i, candidate in enumerate(_get(tree, "candidates", list)):
+        where = f"candidates[{i}]."
+        price, top1 = _number(candidate, "cost", where), _number(candidate, "top1", where, 100)
+        if price is not None and top1 is not None:
+            candidates.append((price, top1))
     networks = [
         _network(name, entry, group)
         for group in ("found", "references")
         for name, entry in _get(tree, group, dict).items()
     ]
     if not any(network.is_found for network in networks):
-        raise ValueError("found: empty, expected a network at least")
+        raise ValueError("found: empty, expected at least one network")
     return Search(
         folder=folder,
         space=_get(tree, "space", str),
@@ -164,12 +158,12 @@ def _search(folder: Path, tree) -> Search:
         evaluator=_get(tree, "evaluator", str),
         spearman=_number(agreement, "spearman", "agreement."),
         count=_optional(agreement, "count", int, "agreement."),
-        candidates=tuple(pair for pair in candidates if None not in pair),
+        candidates=tuple(candidates),
         networks=tuple(networks),
     )
 
 
-def _network(name: str, entry, group: str) -> Network:
+def _network(name: str, entry: Any, group: str) -> Network:
     where = f"{group}.{name}."
     tree = _get(entry, "spec", dict, where)
     try:
@@ -191,51 +185,54 @@ def _network(name: str, entry, group: str) -> Network:
         uncertainty=_number(entry, "uncertainty", where, 100),
         top1=_number(entry, "top1", where, 100),
         split=_optional(entry, "split", str, where),
-        rewards=tuple(
-            math.nan if (r := _as_number(reward, f"{where}rewards[{i}]")) is None else r
-            for i, reward in enumerate(rewards)
-        ),
-        steps=tuple(
-            Step(
-                _get(step, "change", str, at),
-                _number(step, "cost", at),
-                _number(step, "accuracy", at, 100),
-            )
-            for i, step in enumerate(steps)
-            for at in [f"{where}adapted[{i}]."]
-        ),
+        rewards=tuple(_reward(reward, f"{where}rewards[{i}]") for i, reward in enumerate(rewards)),
+        steps=tuple(_step(step, f"{where}adapted[{i}].") for i, step in enumerate(steps)),
     )
 
 
-_NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+def _reward(value: Any, where: str) -> float:
+    reward = _as_number(value, where)
+    return math.nan if reward is None else reward
 
 
-def _get(tree, key: str, kind: type, where: str = ""):
-    """tree[key] of a kind; ValueError with its path where it is another, or there is none."""
+def _step(tree: Any, where: str) -> Step:
+    return Step(
+        change=_get(tree, "change", str, where),
+        cost=_number(tree, "cost", where),
+        accuracy=_number(tree, "accuracy", where, 100),
+    )
+
+
+_KINDS = {dict: "an object", list: "a list", str: "a string", int: "a whole number"}
+
+
+def _get(tree: Any, key: str, kind: type, where: str = "") -> Any:
+    """Returns tree[key] if it is of this type; else raises ValueError with its path."""
     if not isinstance(tree, dict):
         raise ValueError(f"{where.rstrip('.') or 'the file'}: got {tree!r}, expected an object")
     value = tree.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
         got = f"got {value!r}" if key in tree else "missing"
-        raise ValueError(f"{where}{key}: {got}, expected {_NAMES[kind]}")
+        raise ValueError(f"{where}{key}: {got}, expected {_KINDS[kind]}")
     return value
 
 
-def _optional(tree, key: str, kind: type, where: str):
-    return (
-        None if isinstance(tree, dict) and tree.get(key) is None else _get(tree, key, kind, where)
-    )
+def _optional(tree: Any, key: str, kind: type, where: str) -> Any:
+    """As `_get`, but None where there is nothing."""
+    if isinstance(tree, dict) and tree.get(key) is None:
+        return None
+    return _get(tree, key, kind, where)
 
 
-def _number(tree, key: str, where: str, scale: float = 1) -> float | None:
+def _number(tree: Any, key: str, where: str, scale: float = 1) -> float | None:
     if not isinstance(tree, dict):
         raise ValueError(f"{where.rstrip('.')}: got {tree!r}, expected an object")
     value = _as_number(tree.get(key), where + key)
     return None if value is None else value * scale
 
 
-def _as_number(value, where: str) -> float | None:
-    """None for nan and the infinities too."""
+def _as_number(value: Any, where: str) -> float | None:
+    """Returns the number; None for null, NaN and the infinities."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -1,0 +1,70 @@
+"""The class names that imported weights get."""
+
+import json
+from pathlib import Path
+
+from mbv3_jax.core.errors import UsageError
+
+# As torchvision lists them (BSD-3-Clause, Soumith Chintala 2016), from WordNet's synsets.
+_IMAGENET_FILE = Path(__file__).parent / "imagenet_classes.txt"
+BACKGROUND = "background"  # the first of the 1001 classes of TensorFlow's networks
+IN21K_MIIL = 11221  # classes of ImageNet-21k as MIIL processed it
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """The 1000 classes of ILSVRC 2012, in the usual order (by WordNet number)."""
+    return tuple(_IMAGENET_FILE.read_text().splitlines())
+
+
+def find_class_names(count: int, file: Path | None) -> tuple[tuple[str, ...], str]:
+    """Finds names for the classes of a network.
+
+    Args:
+      count: how many classes the network has.
+      file: a file of names, one on each line or a JSON list; None takes the names of ImageNet if
+        the count is that of ImageNet, else numbers.
+
+    Returns:
+      The names by label, and a description of where they come from.
+
+    Raises:
+      UsageError: the file cannot be read or has another number of names.
+    """
+    if file is not None:
+        names, source = _read_names(file), f"of {file}"
+    elif count in (1000, 1001):
+        names, source = imagenet_names(), "of ImageNet (other ones: --classes=FILE)"
+    elif count == IN21K_MIIL and (from_timm := _in21k_names()):
+        names, source = from_timm, "of ImageNet-21k, as timm lists them"
+    else:
+        numbers = tuple(map(str, range(count)))
+        return numbers, "unknown, so they are numbers (--classes=FILE gives names)"
+    if count == 1001 and len(names) == 1000:
+        return (BACKGROUND, *names), f"{source}, after {BACKGROUND}"
+    if len(names) != count:
+        raise UsageError(f"--classes={file}: has {len(names)} names, the network {count} classes")
+    return names, source
+
+
+def _read_names(file: Path) -> tuple[str, ...]:
+    try:
+        text = file.read_text()
+        names = json.loads(text) if file.suffix == ".json" else text.splitlines()
+    except OSError as e:
+        raise UsageError(f"--classes={file}: {e.strerror}") from e
+    except ValueError as e:
+        raise UsageError(f"--classes={file}: {e}") from e
+    if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() for n in names):
+        raise UsageError(
+            f"--classes={file}: expected one name on each line, or a JSON list of names"
+        )
+    return tuple(name.strip() for name in names)
+
+
+def _in21k_names() -> tuple[str, ...] | None:
+    try:
+        from timm.data import ImageNetInfo
+    except Exception:  # not installed, or installed beside a torch that it does not fit
+        return None
+    info = ImageNetInfo("imagenet21k-miil")
+    return tuple(info.index_to_description(i) for i in range(info.num_classes()))
