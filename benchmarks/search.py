@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import toy_supernet
-from mbv3_jax.search.evaluators import TOY_TRUTH, Table, ToyTable, agreement, split_half_reliability
+from benchmarks.toy_table import TOY_TRUTH, ToyTable
+from mbv3_jax.search.evaluators import Table, agreement, split_half_reliability
 from mbv3_jax.search.objective import COUNTS, Costs
 from mbv3_jax.search.policy_gradient import PolicyGradient
 from mbv3_jax.search.presets import preset

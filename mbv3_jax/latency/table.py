@@ -15,7 +15,7 @@ from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
 from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.core.files import write_atomically
 from mbv3_jax.export import tflite
-from mbv3_jax.latency.measure import Effort, machine, measure_files, versions_of
+from mbv3_jax.latency.measure import LABELS, Effort, machine, measure_files, versions_of
 from mbv3_jax.latency.pieces import KINDS, Piece, function, pieces
 from mbv3_jax.latency.subjects import write_random
 
@@ -117,6 +117,13 @@ def read_table(path: Path) -> Table:
         raise UsageError(f"{path}: {e.strerror}") from e
     except (KeyError, TypeError, ValueError) as e:
         raise UsageError(f"{path}: not a latency table ({type(e).__name__}: {e})") from e
+
+
+def describe_setup(table: Table) -> str:
+    """Returns the runtime, the number of threads and the machine of a table, for people."""
+    threads = "one thread" if table.threads == 1 else f"{table.threads} threads"
+    machine = table.machine.get("cpu", "unknown machine")
+    return f"{LABELS.get(table.target, table.target)}, {threads}, {machine}"
 
 
 def table_to_csv(pieces: dict[Piece, float | None]) -> str:

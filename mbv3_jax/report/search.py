@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mbv3_jax.arch import cost, spec_from_json
 from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.run.folder import check_format
 
 # Below it a search should not rest on its evaluator, as search.evaluators.agreement says too.
 TRUSTED = 0.5
@@ -106,10 +107,12 @@ def read(folder: Path) -> Search:
     """Reads the folder of a search that has ended.
 
     Raises:
+      UsageError: a newer version wrote it.
       ValueError: it has not ended, or its search.json is damaged; the message says what is missing
         or wrong, and where.
     """
     path = folder / "search.json"
+    check_format(folder)
     if not path.is_file():
         raise ValueError(
             f"{folder}: the search has not ended: {_unfinished(folder)}; it has no search.json, "

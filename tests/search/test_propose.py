@@ -73,7 +73,7 @@ def test_trainings_are_runs_that_are_found_again(trainings):
 
 def test_a_worker_trains_what_another_process_wants(trainings):
     wants = trainings.folder / "wanted.json"
-    wants.write_text(json.dumps([trainings._wanted(p, 3) for p in ((0,), (1,))]))
+    wants.write_text(json.dumps([trainings._entry(p, 3) for p in ((0,), (1,))]))
     runs = [trainings.run_folder(p, 3) for p in ((0,), (1,))]
 
     def ended():

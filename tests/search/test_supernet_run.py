@@ -6,15 +6,15 @@ import optax
 import pytest
 from ml_collections.config_dict import placeholder
 from rich.console import Console
+from supernet_parts import extract
 
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.nn import functional
 from mbv3_jax.run.checkpoint import Checkpoints
-from mbv3_jax.search.evaluators import SharedWeights
-from mbv3_jax.search.objective import COUNTS, Costs, Reward
+from mbv3_jax.search.objective import COUNTS, Costs, Problem, Reward
 from mbv3_jax.search.space import Space, Stage
 from mbv3_jax.search.supernet import network, run
-from mbv3_jax.search.supernet.training import Controllers, Programs
+from mbv3_jax.search.supernet.training import Controllers, Programs, SharedWeights
 from mbv3_jax.train import sharding
 from mbv3_jax.train.state import create_state
 
@@ -46,7 +46,8 @@ def config(tiny_config):
 
 def _train(config, space, rewards, folder):
     costs, by_name = rewards
-    return run.train(config, space, costs, by_name, folder, QUIET, seed=3)
+    problem = Problem(space=space, costs=costs, cost_name="madds", rewards=by_name)
+    return run.train_supernet(config, problem, folder, QUIET, seed=3)
 
 
 @pytest.mark.slow
@@ -104,7 +105,7 @@ def test_one_and_two_devices_give_the_same_numbers(space):
         right = programs.correct(weights.variables["params"], batch, [point, (0,) * len(point)])
         params = weights.variables["params"]
         found.append((loss, right, params))
-        own = network.extract(space, params, point)
+        own = extract(space, params, point)
         logits, _ = functional.apply(
             space.to_spec(point), own, batch["image"] / 127.5 - 1, train=True, key=jax.random.key(0)
         )
@@ -121,7 +122,7 @@ def test_controllers_go_where_the_rewards_are(space, rewards):
     controllers = Controllers(space, costs, by_name, total_steps=400, seed=0, points=4)
     for step in range(400):
         controllers.learn(step, lambda points: np.full(len(points), 0.5))
-    madds = {name: costs([p])["madds"].item() for name, p in controllers.found().items()}
+    madds = {name: costs([p])["madds"].item() for name, p in controllers.modes().items()}
     # Squeeze-and-excite costs next to nothing, and is left to chance.
     for name, reward in by_name.items():
         assert madds[name] == pytest.approx(reward.targets["madds"], rel=0.01)
