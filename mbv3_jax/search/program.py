@@ -63,6 +63,9 @@ from mbv3_jax.search.selection import EVALUATORS, Strategy, config_strategy
 from mbv3_jax.search.space import Space
 from mbv3_jax.train.loop import train
 
+# The group `searcher` of configurations that leave everything to the evaluator.
+_SEARCHER = dict.fromkeys(("name", "steps", "batch", "policy", "population", "tournament"))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pricing:
@@ -286,10 +289,13 @@ def read_search_config(folder: Path) -> ConfigDict:
     Raises:
       UsageError: The folder is not a search folder, is damaged or was written by a newer version.
     """
-    check_format(folder)
     config = read_config(folder)
+    check_format(folder)
     if config.get("program") != "search":
         raise UsageError(f"{folder} is not a search folder, but that of a run")
+    with config.unlocked():  # version 1 lacks these fields
+        config.searcher = _SEARCHER | config.get("searcher", ConfigDict()).to_dict()
+        config.netadapt.split_fraction = config.netadapt.get("split_fraction")
     return config
 
 

@@ -94,6 +94,20 @@ def test_a_factor_and_a_power_are_found():
     assert fitted(specs[0]) == pytest.approx(table.wholes[0].ms)
 
 
+def test_held_out_networks_do_not_change_the_fit():
+    space = preset("small").replace(resolution=64)
+    specs = [space.to_spec(p) for p in space.sample(np.random.default_rng(0), 8)]
+    table = made(specs)
+    sums = cost_model.fit(table).pieces_ms
+    fitted = [Whole(s, 1.2 * sums(s) ** 1.1, False) for s in specs[:4]]
+    table.wholes = fitted
+    alone = cost_model.fit(table)
+    table.wholes = [*fitted, *(Whole(s, 50 / sums(s), True) for s in specs[4:])]
+    both = cost_model.fit(table)
+    assert both.whole == alone.whole and both(specs[5]) == alone(specs[5])
+    assert cost_model.judge(both, table).networks == 4
+
+
 def test_pieces_that_the_table_lacks_are_predicted():
     space = preset("small").replace(resolution=64)
     specs = [space.to_spec(p) for p in space.sample(np.random.default_rng(0), 20)]
@@ -147,6 +161,10 @@ def test_files_and_csv(tmp_path):
         table_from_csv("\n".join([lines[0], lines[1] + "-1"]))
     with pytest.raises(UsageError, match="no column ms"):
         table_from_csv(lines[0].removesuffix(",ms"))
+    newer = path.read_text().replace('"version": 1', '"version": 2')
+    back.write_text(newer)
+    with pytest.raises(UsageError, match="newer version of mbv3_jax, in format 2"):
+        read_table(back)
     for text in ("{}", "[]", path.read_text().replace('"unit": "ms"', '"unit": "us"')):
         back.write_text(text)
         with pytest.raises(UsageError, match=str(back)):
@@ -183,7 +201,7 @@ def test_measuring_goes_on_and_refuses_to_mix(target, tmp_path, capsys):
     tree = json.loads(path.read_text())
     assert tree["unit"] == "ms" and tree["machine"] and tree["versions"]
     path.write_text(json.dumps(tree | {"machine": {"cpu": "another"}}))
-    with pytest.raises(UsageError, match=r"is of machine .*another"):
+    with pytest.raises(UsageError, match=r"is for machine .*another"):
         open_table(path, target, 1)
     with pytest.raises(UsageError, match="threads"):
         path.write_text(json.dumps(tree))
