@@ -96,7 +96,7 @@ ROOMS = {
         "mbv3_jax.search.space",
         "mbv3_jax.search.presets",
         "mbv3_jax.search.objective",
-        "mbv3_jax.search.selection",
+        "mbv3_jax.search.strategies",
         "mbv3_jax.search.candidates",
         "mbv3_jax.search.searchers",
         "mbv3_jax.search.policy_gradient",

@@ -59,8 +59,9 @@ from mbv3_jax.search.objective import (
     reference_network,
 )
 from mbv3_jax.search.presets import preset
-from mbv3_jax.search.selection import EVALUATORS, Strategy, config_strategy
+from mbv3_jax.search.selection import EVALUATORS
 from mbv3_jax.search.space import Space
+from mbv3_jax.search.strategies import Strategy, config_strategy
 from mbv3_jax.train.loop import train
 
 # The group `searcher` of configurations that leave everything to the evaluator.

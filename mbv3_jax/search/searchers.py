@@ -2,7 +2,7 @@
 
 `Random`, `Evolution` and `policy_gradient.PolicyGradient` share the protocol of `Searcher`: `ask`
 for points, `tell` their rewards, save and load the `state`. NSGA-II works on accuracy and cost
-instead of on one reward, so that it is a function. `selection.SEARCHERS` lists all of them.
+instead of on one reward, so that it is a function. `strategies.SEARCHERS` lists all of them.
 """
 
 import abc

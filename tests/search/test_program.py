@@ -15,7 +15,7 @@ from mbv3_jax.core.errors import UsageError
 from mbv3_jax.core.packages import installed
 from mbv3_jax.report import search as report_search
 from mbv3_jax.run.config import config_differences, config_from_json, config_to_json, parse_config
-from mbv3_jax.search import presets, program, selection
+from mbv3_jax.search import presets, program, selection, strategies
 from mbv3_jax.search.evaluators import Table
 from mbv3_jax.search.netadapt.tuning import tuning_config
 from mbv3_jax.search.policy_gradient import Factorised, Lstm, _compiled
@@ -322,7 +322,7 @@ SPIES = {
     "lstm": (Lstm, "sample"),
     "evolution": (Evolution, "ask"),
     "random": (Random, "ask"),
-    "nsga2": (selection, "nsga2"),
+    "nsga2": (strategies, "nsga2"),
 }
 
 
@@ -350,10 +350,21 @@ def test_each_searcher_runs_on_each_evaluator(stages, monkeypatch, kind, evaluat
     assert set(used) == {kind}
     for network in result["found"].values():
         assert network["point"] == [1, 0]  # the most accurate one
-        assert len(network["rewards"]) == 12
-        assert ("front" in network) == (kind == "nsga2")
-        costs = [entry["cost"] for entry in network.get("front", ())]
-        assert costs == sorted(costs)
+        if kind != "nsga2":
+            assert len(network["rewards"]) == 12 and "front" not in network
+            continue
+        assert 1 <= len(network["rewards"]) <= 12  # it ends when no network is new
+        found = [(entry["cost"], entry["predicted"]) for entry in network["front"]]
+        assert found == sorted(found) and found[-1][1] > 0.75  # accuracy rises with cost
+        if evaluator == "surrogate":
+            continue
+        points = list(ACCURACIES)
+        costs = search.price().problem.costs(points)["madds"]
+        pairs = zip(costs.tolist(), ACCURACIES.values(), strict=True)
+        everything = sorted(pairs, key=lambda pair: (pair[0], -pair[1]))
+        best = np.maximum.accumulate([accuracy for _, accuracy in everything])
+        rises = [0, *(np.flatnonzero(np.diff(best) > 0) + 1)]
+        assert found == [(everything[i][0], pytest.approx(everything[i][1])) for i in rises]
     assert json.loads((search.folder / "found.json").read_text()) == result
 
 
@@ -429,12 +440,12 @@ def test_a_run_folder_is_not_a_search_folder(tmp_path, tiny_config):
         read_search_config(tmp_path)
 
 
-def test_only_the_entry_that_has_a_program_runs_it(tmp_path, capsys):
+def test_a_configuration_says_which_program_runs_it(tmp_path, monkeypatch, capsys):
     arguments = [f"--config={SEARCH}", f"--workdir={tmp_path / 'run'}"]
-    assert train.main(arguments) == 2
-    assert "config.program: got 'search'" in capsys.readouterr().err
     ran = []
-    programs = {"search": lambda config, workdir, console: ran.append(workdir) or "done"}
-    assert train.main(arguments, programs) == 0
+    monkeypatch.setattr(program, "run", lambda config, workdir, console: ran.append(workdir))
+    assert train.main(arguments) == 0
     assert ran == [tmp_path / "run"]
+    assert train.main([*arguments, "--config.program=sweep"]) == 2
+    assert "config.program: got 'sweep'" in capsys.readouterr().err
     assert train.default_workdir("configs/search/small.py").name == "search-small"

@@ -12,8 +12,8 @@ from mbv3_jax.search.candidates import Trainings, work
 from mbv3_jax.search.evaluators import Table
 from mbv3_jax.search.objective import COUNTS, Costs, Reward
 from mbv3_jax.search.presets import preset
-from mbv3_jax.search.selection import propose
 from mbv3_jax.search.space import Space, Stage
+from mbv3_jax.search.strategies import propose
 
 QUIET = Console(quiet=True)
 TOY = preset("toy")
