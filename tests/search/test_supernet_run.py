@@ -233,7 +233,7 @@ def test_the_loss_is_smoothed(space):
         expected = losses.cross_entropy(logits, batch["label"], label_smoothing=smoothing).mean()
         state = dataclasses.replace(state, variables=variables)
         _, (loss, _) = programs.step(state, batch, point, 0)
-        assert loss == pytest.approx(expected, rel=1e-4)
+        assert loss == pytest.approx(float(expected), rel=1e-4)
         found.append(float(loss))
     assert abs(found[0] - found[1]) > 1e-3
 
