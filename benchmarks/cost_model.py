@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import pixel1
 from mbv3_jax.arch import cost
-from mbv3_jax.latency import cost_model, pixel1, results
+from mbv3_jax.latency import cost_model, results
 from mbv3_jax.latency.cost_model import CostModel, calibrate, errors
 from mbv3_jax.latency.measure import Effort
 from mbv3_jax.latency.table import fill_table, open_table, read_table, write_whole

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import toy_supernet
-from mbv3_jax.search.evaluators import TOY_TRUTH, Table, ToyTable, agreement, split_half_reliability
+from benchmarks.toy_table import TOY_TRUTH, ToyTable
+from mbv3_jax.search.evaluators import Table, agreement, split_half_reliability
 from mbv3_jax.search.objective import COUNTS, Costs
 from mbv3_jax.search.policy_gradient import PolicyGradient
 from mbv3_jax.search.presets import preset
 from mbv3_jax.search.searchers import Evolution, Random, front, hypervolume, run
-from mbv3_jax.search.selection import propose
+from mbv3_jax.search.strategies import propose
 from mbv3_jax.search.surrogate import Rounds
 
 BUDGETS = toy_supernet.BUDGETS  # trainings

@@ -68,11 +68,11 @@ def main() -> None:
             states[k], loss = step(states[k], i)
             loss.block_until_ready()
             times[k].append(1e3 * (time.perf_counter() - began))
-    ours, theirs = (statistics.median(t[3:]) for t in times)
+    supernet_ms, plain_ms = (statistics.median(t[3:]) for t in times)
     print(
-        f"{flags.space}, {size} px, batch {flags.batch}: supernet {ours:.1f} ms, largest network "
-        f"{theirs:.1f} ms, ratio {ours / theirs:.2f}; first steps {times[0][0] / 1e3:.1f} s and "
-        f"{times[1][0] / 1e3:.1f} s"
+        f"{flags.space}, {size} px, batch {flags.batch}: supernet {supernet_ms:.1f} ms, largest "
+        f"network {plain_ms:.1f} ms, ratio {supernet_ms / plain_ms:.2f}; first steps "
+        f"{times[0][0] / 1e3:.1f} s and {times[1][0] / 1e3:.1f} s"
     )
 
 

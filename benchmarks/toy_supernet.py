@@ -1,9 +1,9 @@
 """Supernets with controllers on the space `toy`, for `benchmarks.search`.
 
 python -m benchmarks.toy_supernet --seeds=20
-  writes benchmarks/toy_supernet.jsonl, a line a search; the same command goes on where it was cut
-  off. A search takes as many training steps as `budget` candidates of `benchmarks.toy_truth`, with
-  its batch, optimizer and learning rate; what the controller sees is the validation split.
+  Writes benchmarks/toy_supernet.jsonl with a line for each search. Run the same command again to
+  resume. A search takes as many training steps as `budget` candidates of `benchmarks.toy_truth`,
+  with its batch, optimizer and learning rate. The controller sees the validation split.
 """
 
 import argparse
@@ -15,11 +15,10 @@ import numpy as np
 import optax
 
 from benchmarks import toy_truth
-from mbv3_jax.search.evaluators import SharedWeights
 from mbv3_jax.search.objective import COUNTS, Costs, Reward
 from mbv3_jax.search.presets import preset
 from mbv3_jax.search.supernet import network
-from mbv3_jax.search.supernet.training import Controllers, Programs
+from mbv3_jax.search.supernet.training import Controllers, Programs, SharedWeights
 from mbv3_jax.train import sharding
 from mbv3_jax.train.state import create_state
 
@@ -83,7 +82,7 @@ class Searches:
         return {
             "budget": budget,
             "seed": seed,
-            "point": list(controllers.found()["one"]),
+            "point": list(controllers.modes()["one"]),
             "believed": [round(float(x), 4) for x in believed],
         }
 

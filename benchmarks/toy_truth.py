@@ -1,8 +1,10 @@
-"""Trains every network of the space `toy`: what searches are held against.
+"""Trains every network of the space `toy`, to compare the choices of searches with.
 
 python -m benchmarks.toy_truth
-  on `clutter`, at 32 pixels; writes mbv3_jax/search/data/toy_truth.csv, a line a training. The same
-  command goes on where it was cut off. python -m benchmarks.toy_truth --describe: what is there.
+  Trains on `clutter` at 32 pixels, and writes benchmarks/toy_truth.csv with a line for each
+  training. Run the same command again to resume.
+python -m benchmarks.toy_truth --describe
+  Summarises the existing file.
 
 A network is trained as a part of the largest of its widths, whose other weights are zero and stay
 so: a smaller kernel is the middle of a larger one, fewer channels are its first, a block without a
@@ -23,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.toy_table import TOY_TRUTH, ToyTable
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.data.sources.clutter import Clutter
 from mbv3_jax.nn import functional
-from mbv3_jax.search.evaluators import TOY_TRUTH, ToyTable
 from mbv3_jax.search.presets import preset
 from mbv3_jax.search.space import Point, Space
 from mbv3_jax.train import losses

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "interop": {"core", "arch", "run"},
     "sweep": _LOW,
     "export": _LOW | {"quant"},
-    "latency": _LOW | {"quant", "export"},
+    "latency": (_LOW - {"data", "train"}) | {"quant", "export"},
     "search": _LOW | {"latency"},
     "report": {"core", "arch", "run"},
     "cli": _LOW | {"quant", "interop", "export", "latency", "search", "sweep", "report"},

@@ -1,13 +1,15 @@
 """A search for a small and a large network, from the space to two trained networks.
 
 python main.py --config=configs/search/small.py
-  on letters among clutter at 32 pixels; README, "Architecture search", has what it takes. The same
-  command again goes on.
+  Letters among clutter at 32 pixels: 10 minutes on 2 CPU cores (docs/architecture_search.md). Run
+  the same command again to resume.
 python main.py --config=configs/search/small.py --config.evaluator=surrogate --config.cost=madds
-  by a surrogate, and multiply-adds
+  By a surrogate, and for multiply-adds.
+python main.py --config=configs/search/small.py --config.searcher.name=evolution
+  By regularised evolution on the finished shared weights; random, policy_gradient and nsga2 too.
 python main.py --config=configs/search/small.py:imagenet
-  TuNAS's space at 224 pixels, towards about the latency of MobileNetV3-Small and -Large; not run
-  here
+  TuNAS's space at 224 pixels, for about the latency of MobileNetV3-Small and -Large. Nobody has
+  run it yet.
 """
 
 from ml_collections import ConfigDict
@@ -25,40 +27,59 @@ def get_config(argument: str = "clutter"):
     config.seed = 0
     # A preset (python -m mbv3_jax search spaces), with the constants of its networks.
     config.space = dict(name="letters", resolution=32, num_classes=15, bn_decay=0.9)
-    # What is paid for: "madds", or "ms", by a latency table that is measured first, or by that of
-    # latency.table, which `latency measure` made, or `latency csv` from a phone's figures.
+    # The cost: "madds", or "ms" by a latency table. The table is measured first, or is the file
+    # latency.table from `latency measure`, or from a phone's figures by `latency csv`.
     config.cost = "ms"
     config.latency = dict(
         table=placeholder(str), target=placeholder(str), networks=12, check=8, threads=1
     )
-    # What is looked for, in parts of the median cost in the space ("space"), or of a network's, by
-    # name; with None in ms, or multiply-adds.
+    # The cost of each network to find, as a fraction of the median cost in the space ("space") or
+    # of the cost of a published network, by name; with None in ms or multiply-adds.
     config.relative_to = placeholder(str)
     config.relative_to = "space"
     config.targets = dict(small=0.75, large=1.25)
-    # Brief trainings of 15 letters differ by 10 points and more, not by ImageNet's one or two:
-    # TuNAS's -0.07 would let the cost go where it likes.
+    # Brief trainings of 15 letters differ by 10 points and more, not by ImageNet's one or two. With
+    # TuNAS's -0.07 the cost would hardly count.
     config.reward = dict(form="absolute", exponent=-0.5)
     # "supernet": weights that all networks share, and a controller for each target (TuNAS).
     # "surrogate": a predictor that is fitted to brief trainings, in rounds.
     config.evaluator = "supernet"
-    # The supernet's: random networks that are trained briefly, to say how far to trust it.
+    # For a supernet: the number of random networks that are trained briefly, to find out how far
+    # its ranking may be trusted.
     config.check = 10
-    # The surrogate's: random networks at first, then networks in each round, half of them random.
+    # For the surrogate: the number of random networks at first, and of networks in each round, half
+    # of which are random.
     config.rounds = dict(first=12, per_round=8, rounds=2)
-    # points: networks that each controller of a supernet draws a step. learning_rate: None suits
-    # the number of steps, "tunas" is TuNAS's. policy, steps and batch are for the surrogate.
+    # points: networks that each controller of a supernet draws in a step. learning_rate: None suits
+    # the number of steps, "tunas" is TuNAS's. policy, steps, batch: the policy gradient on a
+    # surrogate, unless `searcher` says otherwise.
     config.controller = dict(
         points=2, learning_rate=placeholder(object), policy="factorised", steps=300, batch=16
     )
-    # The search looks for `start` times the target; NetAdapt goes the rest of the way.
+    # What searches on the finished surrogate or the finished shared weights: policy_gradient,
+    # evolution, random, or nsga2, which finds the front of accuracy and cost and takes the best
+    # network on it for each target. None: the policy gradient on a surrogate; with a supernet, what
+    # the controllers end at is refined. steps, batch: updates, and networks in each (None: those of
+    # `controller`). policy: factorised or lstm. population, tournament: for evolution.
+    config.searcher = dict(
+        name=placeholder(str),
+        steps=placeholder(int),
+        batch=placeholder(int),
+        policy=placeholder(str),
+        population=placeholder(int),
+        tournament=placeholder(int),
+    )
+    # The search aims at `start` times the target, and NetAdapt goes the rest of the way. It chooses
+    # by the split eval_split, or by a fraction of the training images that is held out from it.
     config.netadapt = dict(
         enabled=True, start=1.1, steps=30, delta=0.02, max_proposals=placeholder(int)
     )
     config.netadapt.eval_split = placeholder(str)
-    # Trained like what is found, to compare with.
+    config.netadapt.split_fraction = placeholder(float)
+    # Published networks that are trained like the chosen ones, to compare with.
     config.references = ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
-    # The trainings of shared weights, of candidates, and to the end: see configs/common.py.
+    # How the shared weights, the candidates and the final networks are trained; configs/common.py
+    # has the fields.
     config.shared = found.get_config(f"spec=,{argument}")
     config.brief = found.get_config(f"spec=,{argument}")
     config.final = found.get_config(f"spec=,{argument}")
@@ -78,7 +99,7 @@ def get_config(argument: str = "clutter"):
         else:
             config.space.update(name="mobilenetv3_like", resolution=224, num_classes=1000)
             config.space.bn_decay = 0.99
-            # Of V3-Large; its own multiply-adds are 219 million, Small's 56 million.
+            # V3-Large has 219 million multiply-adds, V3-Small 56 million.
             config.relative_to = "mobilenet_v3_large"
             config.targets.update(small=0.33, large=1.0)
             config.latency.update(networks=40, check=20)
@@ -89,6 +110,8 @@ def get_config(argument: str = "clutter"):
             config.netadapt.update(steps=2000, delta=0.01)
             config.shared.total_epochs = 90.0
             config.brief.total_epochs = 5.0
+            # The fraction of the training images to choose by: the results are on the others.
+            config.netadapt.split_fraction = 0.04
             for run in (config.shared, config.brief):
-                run.data.split_fraction = 0.04  # of the training images, to choose by
+                run.data.split_fraction = 0.04
     return config.lock()

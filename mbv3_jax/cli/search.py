@@ -150,15 +150,13 @@ def _number(value: int) -> str:
 def _worker(flags, overrides: Sequence[str]) -> None:
     from rich.console import Console
 
-    from mbv3_jax.run.folder import read_config
     from mbv3_jax.run.interrupt import stops_at_once
     from mbv3_jax.search.candidates import work
+    from mbv3_jax.search.program import read_search_config
 
     if overrides:
         raise UsageError(f"unknown option {overrides[0]}; search worker takes --run")
-    config = read_config(flags.run)
-    if config.get("program") != "search":
-        raise UsageError(f"{flags.run} is no search's folder, but that of a run")
+    config = read_search_config(flags.run)
     console = Console(stderr=True, markup=False, emoji=False)
     with stops_at_once():
         count = work(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mbv3_jax.core.checks import choose
 from mbv3_jax.core.errors import EXIT_INTERRUPTED, EXIT_RESTART, Preempted, RunError, UsageError
 from mbv3_jax.run import interrupt
 from mbv3_jax.run.config import parse_config
@@ -52,7 +51,10 @@ def main(arguments: Sequence[str]) -> int:
             config = parse_config(flags.config, overrides)
             start_processes(vars(flags), patience=flags.patience)
             console.quiet = not is_first()
-            program = choose("config.program", config.get("program", "train"), _PROGRAMS)
+            program = config.get("program", "train")
+            if program not in _PROGRAMS:
+                names = ", ".join(map(repr, _PROGRAMS))
+                raise UsageError(f"config.program: got {program!r}, expected one of {names}")
             console.print(_PROGRAMS[program](config, workdir, console))
             code = 0
     except (UsageError, RunError) as e:

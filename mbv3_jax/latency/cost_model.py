@@ -1,19 +1,36 @@
-"""From what one measure says of networks to milliseconds."""
+"""Predicts the latency of a network from a latency table, without building the network.
+
+A piece that is in the table takes what the table says. Other pieces are predicted: by a sum over
+the work they do (multiply-adds by kind, values read and written, nonlinearities; no weight is
+negative, so that more work never takes less), corrected by boosted trees for what does not add up.
+A network takes factor * sum ** power of its pieces, fitted on networks that were measured as a
+whole: in a large network a piece finds less of its data in the caches than alone.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.latency.pieces import KINDS, Piece, pieces
 from mbv3_jax.latency.table import Table
 
+# Kinds of work that take time; see `work`.
+_WORK = (
+    "conv", "expand", "project", "depthwise3", "depthwise5", "depthwise7", "strided", "dense",
+    "written", "added", "pooled", "scaled", "h_swish", "swish", "gates", "call",
+)  # fmt: skip
+# With fewer pieces than this, trees would not learn a correction.
+_FOR_TREES = 40
+
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """factor * x ** power: milliseconds of what something else says about a network."""
+    """factor * x ** power: converts another measure of a network to milliseconds."""
 
     factor: float
     power: float
@@ -23,88 +40,84 @@ class Calibration:
 
 
 def calibrate(x: Sequence[float], ms: Sequence[float], *, linear: bool = False) -> Calibration:
-    """Fits by least squares of logarithms, so that relative errors count.
+    """Fits a calibration by least squares of logarithms, so that relative errors count.
 
     Args:
-      x: of each network: multiply-adds, milliseconds elsewhere, ...
-      ms: that it should be.
-      linear: the power is 1.
+      x: The measure of each network: multiply-adds, milliseconds elsewhere, ...
+      ms: The milliseconds of each network.
+      linear: Whether to fix the power at 1.
 
     Raises:
-      ValueError: too few networks.
+      ValueError: There are fewer than two networks, or the numbers of values differ.
     """
     if len(x) != len(ms) or len(x) < 2:
         raise ValueError(f"got {len(x)} and {len(ms)} values, expected as many, two or more")
-    x, y = np.log(np.asarray(x, float)), np.log(np.asarray(ms, float))
-    power, offset = (1.0, np.mean(y - x)) if linear else np.polyfit(x, y, 1)
+    log_x, log_ms = np.log(np.asarray(x, float)), np.log(np.asarray(ms, float))
+    power, offset = (1.0, np.mean(log_ms - log_x)) if linear else np.polyfit(log_x, log_ms, 1)
     return Calibration(float(np.exp(offset)), float(power))
 
 
-# Predicts the latency of a network from a table, without building it.
-#
-# A piece that the table has takes what the table says. Others are predicted: a sum of what work
-# takes (multiply-adds by kind, values read and written, nonlinearities; weights not negative, so
-# that more work never takes less), corrected by boosted trees for what does not add up. A network
-# takes factor * sum ** power of its pieces, fitted on networks measured whole: in a large network a
-# piece finds less of its data in the caches than alone.
-
-# Fewer pieces of a kind than this are not corrected by trees.
-_FOR_TREES = 40
-
-
 def work(piece: Piece) -> dict[str, float]:
-    """Counts of what a piece does, in millions; "call" is 1."""
+    """Returns the work of a piece by kind, in millions of operations or values; "call" is 1."""
     before, after = piece.size**2, piece.out_size**2
     kernel, wide = piece.kernel**2, piece.expansion
-    found = dict.fromkeys(_WORK, 0.0)
-    acted = after * wide
+    counts = dict.fromkeys(_WORK, 0.0)
+    activated = after * wide
     if piece.kind == "stem":
-        found["conv"] = after * kernel * piece.inputs * piece.out
-        found["written"], acted = after * piece.out, after * piece.out
+        counts["conv"] = after * kernel * piece.inputs * piece.out
+        counts["written"], activated = after * piece.out, after * piece.out
     elif piece.kind == "block":
         expands = wide != piece.inputs
-        found["expand"] = before * piece.inputs * wide * expands
-        found["project"] = after * wide * piece.out
+        counts["expand"] = before * piece.inputs * wide * expands
+        counts["project"] = after * wide * piece.out
         side = piece.kernel if piece.kernel in (3, 5) else 7
-        found[f"depthwise{side}"] = after * kernel * wide
-        found["strided"] = after * kernel * wide * (piece.stride > 1)
-        found["written"] = before * wide * expands + after * (wide + piece.out)
-        found["added"] = after * piece.out * piece.shortcut
-        acted += before * wide * expands
+        counts[f"depthwise{side}"] = after * kernel * wide
+        counts["strided"] = after * kernel * wide * (piece.stride > 1)
+        counts["written"] = before * wide * expands + after * (wide + piece.out)
+        counts["added"] = after * piece.out * piece.shortcut
+        activated += before * wide * expands
     else:
-        found["expand"] = after * kernel * piece.inputs * wide
-        found["dense"] = wide * piece.head + (piece.head or wide) * piece.out
-        found["written"] = found["pooled"] = after * wide
+        counts["expand"] = after * kernel * piece.inputs * wide
+        counts["dense"] = wide * piece.head + (piece.head or wide) * piece.out
+        counts["written"] = counts["pooled"] = after * wide
     if piece.act in ("h_swish", "swish"):
-        found[piece.act] = acted
+        counts[piece.act] = activated
     if piece.squeezed:
-        found["dense"] += 2 * (wide or piece.out) * piece.squeezed
-        found["scaled"] = after * (wide or piece.out)
-        found["gates"] = 1e6
-    found["call"] = 1e6
-    return {name: value / 1e6 for name, value in found.items()}
-
-
-_WORK = ("conv", "expand", "project", "depthwise3", "depthwise5", "depthwise7", "strided")
-_WORK += ("dense", "written", "added", "pooled", "scaled", "h_swish", "swish", "gates", "call")
+        counts["dense"] += 2 * (wide or piece.out) * piece.squeezed
+        counts["scaled"] = after * (wide or piece.out)
+        counts["gates"] = 1e6
+    counts["call"] = 1e6
+    return {name: value / 1e6 for name, value in counts.items()}
 
 
 def _row(piece: Piece) -> list[float]:
-    """What the trees see: the work, and sizes, which decide what fits in a cache."""
+    """Returns the trees' inputs: the work, and the sizes, which decide what fits in a cache."""
     sizes = (piece.size, piece.inputs, piece.expansion, piece.out, piece.kernel, piece.stride)
     return [*work(piece).values(), *sizes, piece.squeezed, KINDS.index(piece.kind)]
 
 
 class CostModel:
-    """model(spec) -> milliseconds; see `fit`."""
+    """model(spec) -> milliseconds; `fit` makes one.
 
-    def __init__(self, known: dict[Piece, float], weights, trees):
-        self.known, self.weights, self.trees = dict(known), weights, trees
-        self.whole = Calibration(1.0, 1.0)
+    Args:
+      known: The milliseconds of the pieces in the table.
+      weights: The milliseconds for each kind of work, in the order of `work`.
+      trees: Predicts the logarithm of the correction from `_row`; None corrects nothing.
+      whole: Converts the sum over pieces to the milliseconds of a network.
+    """
+
+    def __init__(
+        self,
+        known: Mapping[Piece, float],
+        weights: np.ndarray,
+        trees: Any | None,
+        whole: Calibration = Calibration(1.0, 1.0),
+    ):
+        self.known, self.weights, self.trees, self.whole = dict(known), weights, trees, whole
         self._predicted: dict[Piece, float] = {}
 
     def piece(self, piece: Piece) -> float:
-        """Milliseconds of one piece, measured or predicted."""
+        """Returns the milliseconds of a piece, measured or predicted."""
         if piece in self.known:
             return self.known[piece]
         if piece not in self._predicted:
@@ -112,39 +125,40 @@ class CostModel:
         return self._predicted[piece]
 
     def predicted(self, some: Sequence[Piece]) -> np.ndarray:
-        """Milliseconds of pieces, [N], whether the table has them or not."""
+        """Predicts the milliseconds [N] of N pieces, also of those that are in the table."""
         ms = np.array([list(work(p).values()) for p in some]) @ self.weights
         if self.trees is not None:
             ms = ms * np.exp(self.trees.predict([_row(p) for p in some]))
         return ms
 
     def pieces_ms(self, spec: NetSpec) -> float:
-        """The sum over the network's pieces."""
+        """Returns the sum over the network's pieces."""
         return sum(self.piece(piece) for piece in pieces(spec))
 
     def __call__(self, spec: NetSpec) -> float:
         return float(self.whole(self.pieces_ms(spec)))
 
     def covered(self, spec: NetSpec) -> float:
-        """Which share of the network's pieces the table has."""
-        found = pieces(spec)
-        return sum(piece in self.known for piece in found) / len(found)
+        """Returns the fraction of the network's pieces that are in the table."""
+        parts = pieces(spec)
+        return sum(piece in self.known for piece in parts) / len(parts)
 
 
 def fit(table: Table) -> CostModel:
-    """Fits a model on a table; networks that are held out are not looked at.
+    """Fits a model on a table, without the networks that are held out.
 
     Raises:
-      ValueError: the table has no pieces.
+      ValueError: The table has no pieces.
     """
     if not table.pieces:
         raise ValueError("the latency table has no pieces to fit a model on")
     some, ms = list(table.pieces), np.array(list(table.pieces.values()))
     amounts = np.array([list(work(p).values()) for p in some])
-    # Divided by ms: relative errors count, of small pieces as of large ones.
+    # Divided by ms, so that relative errors count.
     weights, _ = optimize.nnls(amounts / ms[:, None], np.ones(len(ms)))
     trees = None
     if len(some) >= _FOR_TREES:
+        # scikit-learn takes a second to import.
         from sklearn.ensemble import GradientBoostingRegressor
 
         trees = GradientBoostingRegressor(
@@ -153,19 +167,21 @@ def fit(table: Table) -> CostModel:
         trees.fit([_row(p) for p in some], np.log(ms / np.maximum(amounts @ weights, 1e-6)))
     model = CostModel(table.pieces, weights, trees)
     wholes = [w for w in table.wholes if not w.held_out]
-    if len(wholes) >= 2:
-        model.whole = calibrate([model.pieces_ms(w.spec) for w in wholes], [w.ms for w in wholes])
-    return model
+    if len(wholes) < 2:
+        return model
+    whole = calibrate([model.pieces_ms(w.spec) for w in wholes], [w.ms for w in wholes])
+    return CostModel(table.pieces, weights, trees, whole)
 
 
 @dataclasses.dataclass(frozen=True)
 class Errors:
-    """How good predictions are.
+    """The errors of predicted latencies.
 
-    networks: how many were predicted.
-    mape: mean absolute error in percent of what was measured; low, high: the errors that lie
-      furthest below and above.
-    spearman, kendall: rank correlations; NaN of fewer than two networks.
+    Attributes:
+      networks: The number of networks.
+      mape: The mean absolute error in percent of the measurement.
+      low, high: The errors, in percent, that lie furthest below and above.
+      spearman, kendall: Rank correlations; NaN for fewer than two networks.
     """
 
     networks: int
@@ -176,31 +192,33 @@ class Errors:
     kendall: float
 
 
-def errors(predicted: Sequence[float], measured: Sequence[float]) -> Errors:
-    """Errors of predictions, for networks that the model never saw.
+def errors(predicted: ArrayLike, measured: ArrayLike) -> Errors:
+    """Returns the errors of predictions [N] for N networks that the model never saw.
 
     Raises:
-      ValueError: none, or not as many of both.
+      ValueError: There are no networks, or the numbers of values differ.
     """
-    predicted, measured = np.asarray(predicted, float), np.asarray(measured, float)
-    if predicted.shape != measured.shape or not len(predicted):
+    ours, true = np.asarray(predicted, float), np.asarray(measured, float)
+    if ours.shape != true.shape or not len(ours):
         raise ValueError(
-            f"got {len(predicted)} predictions for {len(measured)} measurements, "
+            f"got {len(ours)} predictions for {len(true)} measurements, "
             "expected as many, at least one"
         )
-    percent = 100 * (predicted / measured - 1)
-    ranked = len(predicted) > 1
+    percent = 100 * (ours / true - 1)
+    has_ranks = len(ours) > 1
     return Errors(
-        networks=len(predicted),
+        networks=len(ours),
         mape=float(np.mean(np.abs(percent))),
         low=float(percent.min()),
         high=float(percent.max()),
-        spearman=float(stats.spearmanr(predicted, measured)[0]) if ranked else float("nan"),
-        kendall=float(stats.kendalltau(predicted, measured)[0]) if ranked else float("nan"),
+        spearman=float(stats.spearmanr(ours, true)[0]) if has_ranks else float("nan"),
+        kendall=float(stats.kendalltau(ours, true)[0]) if has_ranks else float("nan"),
     )
 
 
 def judge(model: CostModel, table: Table) -> Errors | None:
-    """Errors on the networks that the table holds out; None without any."""
-    held = [w for w in table.wholes if w.held_out]
-    return errors([model(w.spec) for w in held], [w.ms for w in held]) if held else None
+    """Returns the errors on the networks that the table holds out; None without any."""
+    held_out = [w for w in table.wholes if w.held_out]
+    if not held_out:
+        return None
+    return errors([model(w.spec) for w in held_out], [w.ms for w in held_out])

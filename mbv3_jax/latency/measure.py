@@ -1,4 +1,8 @@
-"""What a latency was measured on."""
+"""Measures the latency of models on this machine.
+
+Models are measured by `worker.py` in a fresh process, where threads and cores are set before a
+runtime counts them, and where no earlier work has left its caches and memory behind.
+"""
 
 import dataclasses
 import datetime
@@ -19,38 +23,7 @@ from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.checks import choose
 from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.core.packages import installed
-
-
-def machine() -> dict:
-    """{"cpu", "cores", "features", "system"}: the model, the cores that this process may use, the
-    vector instructions that matter to runtimes, the operating system."""
-    cpu, flags = platform.processor() or platform.machine(), []
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        fields = dict(
-            (part.strip() for part in line.partition(":")[::2])
-            for line in info.read_text().splitlines()
-            if ":" in line
-        )
-        cpu = fields.get("model name", cpu)
-        flags = fields.get("flags", fields.get("Features", "")).split()
-    elif platform.system() == "Darwin":
-        command = ("sysctl", "-n", "machdep.cpu.brand_string")
-        cpu = subprocess.run(command, capture_output=True, text=True).stdout.strip() or cpu
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    known = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
-    return {
-        "cpu": cpu,
-        "cores": cores,
-        "features": [name for name in known if name in flags],
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-# Measures models in a process of their own, and networks with random weights.
-#
-# In a fresh process threads and cores are set before a runtime counts them, and no earlier work
-# leaves its caches and memory behind.
+from mbv3_jax.latency.subjects import write_random
 
 RUNTIMES = ("litert", "onnxruntime", "xla")
 LABELS = {"litert": "LiteRT", "onnxruntime": "ONNX Runtime", "xla": "XLA"}
@@ -59,15 +32,18 @@ PROFILERS = {
     "onnxruntime": "ONNX Runtime's own profiler, time by kind of operation",
     "xla": "XLA fuses operations on the CPU, and times none of them",
 }
+# How often the bootstrap of a ratio's interval draws turns again.
+_RESAMPLES = 2000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How long to measure.
+    """How long each model is measured.
 
-    warmup_seconds: of runs that are not counted, at least one.
-    seconds, runs: counted runs go on until both are reached, for each model.
-    turn_seconds: several models take turns of this length.
+    Attributes:
+      warmup_seconds: How long it runs at first without being timed, at least once.
+      seconds, runs: It is timed until both are reached.
+      turn_seconds: Several models take turns of this length.
     """
 
     warmup_seconds: float = 0.3
@@ -78,15 +54,20 @@ class Effort:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Latencies of one model, in milliseconds.
+    """The latencies of one model in milliseconds.
 
-    ms: the median; low, high: the quartiles; mad: the median distance from the median; least:
-      the shortest run.
-    runs: how many were counted.
-    turns: the median of each turn.
-    versions: of the runtime's packages.
-    profile: [{"op", "count", "ms"}], the longest first; None where there is none.
-    when: UTC, ISO 8601.
+    Attributes:
+      ms: The median.
+      low, high: The quartiles.
+      mad: The median distance from the median.
+      least: The shortest run.
+      runs: The number of timed runs.
+      turns: The median of each turn.
+      runtime: One of `RUNTIMES`.
+      threads: The number of threads.
+      versions: The versions of the runtime's packages.
+      profile: [{"op", "count", "ms"}], the longest first; None without a profiler.
+      when: The time of the measurement: UTC, ISO 8601.
     """
 
     ms: float
@@ -113,14 +94,17 @@ def measure_files(
     """Measures models in turns, in one process.
 
     Args:
-      models: (one of `RUNTIMES`, file): TFLite for "litert", ONNX for "onnxruntime", a spec
-        (JSON) or StableHLO of jax.export for "xla".
-      threads: and as many cores, on Linux.
-      effort: how long.
-      profile: of the first one, where its runtime has a profiler.
+      models: Pairs of a runtime of `RUNTIMES` and a file: TFLite for "litert", ONNX for
+        "onnxruntime", a spec (JSON) or StableHLO from jax.export for "xla".
+      threads: The number of threads and, on Linux, of cores.
+      effort: How long each model is measured.
+      profile: Whether to profile the first model, if its runtime has a profiler.
+
+    Returns:
+      The timing of each model.
 
     Raises:
-      RunError: a runtime cannot run a file; with what it says.
+      RunError: A runtime cannot run a file; the message has the runtime's reason.
     """
     for runtime, _ in models:
         choose("runtime", runtime, RUNTIMES)
@@ -142,17 +126,17 @@ def measure_files(
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         names = ", ".join(dict.fromkeys(LABELS[runtime] for runtime, _ in models))
         raise RunError(f"{names}: cannot run {reason}")
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    result = json.loads(done.stdout.strip().splitlines()[-1])
     return [
         _timing(
             turns,
             runtime=runtime,
             threads=threads,
-            versions=found["versions"],
-            profile=None if i else found["profile"],
+            versions=result["versions"],
+            profile=None if i else result["profile"],
             when=began,
         )
-        for i, ((runtime, _), turns) in enumerate(zip(models, found["turns"], strict=True))
+        for i, ((runtime, _), turns) in enumerate(zip(models, result["turns"], strict=True))
     ]
 
 
@@ -179,34 +163,34 @@ def measure_spec(
     threads: int = 1,
     effort: Effort = Effort(),
 ) -> Timing:
-    """Measures a network at a batch of one with random weights, on which time does not depend.
+    """Measures a network at a batch of one. Its weights are random, which does not affect the time.
 
     Args:
-      spec: the network.
-      runtime: one of `RUNTIMES`.
+      spec: The network.
+      runtime: One of `RUNTIMES`.
       precision: "float32", or "int8" for "litert".
+      threads: The number of threads.
+      effort: How long the network is measured.
 
     Raises:
-      UsageError: the runtime is not installed, or has no such precision.
-      RunError: it cannot run the network.
+      UsageError: The runtime is not installed or does not have this precision.
+      RunError: The runtime cannot run the network.
     """
-    from mbv3_jax.latency.subjects import write_random
-
     with tempfile.TemporaryDirectory() as folder:
         path = write_random(Path(folder), spec, runtime, precision)
         return measure_files([(runtime, path)], threads=threads, effort=effort)[0]
 
 
 def best_runtime() -> str:
-    """ "litert" where it and its converter are installed, else "xla"."""
+    """Returns "litert" if it and its converter are installed, else "xla"."""
     return "litert" if installed("litert_converter", "ai_edge_litert") else "xla"
 
 
 def versions_of(runtime: str) -> dict[str, str]:
-    """Of the runtime's packages, as `Timing.versions` has them.
+    """Returns the versions of a runtime's packages, as in `Timing.versions`.
 
     Raises:
-      UsageError: one is not installed.
+      UsageError: A package is not installed.
     """
     packages = {"litert": ("ai-edge-litert",), "xla": ("jax", "jaxlib")}
     try:
@@ -216,20 +200,15 @@ def versions_of(runtime: str) -> dict[str, str]:
 
 
 def describe(runtime: str, threads: int = 1) -> str:
-    """For people: runtime, version, threads, CPU."""
+    """Returns runtime, version, number of threads and CPU, for people."""
     *_, version = versions_of(runtime).values()
     count = "one thread" if threads == 1 else f"{threads} threads"
     return f"{LABELS[runtime]} {version}, {count}, {machine()['cpu']}"
 
 
-# Ratios of latencies that were measured in turns.
-
-_RESAMPLES = 2000
-
-
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    """A latency over the first model's: the median over turns, and its 95% interval."""
+    """A latency over the first model's: the median over turns and its 95% interval."""
 
     ratio: float
     low: float
@@ -237,28 +216,60 @@ class Ratio:
 
     @property
     def differs(self) -> bool:
-        """Whether the interval leaves 1 out."""
+        """Whether the interval excludes 1."""
         return not self.low <= 1 <= self.high
 
 
 def ratios(timings: Sequence[Timing]) -> list[Ratio]:
-    """Each latency over the first one, turn by turn: what slows a turn slows both.
+    """Returns each latency over the first one, compared turn by turn.
 
-    The interval is a bootstrap over turns, with a fixed seed.
+    Whatever slows the machine in a turn slows both models. The interval is a bootstrap over turns
+    with a fixed seed.
 
     Args:
-      timings: of `measure_files`, which took turns; at least one.
+      timings: At least one timing, all from the same call of `measure_files`.
 
     Raises:
-      ValueError: they have different numbers of turns: not from one measurement.
+      ValueError: The numbers of turns differ, so that the timings are from several measurements.
     """
     if len({len(t.turns) for t in timings}) != 1:
         raise ValueError("timings: expected those of one measurement, with as many turns each")
-    turns = np.array([t.turns for t in timings])
-    of_turns = turns / turns[0]
+    turns = np.array([t.turns for t in timings])  # [models, turns]
+    relative = turns / turns[0]
     count = turns.shape[1]
     chosen = np.random.default_rng(0).integers(count, size=(_RESAMPLES, count))
-    medians = np.median(of_turns[:, chosen], axis=2)
+    medians = np.median(relative[:, chosen], axis=2)
     low, high = np.quantile(medians, (0.025, 0.975), axis=1)
-    middle = np.median(of_turns, axis=1)
+    middle = np.median(relative, axis=1)
     return [Ratio(*map(float, row)) for row in zip(middle, low, high, strict=True)]
+
+
+def machine() -> dict:
+    """Describes the machine that this process runs on.
+
+    Returns:
+      {"cpu": the model, "cores": how many this process may use, "features": the vector
+      instructions that matter to runtimes, "system": the operating system}.
+    """
+    cpu = platform.processor() or platform.machine()
+    flags: list[str] = []
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        fields: dict[str, str] = {}
+        for line in info.read_text().splitlines():
+            name, colon, value = line.partition(":")
+            if colon:
+                fields[name.strip()] = value.strip()
+        cpu = fields.get("model name", cpu)
+        flags = fields.get("flags", fields.get("Features", "")).split()
+    elif platform.system() == "Darwin":
+        command = ("sysctl", "-n", "machdep.cpu.brand_string")
+        cpu = subprocess.run(command, capture_output=True, text=True).stdout.strip() or cpu
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    known = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm", "sve")
+    return {
+        "cpu": cpu,
+        "cores": cores,
+        "features": [name for name in known if name in flags],
+        "system": f"{platform.system()} {platform.machine()}",
+    }

@@ -1,7 +1,8 @@
-"""Latency on an Android phone by TFLite's own benchmark_model: its command lines, its output.
+"""Latency on an Android phone by TFLite's own benchmark_model: its command lines and its output.
 
-Flags: tensorflow/lite/tools/benchmark/README.md. Two runs, because the profiler and the thread
-that watches memory take time themselves: the first for the latency, the second for the rest.
+tensorflow/lite/tools/benchmark/README.md describes the flags. There are two runs, because the
+profiler and the thread that watches memory take time themselves: one for the latency, and one for
+the profile and the memory.
 """
 
 import re
@@ -12,8 +13,8 @@ from pathlib import Path
 
 from mbv3_jax.core.errors import RunError, UsageError
 
-FOLDER = "/data/local/tmp"  # where Android lets adb run a program
-_PREFIX = re.compile(r"^.*?(?:\btflite\s*:|INFO:)\s?")  # of logcat, and of newer versions
+FOLDER = "/data/local/tmp"  # Android lets adb run programs here
+_PREFIX = re.compile(r"^.*?(?:\btflite\s*:|INFO:)\s?")  # by logcat, and by newer versions
 _NUMBER = r"[\d.]+(?:e[+-]?\d+)?"
 _TIMINGS = re.compile(
     rf"Inference timings in us: Init: ({_NUMBER}), First inference: ({_NUMBER}), "
@@ -21,7 +22,7 @@ _TIMINGS = re.compile(
 )
 _COUNT = re.compile(r"^count=(\d+) ")
 _MEMORY = re.compile(rf"(?:Peak memory footprint|Memory footprint delta).*overall=({_NUMBER})")
-# Both tables end in: share, sum of shares, memory, times called.
+# The rows of both tables end in: share, sum of shares, memory, number of calls.
 _TAIL = rf"({_NUMBER})\s+{_NUMBER}%\s+{_NUMBER}%\s+{_NUMBER}\s+\d+"
 _BY_TYPE = re.compile(rf"^\s*(\S.*?)\s+(\d+)\s+{_TAIL}\s*$")
 _IN_ORDER = re.compile(rf"^\s*(\S.*?)\s+(?:{_NUMBER}\s+)+?{_TAIL}\s+(\S.*?)\s*$")
@@ -36,24 +37,24 @@ def commands(
     cpu_mask: str | None = None,
     runs: int = 100,
 ) -> list[list[str]]:
-    """The command lines that measure a TFLite file.
+    """Returns the command lines that measure a TFLite file: preparation, timing run, profiled run.
 
     Args:
-      file: the model.
+      file: The model.
       binary: benchmark_model for the phone's processor, on this machine.
-      serial: of the phone, where several are connected.
-      threads: how many.
-      cpu_mask: hexadecimal, which cores: f0 are the large ones of many phones.
-      runs: at least; and at least a second.
+      serial: The phone's serial number, if several are connected.
+      threads: The number of threads.
+      cpu_mask: The cores to use, in hexadecimal; f0 are the large ones of many phones.
+      runs: The least number of runs, which take at least a second.
     """
     adb = ["adb", *(["-s", serial] if serial else [])]
-    there, model = f"{FOLDER}/benchmark_model", f"{FOLDER}/{file.name}"
-    run = [*adb, "shell", *(["taskset", cpu_mask] if cpu_mask else []), there]
+    program, model = f"{FOLDER}/benchmark_model", f"{FOLDER}/{file.name}"
+    run = [*adb, "shell", *(["taskset", cpu_mask] if cpu_mask else []), program]
     run += [f"--graph={shlex.quote(model)}", f"--num_threads={threads}", f"--num_runs={runs}"]
     run += ["--warmup_runs=10"]
     return [
-        [*adb, "push", str(binary), there],
-        [*adb, "shell", "chmod", "+x", there],
+        [*adb, "push", str(binary), program],
+        [*adb, "shell", "chmod", "+x", program],
         [*adb, "push", str(file), model],
         run,
         [*run, "--enable_op_profiling=true", "--report_peak_memory_footprint=true"],
@@ -61,11 +62,11 @@ def commands(
 
 
 def run(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Runs the command lines, and returns what each printed.
+    """Runs command lines; returns what each printed.
 
     Raises:
-      UsageError: there is no adb.
-      RunError: one failed; with what it says.
+      UsageError: adb is not installed.
+      RunError: A command failed; the message has its last line.
     """
     printed = []
     for line in lines:
@@ -83,23 +84,23 @@ def run(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def read(texts: Sequence[str], name: str, machine: str | None = None) -> dict:
-    """What benchmark_model printed, as `results.record` has it.
+    """Reads the output of benchmark_model, into the fields of `results.record`.
 
     Args:
-      texts: of one run, or of one for the latency and one with the profiler.
-      name: of the model, for people.
-      machine: the phone, for people.
+      texts: The output of one run, or of the timing run and the profiled run.
+      name: The name of the model.
+      machine: The name of the phone.
 
     Returns:
-      "ms" and "mean" are the tool's average of the first text, in milliseconds, "runs" how many;
-      "init_ms", "first_ms"; of the last text "memory_mb", "profile" by kind of operation, and
-      "operations" in order of execution; None where the tool did not print them.
+      From the first text: "ms", the tool's mean in milliseconds, "runs", "init_ms", "first_ms" and
+      "threads". From the last text: "memory_mb", "profile" by kind of operation, and "operations"
+      in the order of execution. Values that the tool did not print are None.
 
     Raises:
-      ValueError: a text is not of benchmark_model, or of a run that did not end.
+      ValueError: A text is not the output of benchmark_model, or its run did not end.
     """
-    found = [_read(text) for text in texts]
-    first, last = found[0], found[-1]
+    outputs = [_read(text) for text in texts]
+    first, last = outputs[0], outputs[-1]
     return {
         "name": name,
         "unit": "ms",
@@ -116,8 +117,8 @@ def _read(text: str) -> dict:
     timings = [m for line in lines if (m := _TIMINGS.search(line))]
     if not timings:
         raise ValueError(
-            "no line 'Inference timings in us: ...': not the output of benchmark_model, or of a "
-            "run that did not end"
+            "no line 'Inference timings in us: ...': this is not the output of benchmark_model, or "
+            "its run did not end"
         )
     init, first, _, mean = (float(v) / 1e3 for v in timings[-1].groups())
     counts = [int(m[1]) for line in lines if (m := _COUNT.match(line.strip()))]
@@ -135,7 +136,7 @@ def _read(text: str) -> dict:
     ]
     return {
         "ms": mean,
-        # Of the warm-up, then of the runs.
+        # The first count is that of the warm-up.
         "runs": counts[1] if len(counts) > 1 else None,
         "init_ms": init,
         "first_ms": first,
@@ -147,10 +148,10 @@ def _read(text: str) -> dict:
 
 
 def _section(lines: list[str], title: str) -> list[str]:
-    """The lines of the last table of this title: earlier ones are of the initialization."""
+    """Returns the rows of the last table with this title; earlier ones are about initialization."""
     starts = [i for i, line in enumerate(lines) if f"= {title} =" in line]
     if not starts:
         return []
-    rest = lines[starts[-1] + 2 :]  # and the heads of the columns
+    rest = lines[starts[-1] + 2 :]  # without the title and the column names
     end = next((i for i, line in enumerate(rest) if not line.strip()), len(rest))
     return rest[:end]

@@ -1,9 +1,9 @@
-"""Latencies as files and as tables."""
+"""Latencies for people and programs: as tables on the console, and as JSON files."""
 
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -15,8 +15,14 @@ from mbv3_jax.latency.cost_model import Errors
 from mbv3_jax.latency.measure import LABELS, PROFILERS, Ratio, Timing, machine
 
 
-def record(name: str, precision: str, timing: Timing) -> dict:
-    """One measurement as JSON has it; the same fields as `phone.read`."""
+def record(name: str, precision: str | None, timing: Timing) -> dict:
+    """Returns a measurement for JSON, with the fields of `phone.read`.
+
+    Args:
+      name: The name of the network.
+      precision: Its precision; None for a file, which may have any.
+      timing: The measurement.
+    """
     return {
         "name": name,
         "precision": precision,
@@ -28,10 +34,10 @@ def record(name: str, precision: str, timing: Timing) -> dict:
 
 
 def save(path: Path | None, tree: dict) -> None:
-    """Writes JSON, whole or not at all; nothing without a path.
+    """Writes JSON atomically, and prints the path; without a path it does nothing.
 
     Raises:
-      RunError: it cannot be written.
+      RunError: The file cannot be written.
     """
     if path is None:
         return
@@ -43,14 +49,14 @@ def save(path: Path | None, tree: dict) -> None:
 
 
 def console() -> Console:
-    """Without a terminal rich would wrap tables at 80 columns."""
+    """Returns a console whose tables are wide enough, also without a terminal."""
     return Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False)
 
 
 def timings_table(
     names: Sequence[str], timings: Sequence[Timing], ratios: Sequence[Ratio] | None = None
 ) -> Table:
-    """Medians and quartiles, and beside the first one's where there are several."""
+    """Returns a table of medians and quartiles, with ratios to the first network if given."""
     table = Table(header_style="bold")
     table.add_column("network")
     for column in ("ms", "quartiles", "runs"):
@@ -68,7 +74,7 @@ def timings_table(
 
 
 def profile_table(rows: Sequence[dict]) -> Table:
-    """Time by kind of operation, the longest first."""
+    """Returns a table of the time by kind of operation, the longest first."""
     table, total = Table(header_style="bold"), sum(row["ms"] for row in rows)
     table.add_column("operation")
     for column in ("count", "ms", "share"):
@@ -80,7 +86,7 @@ def profile_table(rows: Sequence[dict]) -> Table:
 
 
 def footer(timing: Timing) -> str:
-    """Runtime, machine, and what the profile is."""
+    """Returns lines about runtime, machine and profiler, to print under a table."""
     here, versions = machine(), ", ".join(f"{k} {v}" for k, v in timing.versions.items())
     threads = "1 thread" if timing.threads == 1 else f"{timing.threads} threads"
     return (
@@ -89,8 +95,8 @@ def footer(timing: Timing) -> str:
     )
 
 
-def errors_table(by_name: dict[str, Errors]) -> Table:
-    """Errors of a model, by what it was tried on."""
+def errors_table(by_name: Mapping[str, Errors]) -> Table:
+    """Returns a table of a model's errors, by the networks or the model they are of."""
     table = Table(title="predicted latency against measured", header_style="bold")
     table.add_column("")
     for column in ("networks", "MAPE", "errors", "Spearman", "Kendall"):

@@ -1,6 +1,10 @@
-"""Networks as files of a runtime: trained ones, and ones with random weights."""
+"""What is measured: networks and files that a person names, and their files for a runtime.
+
+A network may have random weights, because the time does not depend on them.
+"""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -18,11 +22,15 @@ from mbv3_jax.run.config import parse_config, spec_of
 from mbv3_jax.run.model import Model, Preprocessing, load_model
 
 _FORMATS = {"litert": "tflite", "onnxruntime": "onnx"}
+_RUNTIMES = {".tflite": "litert", ".onnx": "onnxruntime"}
 _CALIBRATION_IMAGES = 8
 
 
 def random_model(spec: NetSpec) -> Model:
-    """The network with random weights, by NumPy: `functional.init` compiles for seconds."""
+    """Returns the network with random weights.
+
+    NumPy draws them, because `functional.init` would compile for seconds.
+    """
     shapes = jax.eval_shape(lambda key: functional.init(spec, key), jax.random.key(0))
     return Model(
         spec=spec,
@@ -32,11 +40,13 @@ def random_model(spec: NetSpec) -> Model:
     )
 
 
-def write_random(folder: Path, spec: NetSpec, runtime: str, precision: str, name="model") -> Path:
-    """`write_file` of random weights; without a compilation where it can."""
+def write_random(
+    folder: Path, spec: NetSpec, runtime: str, precision: str, name: str = "model"
+) -> Path:
+    """Writes a network with random weights as `write_file` does, if possible without compiling."""
     if (runtime, precision) != ("litert", "float32"):
         return write_file(folder, random_model(spec), runtime, precision, name)
-    folded, forms = random_folded(spec), Forms(hard_sigmoid="rescaled")  # as export.writing has
+    folded, forms = random_folded(spec), Forms(hard_sigmoid="rescaled")  # as in an export
     shape = (1, spec.resolution, spec.resolution, spec.in_channels)
     file = tflite.to_tflite(
         lambda x: apply_folded(spec, folded, x, forms=forms), jax.ShapeDtypeStruct(shape, "float32")
@@ -47,7 +57,7 @@ def write_random(folder: Path, spec: NetSpec, runtime: str, precision: str, name
 
 
 def random_folded(spec: NetSpec) -> dict:
-    """Its weights as `nn.folded.fold` has them."""
+    """Returns random weights in the form of `nn.folded.fold`."""
     return _draw(
         jax.eval_shape(lambda key: fold(spec, functional.init(spec, key)), jax.random.key(0))
     )
@@ -66,22 +76,24 @@ def _draw(shapes):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def write_file(folder: Path, model: Model, runtime: str, precision: str, name="model") -> Path:
-    """Writes what `measure.measure_files` takes, for batches of one.
+def write_file(
+    folder: Path, model: Model, runtime: str, precision: str, name: str = "model"
+) -> Path:
+    """Writes the file of a network, for batches of one, that `measure.measure_files` takes.
 
     Args:
-      folder: where.
-      model: the network.
-      runtime: of `measure.RUNTIMES`.
-      precision: "float32", or "int8" for "litert", with ranges from random images: they do not
-        matter to the time.
-      name: of the file, without its ending.
+      folder: The folder to write to.
+      model: The network.
+      runtime: One of `measure.RUNTIMES`.
+      precision: "float32", or "int8" for "litert". The ranges of int8 are those of random images,
+        which does not affect the time.
+      name: The name of the file, without its ending.
 
     Returns:
-      Its path.
+      The path of the file.
 
     Raises:
-      UsageError: the runtime has no such precision, or is not installed.
+      UsageError: The runtime does not have this precision, or is not installed.
     """
     if runtime == "xla":
         if precision != "float32":
@@ -102,17 +114,15 @@ def write_file(folder: Path, model: Model, runtime: str, precision: str, name="m
     return path
 
 
-# What a person names to have it measured: a run, an import, a configuration, a file.
-
-_RUNTIMES = {".tflite": "litert", ".onnx": "onnxruntime"}
-
-
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A file to measure, or the network to write one from.
+    """A file to measure, or the network from which to write one.
 
-    name: for people.
-    runtime: the only one that reads the file; None of a network.
+    Attributes:
+      name: The name for people.
+      path: The file; None for a network.
+      runtime: The only runtime that reads the file; None for a network.
+      model: The network; None for a file.
     """
 
     name: str
@@ -121,23 +131,24 @@ class Source:
     model: Model | None = None
 
     def prepare(self, folder: Path, runtime: str, precision: str, name: str = "model") -> Path:
-        """The file for `measure.measure_files`.
+        """Returns the file for `measure.measure_files`, which it writes if it has a network.
 
         Raises:
-          UsageError: it is not one of this runtime, or cannot be written for it.
+          UsageError: The file is for another runtime, or cannot be written for this one.
         """
-        if self.path is None:
+        if self.model is not None:
             return write_file(folder, self.model, runtime, precision, name)
+        assert self.path is not None, "a source has a file or a network"
         if self.runtime != runtime:
             raise UsageError(f"{self.path}: a file of --runtime={self.runtime}, not of {runtime}")
         return self.path
 
 
 def of_file(path: Path) -> Source:
-    """A TFLite or ONNX file.
+    """Returns the source for a TFLite or ONNX file.
 
     Raises:
-      UsageError: there is none, or it is of another kind.
+      UsageError: The file does not exist, or has another ending.
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
@@ -147,36 +158,39 @@ def of_file(path: Path) -> Source:
 
 
 def of_folder(folder: Path, step: int | str | None = None, weights: str = "auto") -> Source:
-    """A run folder or an import folder, as `train.model.load` reads it."""
+    """Returns the source for a run folder or an import folder; see `run.model.load_model`."""
     model = load_model(folder, step=step, weights=weights)
     return Source(name=folder.absolute().name, model=model)
 
 
 def of_spec(spec: NetSpec, name: str | None = None) -> Source:
-    """A network, with random weights."""
+    """Returns the source for a network with random weights."""
     return Source(name=name or spec.name, model=random_model(spec.replace(quant=None)))
 
 
-def of_config(text: str, overrides=()) -> Source:
-    """The network of a configuration, FILE[:ARGUMENT], with random weights.
+def of_config(text: str, overrides: Sequence[str] = ()) -> Source:
+    """Returns the source for the network of a configuration, FILE[:ARGUMENT], with random weights.
 
     Raises:
-      UsageError: it is wrong, or leaves the network to a run or to data.
+      UsageError: The configuration is wrong, or takes its network from trained weights.
     """
     config = parse_config(text, overrides)
     if config.init is not None:
         raise UsageError(f"--config={text}: takes its network from weights; give --import or --run")
-    if config.net.num_classes is None:  # as many as the data has: a thousand of a thousand
+    if config.net.num_classes is None:  # it would follow the data, which is not opened here
         config.net.num_classes = 1000
     return of_spec(spec_of(config))
 
 
 def of_anything(text: str) -> Source:
-    """By what is there: a folder of a run or an import, a .tflite or .onnx file, a spec (.json),
-    or a configuration (.py, with an argument after a colon).
+    """Returns the source for whatever a path is.
+
+    Args:
+      text: A run folder, an import folder, a .tflite or .onnx file, a spec (.json), or a
+        configuration (.py, with an argument after a colon).
 
     Raises:
-      UsageError: nothing of these.
+      UsageError: It is none of these.
     """
     path = Path(text)
     if path.is_dir():

@@ -1,4 +1,8 @@
-"""Latency tables: what the pieces of networks take on one machine, as JSON and as CSV."""
+"""Latency tables: the latencies of the pieces of networks on one machine, as JSON and as CSV.
+
+`fill_table` measures a few models at a time and saves the table after each time, so that an
+interrupted measurement resumes.
+"""
 
 import csv
 import dataclasses
@@ -6,7 +10,7 @@ import hashlib
 import io
 import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -15,17 +19,30 @@ from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
 from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.core.files import write_atomically
 from mbv3_jax.export import tflite
-from mbv3_jax.latency.measure import Effort, machine, measure_files, versions_of
+from mbv3_jax.latency.measure import LABELS, Effort, machine, measure_files, versions_of
 from mbv3_jax.latency.pieces import KINDS, Piece, function, pieces
 from mbv3_jax.latency.subjects import write_random
 
+# Runtimes that a table can be measured with.
+TARGETS = ("litert", "xla")
+# How long each piece is measured.
+EFFORT = Effort(warmup_seconds=0.01, seconds=0.06, runs=15, turn_seconds=0.01)
+# The version of the JSON format.
 _VERSION = 1
 _FIELDS = dataclasses.fields(Piece)
+# How many models are measured in turns, in one process.
+_TOGETHER = 24
 
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """A network that was measured whole. held_out: kept from the fit, for its error."""
+    """A network that was measured as a whole.
+
+    Attributes:
+      spec: The network.
+      ms: Its latency in milliseconds.
+      held_out: Whether it is kept out of the fit of a model, to find the model's error.
+    """
 
     spec: NetSpec
     ms: float
@@ -34,11 +51,15 @@ class Whole:
 
 @dataclasses.dataclass
 class Table:
-    """Latencies in milliseconds, of float32 and a batch of one.
+    """Latencies in milliseconds, for float32 and a batch of one.
 
-    machine: of `machine.machine()`, or {"cpu": a phone's name}.
-    pieces: median by piece.
-    wholes: networks measured whole, by which a model is scaled and judged.
+    Attributes:
+      target: The runtime, one of `TARGETS`.
+      threads: The number of threads.
+      machine: The result of `measure.machine()`, or {"cpu": the name of a phone}.
+      versions: The versions of the runtime's packages.
+      pieces: The median of each piece.
+      wholes: Networks that were measured as a whole, by which a model is scaled and judged.
     """
 
     target: str
@@ -48,30 +69,16 @@ class Table:
     pieces: dict[Piece, float] = dataclasses.field(default_factory=dict)
     wholes: list[Whole] = dataclasses.field(default_factory=list)
 
-    def check_same(self, path: Path, *, target, threads, machine, versions) -> None:
-        """Raises UsageError where the table is of another machine or runtime than these."""
-        for name, now in (
-            ("target", target),
-            ("threads", threads),
-            ("machine", machine),
-            ("versions", versions),
-        ):
-            if (then := getattr(self, name)) != now:
-                raise UsageError(
-                    f"{path}: is of {name} {then}, this is {now}; a table is of one machine: "
-                    "give another --out"
-                )
-
     def whole(self, spec: NetSpec) -> Whole | None:
-        """The measurement of a network, whatever its name."""
+        """Returns the measurement of a network, whatever its name; None if there is none."""
         plain = spec.replace(name="")
         return next((w for w in self.wholes if w.spec.replace(name="") == plain), None)
 
     def write(self, path: Path) -> None:
-        """Writes JSON, whole or not at all.
+        """Writes the table as JSON, atomically.
 
         Raises:
-          RunError: it cannot be written.
+          RunError: It cannot be written.
         """
         tree = {
             "version": _VERSION,
@@ -98,15 +105,23 @@ def read_table(path: Path) -> Table:
     """Reads what `Table.write` wrote.
 
     Raises:
-      UsageError: there is none, or it is damaged or of another version.
+      UsageError: The file does not exist, is damaged, or was written by a newer version.
     """
     try:
         tree = json.loads(path.read_text())
-        if tree["version"] != _VERSION or tree["unit"] != "ms":
-            raise UsageError(f"{path}: version {tree['version']}, unit {tree['unit']!r}: not ours")
+        if tree["version"] > _VERSION:
+            raise UsageError(
+                f"{path} was written by a newer version of mbv3_jax, in format "
+                f"{tree['version']}; this one reads formats up to {_VERSION}"
+            )
+        if tree["unit"] != "ms":
+            raise UsageError(f"{path}: unit: got {tree['unit']!r}, expected 'ms'")
         rows = [dict(row) for row in tree["pieces"]]
         return Table(
-            **{name: tree[name] for name in ("target", "threads", "machine", "versions")},
+            target=tree["target"],
+            threads=tree["threads"],
+            machine=tree["machine"],
+            versions=tree["versions"],
             pieces={Piece(**row): ms for row in rows for ms in [_positive(row.pop("ms"))]},
             wholes=[
                 Whole(spec_from_json(json.dumps(n["spec"])), _positive(n["ms"]), n["held_out"])
@@ -119,8 +134,15 @@ def read_table(path: Path) -> Table:
         raise UsageError(f"{path}: not a latency table ({type(e).__name__}: {e})") from e
 
 
-def table_to_csv(pieces: dict[Piece, float | None]) -> str:
-    """A line a piece: its fields, `file` (what `measuring.write_pieces` called it), `ms`."""
+def describe_setup(table: Table) -> str:
+    """Returns the runtime, the number of threads and the machine of a table, for people."""
+    threads = "one thread" if table.threads == 1 else f"{table.threads} threads"
+    machine = table.machine.get("cpu", "unknown machine")
+    return f"{LABELS.get(table.target, table.target)}, {threads}, {machine}"
+
+
+def table_to_csv(pieces: Mapping[Piece, float | None]) -> str:
+    """Returns a line for each piece: its fields, `file` (as `write_piece` names it), and `ms`."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([field.name for field in _FIELDS] + ["file", "ms"])
@@ -131,26 +153,30 @@ def table_to_csv(pieces: dict[Piece, float | None]) -> str:
 
 
 def table_from_csv(text: str, name: str = "CSV") -> dict[Piece, float]:
-    """Reads what `to_csv` wrote, once its column `ms` is filled in; empty ones are left out.
+    """Reads what `table_to_csv` wrote, with the column `ms` filled in.
+
+    Args:
+      text: The CSV. Lines without milliseconds are left out.
+      name: The name of the file, for messages.
 
     Raises:
-      UsageError: a column is missing, or a value is wrong; the message says in which line.
+      UsageError: A column is missing, or a value is wrong; the message names the line.
     """
     rows = csv.DictReader(io.StringIO(text))
-    wanted = {field.name for field in _FIELDS} | {"ms"}
-    if missing := sorted(wanted - set(rows.fieldnames or ())):
+    columns = {field.name for field in _FIELDS} | {"ms"}
+    if missing := sorted(columns - set(rows.fieldnames or ())):
         raise UsageError(f"{name}: has no column {', '.join(missing)}")
-    found = {}
+    pieces: dict[Piece, float] = {}
     for row in rows:
         try:
             fields = {f.name: _parse(f.type, row[f.name]) for f in _FIELDS}
             if fields["kind"] not in KINDS:
                 raise ValueError(f"kind {fields['kind']!r}, expected one of {KINDS}")
             if row["ms"].strip():
-                found[Piece(**fields)] = _positive(float(row["ms"]))
+                pieces[Piece(**fields)] = _positive(float(row["ms"]))
         except (ValueError, AttributeError) as e:
             raise UsageError(f"{name}: line {rows.line_num}: {e}") from e
-    return found
+    return pieces
 
 
 def _parse(kind, text: str):
@@ -167,21 +193,13 @@ def _positive(ms: float) -> float:
     return float(ms)
 
 
-# Fills a latency table: a few pieces at a time, each step saved.
-
-TARGETS = ("litert", "xla")
-EFFORT = Effort(warmup_seconds=0.01, seconds=0.06, runs=15, turn_seconds=0.01)
-# In one process, in turns.
-_TOGETHER = 24
-
-
 def unique(specs: Iterable[NetSpec]) -> list[Piece]:
-    """The different pieces of these networks."""
+    """Returns the different pieces of networks."""
     return list(dict.fromkeys(piece for spec in specs for piece in pieces(spec)))
 
 
 def write_piece(folder: Path, piece: Piece, target: str) -> Path:
-    """The piece's file for `measure_files`, unless it is there."""
+    """Returns the file of a piece for `measure_files`, which is written if it does not exist."""
     suffix = "tflite" if target == "litert" else "stablehlo"
     path = folder / f"{piece.name}.{suffix}"
     if not path.is_file():
@@ -196,36 +214,37 @@ def write_piece(folder: Path, piece: Piece, target: str) -> Path:
 
 
 def write_whole(folder: Path, spec: NetSpec, target: str) -> Path:
-    """The file of a network with random weights, unless it is there."""
+    """Returns the file of a network with random weights, which is written if it does not exist."""
     plain = spec.replace(name="")
     name = f"network-{hashlib.sha256(spec_to_json(plain).encode()).hexdigest()[:16]}"
-    found = list(folder.glob(f"{name}.*"))
-    return found[0] if found else write_random(folder, plain, target, "float32", name)
+    existing = list(folder.glob(f"{name}.*"))
+    return existing[0] if existing else write_random(folder, plain, target, "float32", name)
 
 
 def _write(path: Path, file: bytes) -> None:
-    """Whole or not at all: an interrupted command finds no half of it."""
+    """Writes a file atomically, so that no interrupted command leaves half of it."""
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(file)
     temporary.replace(path)
 
 
 def open_table(path: Path, target: str, threads: int) -> Table:
-    """The table of a file, or a new one for this machine.
+    """Returns the table of a file, or a new one for this machine.
 
     Raises:
-      UsageError: the file is of another machine, runtime or number of threads, or no table.
+      UsageError: The file is for another machine, runtime or number of threads, or not a table.
     """
-    here = {
-        "target": target,
-        "threads": threads,
-        "machine": machine(),
-        "versions": versions_of(target),
-    }
+    new = Table(target, threads, machine(), versions_of(target))
     if not path.is_file():
-        return Table(**here)
+        return new
     table = read_table(path)
-    table.check_same(path, **here)
+    for name in ("target", "threads", "machine", "versions"):
+        stored, here = getattr(table, name), getattr(new, name)
+        if stored != here:
+            raise UsageError(
+                f"{path}: the table is for {name} {stored}, but this is {here}. A table is for one "
+                "machine: give another --out"
+            )
     return table
 
 
@@ -233,32 +252,33 @@ def fill_table(
     path: Path,
     table: Table,
     folder: Path,
-    wanted: Sequence[Piece],
+    needed: Sequence[Piece],
     *,
     fitted: Sequence[NetSpec] = (),
     held_out: Sequence[NetSpec] = (),
     effort: Effort = EFFORT,
     note: Callable[[int, int], None] = lambda done, of: None,
 ) -> None:
-    """Measures what the table does not have yet, and saves it after every few models.
+    """Measures what the table lacks, and saves it after every few models.
 
     Args:
-      path: of the table.
-      table: of `open_table`; it grows.
-      folder: of the files of the models; those that are there are taken.
-      wanted: the pieces.
-      fitted: networks to measure whole, for the fit.
-      held_out: and those by which it is judged.
-      effort: how long, for each.
-      note: called with how many of how many are done.
+      path: The file of the table.
+      table: The result of `open_table`, which grows.
+      folder: The folder for the files of the models. Existing files are used.
+      needed: The pieces that the table needs.
+      fitted: Networks to measure as a whole, for the fit of a model.
+      held_out: Networks to measure as a whole, to find the model's error.
+      effort: How long each model is measured.
+      note: Called with how many models are done and how many there are.
 
     Raises:
-      RunError: a model cannot be run, or the table cannot be written; what was saved stays.
+      RunError: A model cannot be run, or the table cannot be written. What was saved stays.
     """
-    jobs: list = [piece for piece in wanted if piece not in table.pieces]
-    for specs, kept in ((fitted, False), (held_out, True)):
-        jobs += [(spec, kept) for spec in specs if table.whole(spec) is None]
-    # A machine drifts: in any order of kinds one kind would be measured on a slower machine.
+    jobs: list[Piece | tuple[NetSpec, bool]]
+    jobs = [piece for piece in needed if piece not in table.pieces]
+    for specs, is_held_out in ((fitted, False), (held_out, True)):
+        jobs += [(spec, is_held_out) for spec in specs if table.whole(spec) is None]
+    # A machine drifts. If the jobs were sorted, one kind would be measured on a slower machine.
     random.Random(0).shuffle(jobs)
     for start in range(0, len(jobs), _TOGETHER):
         some = jobs[start : start + _TOGETHER]

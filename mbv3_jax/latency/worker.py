@@ -1,10 +1,14 @@
-"""Times models in a process of their own: python -m mbv3_jax.latency.worker < job.json
+"""Times models in a fresh process: python -m mbv3_jax.latency.worker < job.json
 
 A job is {"models": [{"runtime", "path"}], "threads", "warmup_seconds", "seconds", "runs",
-"turn_seconds", "profile"}; a path is that of a TFLite or ONNX file, or for XLA of StableHLO or
-a spec (JSON), whose weights are random. Several models take turns, so that what else happens
-on the machine happens to all. Prints {"turns": [[ms of every run] a turn] a model, "versions":
-{package: version}, "profile": [{"op", "count", "ms"}] or null} as the last line.
+"turn_seconds", "profile"}. A path leads to a TFLite or ONNX file, or for XLA to StableHLO or a spec
+(JSON), whose weights are then random. Several models take turns, so that whatever else happens on
+the machine affects all of them.
+
+The last line that the process prints is {"turns", "versions": {package: version}, "profile":
+[{"op", "count", "ms"}] or null}; turns[model][turn] lists the milliseconds of every run.
+
+Runtimes are imported where they are used, because threads and cores must be set before.
 """
 
 import json
@@ -13,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -27,7 +32,8 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     loaders = {"litert": _litert, "onnxruntime": _onnxruntime, "xla": _xla}
-    runners, packages = [], set()
+    runners: list[Callable[[], object]] = []
+    packages: set[str] = set()
     for model in job["models"]:
         try:
             run, used = loaders[model["runtime"]](model["path"], threads)
@@ -38,22 +44,24 @@ def main() -> None:
     for run in runners:
         run()
         _turn(run, job["warmup_seconds"], 0)
-    turns = [[] for _ in runners]
+    turns: list[list[list[float]]] = [[] for _ in runners]
     end = time.perf_counter() + job["seconds"] * len(runners)
     while min(sum(map(len, t)) for t in turns) < job["runs"] or time.perf_counter() < end:
         for run, of_model in zip(runners, turns, strict=True):
-            run()  # the caches hold another model
+            run()  # not timed, because the caches hold another model
             of_model.append(_turn(run, job["turn_seconds"], 1))
-    found = {
+    result = {
         "turns": turns,
         "versions": {package: metadata.version(package) for package in sorted(packages)},
         "profile": _profile(job["models"][0], threads) if job["profile"] else None,
     }
-    print(json.dumps(found))
+    print(json.dumps(result))
 
 
-def _turn(run, seconds: float, least: int) -> list[float]:
-    times, end = [], time.perf_counter() + seconds
+def _turn(run: Callable[[], object], seconds: float, least: int) -> list[float]:
+    """Runs a model for some seconds, and at least some times; returns milliseconds."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
     while len(times) < least or time.perf_counter() < end:
         began = time.perf_counter_ns()
         run()
@@ -118,7 +126,7 @@ def _xla(path, threads):
 
 
 def _profile(model, threads):
-    """Time by kind of operation; only ONNX Runtime's package has a profiler."""
+    """Returns the time by kind of operation; only ONNX Runtime's package has a profiler."""
     if model["runtime"] != "onnxruntime":
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -126,15 +134,15 @@ def _profile(model, threads):
         for _ in range(_PROFILED_RUNS):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text())
-    found = {}
+    durations: dict[str, dict[str, list[float]]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            nodes = found.setdefault(event["args"]["op_name"], {})
+            nodes = durations.setdefault(event["args"]["op_name"], {})
             nodes.setdefault(event["name"], []).append(event["dur"])
-    # Medians: the first runs allocate.
+    # Medians, because the first runs allocate memory.
     rows = [
         {"op": op, "count": len(nodes), "ms": sum(map(statistics.median, nodes.values())) / 1e3}
-        for op, nodes in found.items()
+        for op, nodes in durations.items()
     ]
     return sorted(rows, key=lambda row: -row["ms"])
 

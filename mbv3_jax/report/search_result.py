@@ -9,6 +9,7 @@ from typing import Any
 from mbv3_jax.arch import cost
 from mbv3_jax.arch.spec import NetSpec, spec_from_json
 from mbv3_jax.report.collect import read_json
+from mbv3_jax.run.folder import check_format
 
 # An evaluator with a lower rank correlation should not decide a search; the same limit as in
 # search.evaluators.agreement.
@@ -100,10 +101,12 @@ def read(folder: Path) -> Search:
     """Reads the folder of a search that has ended.
 
     Raises:
-      ValueError: the search has not ended, or its search.json is damaged; the message says what
+      UsageError: if a newer version wrote the folder.
+      ValueError: if the search has not ended, or its search.json is damaged; the message says what
         is missing or wrong, and where.
     """
     path = folder / "search.json"
+    check_format(folder)
     if not path.is_file():
         raise ValueError(
             f"{folder}: the search has not ended: {_unfinished(folder)}; it has no search.json, "

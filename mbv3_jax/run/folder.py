@@ -73,6 +73,12 @@ def _commit() -> str | None:
 # summary.json      the result, once the run has ended
 # lock              held by the command that writes here
 
+# The version of run folders and import folders that this code writes; it reads all up to it.
+# 1: commit c7ffdd9 and earlier; has no format.json.
+# 2: format.json.
+FORMAT_VERSION = 2
+FORMAT_FILE = "format.json"
+
 LOCK = "lock"
 
 
@@ -132,6 +138,33 @@ def claim_folder(
         lock.close()
         raise UsageError(f"cannot write to {run}: {e.strerror}; choose another --workdir") from e
     return lock
+
+
+def write_format(folder: Path) -> None:
+    """Notes in a folder that is being made that it is of `FORMAT_VERSION`."""
+    write_atomically(folder / FORMAT_FILE, json.dumps({"version": FORMAT_VERSION}))
+
+
+def check_format(folder: Path) -> None:
+    """Checks that a run folder or an import folder can be read.
+
+    Raises:
+      UsageError: it is of a newer version, or its format.json is damaged.
+    """
+    path = folder / FORMAT_FILE
+    if not path.is_file():  # version 1
+        return
+    try:
+        version = json.loads(path.read_text())["version"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise UsageError(f"{path} is damaged ({e!r})") from e
+    if not isinstance(version, int):
+        raise UsageError(f"{path} is damaged: version: got {version!r}, expected a whole number")
+    if version > FORMAT_VERSION:
+        raise UsageError(
+            f"{folder} was written by a newer version of mbv3_jax, in format {version}; this one "
+            f"reads formats up to {FORMAT_VERSION}"
+        )
 
 
 def lock_folder(run: Path) -> contextlib.ExitStack:

@@ -1,8 +1,8 @@
-"""Training candidates with the real trainer: a run folder each, which a second call finds again.
+"""Brief trainings of candidates by the real trainer, each in a run folder of its own.
 
-Several processes may share the work, on as many machines as see the folder: `Trainings` lists what
-is wanted in `wanted.json`, `work` trains from the other end of the list. The lock of a run folder
-says who is at what; what a killed process leaves, another goes on with.
+Several processes may share the work, on all machines that see the folder. `Trainings` lists the
+trainings it needs in `wanted.json`, and `work` does them from the end of the list. The lock of a
+run folder says who is training there; when a process is killed, another one resumes its training.
 """
 
 import dataclasses
@@ -20,22 +20,24 @@ from mbv3_jax.core.errors import InUse
 from mbv3_jax.core.files import write_atomically
 from mbv3_jax.run.folder import lock_folder, read_summary
 from mbv3_jax.search.space import Point, Space
+from mbv3_jax.train.loop import train
 
 WANTED = "wanted.json"
-_PATIENCE = 2.0  # seconds between looks at what another process trains
+_PATIENCE = 2.0  # seconds until a training that another process holds is looked at again
 
 
 @dataclasses.dataclass
 class Trainings:
-    """trainings(points, seed) -> top-1 [N] on the held-out split, one training of each point.
+    """trainings(points, seed) -> top-1 [N] on the held-out split, by one training of each point.
 
-    space: whose points.
-    config: of a run, as `configs/found.py:spec=,TASK` gives it; its `spec` and `seed` are set here.
-      Its data should hold out a split that is made for choosing, not the one that is reported in
-      the end (clutter: data.eval_split=validation).
-    folder: holds a run folder for each point and seed. A run that has ended there is not
-      repeated, and one that was cut off goes on.
-    console: where progress goes.
+    Attributes:
+      space: The space of the points.
+      config: The configuration of a run, as `configs/found.py:spec=,TASK` returns it; `spec` and
+        `seed` are set here. Its data should hold out a split that is made for choosing, not the
+        one that is reported in the end (clutter: data.eval_split=validation).
+      folder: Holds a run folder for each point and seed. Finished runs are not repeated, and
+        interrupted ones are resumed.
+      console: Where progress is printed.
     """
 
     space: Space
@@ -44,21 +46,21 @@ class Trainings:
     console: Console | None = None
 
     def __call__(self, points: Sequence[Point], seed: int) -> np.ndarray:
-        wanted = [self._wanted(tuple(point), seed) for point in points]
-        write_atomically(self.folder / WANTED, json.dumps(wanted))
-        missing = list(wanted)
+        entries = [self._entry(tuple(point), seed) for point in points]
+        write_atomically(self.folder / WANTED, json.dumps(entries))
+        missing = list(entries)
         while missing:
-            missing = [w for w in missing if not _train(self.config, w, self.console)]
-            if missing:  # in other hands, which may let go of them
+            missing = [e for e in missing if not _train_entry(self.config, e, self.console)]
+            if missing:  # other processes hold these, and may be killed
                 time.sleep(_PATIENCE)
-        return np.array([read_summary(Path(w["run"]))["eval"]["top1"] for w in wanted])
+        return np.array([_top1(Path(entry["run"])) for entry in entries])
 
     def run_folder(self, point: Point, seed: int) -> Path:
-        """Where the training of a point is."""
+        """Returns the run folder of a point's training."""
         return self.folder / f"{'-'.join(map(str, point))}_seed{seed}"
 
-    def _wanted(self, point: Point, seed: int) -> dict:
-        """An entry of wanted.json; the network's file is there."""
+    def _entry(self, point: Point, seed: int) -> dict:
+        """Writes the network's file; returns the entry of wanted.json."""
         specs = self.folder / "specs"
         specs.mkdir(parents=True, exist_ok=True)
         file = specs / f"{'-'.join(map(str, point))}.json"
@@ -74,45 +76,49 @@ def work(
     ended: Callable[[], bool],
     console: Console | None = None,
 ) -> int:
-    """Trains what another process's `Trainings` want, the last first, until `ended()`.
+    """Does the trainings that another process's `Trainings` lists, the last first.
 
     Args:
-      config, folder: theirs; relative paths are from the directory where that process started.
-      ended: whether nothing more will be wanted.
-      console: where progress goes.
+      config, folder: Those of the other process. Relative paths start at the directory where that
+        process was started.
+      ended: Returns whether no more trainings will be needed.
+      console: Where progress is printed.
 
     Returns:
-      How many trainings this process brought to their end.
+      The number of trainings that this process has finished.
     """
     count = 0
     while not ended():
         path = folder / WANTED
-        wanted = json.loads(path.read_text()) if path.exists() else []
-        free = [w for w in reversed(wanted) if read_summary(Path(w["run"])) is None]
-        done = next((w for w in free if _train(config, w, console)), None)
+        entries = json.loads(path.read_text()) if path.exists() else []
+        open_entries = [e for e in reversed(entries) if read_summary(Path(e["run"])) is None]
+        done = next((e for e in open_entries if _train_entry(config, e, console)), None)
         count += done is not None
         if done is None:
             time.sleep(_PATIENCE)
     return count
 
 
-def _train(config: ConfigDict, wanted: dict, console: Console | None) -> bool:
-    """Trains an entry of wanted.json; False where another process is at it."""
-    from mbv3_jax.train.loop import train
-
-    run = Path(wanted["run"])
+def _train_entry(config: ConfigDict, entry: dict, console: Console | None) -> bool:
+    """Does a training of wanted.json; returns False if another process is doing it."""
+    run = Path(entry["run"])
     run.mkdir(parents=True, exist_ok=True)
     try:
-        lock_folder(
-            run
-        ).close()  # asked often while others train; opening the data would take longer
+        # The lock is tried often while others train, and opening the data would take longer.
+        lock_folder(run).close()
     except InUse:
         return False
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.spec, config.seed = wanted["spec"], wanted["seed"]
+        config.spec, config.seed = entry["spec"], entry["seed"]
     try:
         train(config.lock(), run, console)
     except InUse:
         return False
     return True
+
+
+def _top1(run: Path) -> float:
+    summary = read_summary(run)
+    assert summary is not None, f"{run} has just been trained"
+    return summary["eval"]["top1"]

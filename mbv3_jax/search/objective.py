@@ -1,4 +1,9 @@
-"""What a search maximises: accuracy and cost in one number."""
+"""What a search maximises: the accuracy of a network against its cost.
+
+`Reward` puts both into one number. `Costs` computes the costs of points, and `cost_function` gives
+the cost that a configuration names: multiply-adds, which are counted, or milliseconds, which a
+latency table predicts.
+"""
 
 import dataclasses
 import tempfile
@@ -13,29 +18,48 @@ from mbv3_jax.arch import cost, tables
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.checks import check_whole, choose
 from mbv3_jax.core.errors import UsageError
+from mbv3_jax.latency import cost_model
+from mbv3_jax.latency.measure import LABELS, best_runtime
+from mbv3_jax.latency.table import (
+    TARGETS,
+    describe_setup,
+    fill_table,
+    open_table,
+    read_table,
+    unique,
+)
 from mbv3_jax.search.space import Point, Space
 
+CostFunction = Callable[[NetSpec], float]
+
 FORMS = ("soft", "hard", "absolute")
-# What can be counted from a spec alone; a latency model is one more such function.
-COUNTS: dict[str, Callable[[NetSpec], float]] = {"madds": cost.madds, "params": cost.params}
+# The form and the exponent that each paper uses.
 PUBLISHED = {
     "mnasnet": ("soft", -0.07),  # MnasNet section 3; MobileNetV3-Large
-    "mnasnet_hard": ("hard", -1.0),  # MnasNet section 3: no reward below the target
+    "mnasnet_hard": ("hard", -1.0),  # MnasNet section 3: cost counts only over the target
     "mobilenet_v3_small": ("soft", -0.15),  # MobileNetV3 section 4.1
-    "tunas": ("absolute", -0.07),  # TuNAS section 3; to -0.10
+    "tunas": ("absolute", -0.07),  # TuNAS section 3, which also tries -0.10
 }
+# Costs that follow from a spec alone. A latency model is one more such function.
+COUNTS: dict[str, CostFunction] = {"madds": cost.madds, "params": cost.params}
+# The unit of every cost that `config.cost` can name.
+UNITS = {"madds": "MAdds", "ms": "ms"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reward:
-    """The reward of accuracy and relative cost r = cost / target.
+    """The reward for an accuracy at a relative cost r = cost / target.
 
       soft      accuracy * r^exponent                 (MnasNet, equation 2 with equal exponents)
       hard      accuracy * max(1, r)^exponent         (the same with exponent 0 under the target)
-      absolute  accuracy + exponent * |r - 1|         (TuNAS; exponent is its beta)
+      absolute  accuracy + exponent * |r - 1|         (TuNAS, which calls the exponent beta)
 
-    form: one of these. exponent: negative. targets: by the name of each cost; with several, r is
-    the mean of theirs, by `weights` where given (they are divided by their sum).
+    Attributes:
+      targets: The target of each cost by the cost's name. With several costs, r is the weighted
+        mean of cost / target.
+      form: One of `FORMS`.
+      exponent: A negative number.
+      weights: The weight of each cost by name, divided by their sum; None weighs them equally.
     """
 
     targets: Mapping[str, float]
@@ -58,16 +82,17 @@ class Reward:
                 raise ValueError(f"reward.weights: got {self.weights!r}, expected at least 0")
 
     def relative(self, costs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The cost over its target; costs are [N] by name."""
+        """Returns cost / target [N] for the costs [N] by name."""
         weights = self.weights or dict.fromkeys(self.targets, 1.0)
         total = sum(weights.values())
-        return sum(
+        terms = [
             weights[name] / total * np.asarray(costs[name], float) / target
             for name, target in self.targets.items()
-        )
+        ]
+        return np.sum(terms, axis=0)
 
     def __call__(self, accuracy: np.ndarray, costs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The rewards [N] of accuracies [N] (fractions) and costs [N] by name."""
+        """Returns the rewards [N] for accuracies [N] (fractions) and costs [N] by name."""
         accuracy, relative = np.asarray(accuracy, float), self.relative(costs)
         if self.form == "absolute":
             return accuracy + self.exponent * np.abs(relative - 1)
@@ -76,18 +101,15 @@ class Reward:
         return accuracy * relative**self.exponent
 
 
-# Costs of points by name, each computed once.
-
-
 class Costs:
-    """costs(points) -> {name: float array [N]}.
+    """Computes costs by name, once for each point: costs(points) -> {name: float array [N]}.
 
     Args:
-      space: whose points it takes.
-      functions: spec -> number by name: those of `rewards.COUNTS`, or a latency model's.
+      space: The space of the points.
+      functions: Cost functions by name: those of `COUNTS`, or a latency model.
     """
 
-    def __init__(self, space: Space, functions: Mapping[str, Callable[[NetSpec], float]]):
+    def __init__(self, space: Space, functions: Mapping[str, CostFunction]):
         self.space, self.functions = space, dict(functions)
         self._known: dict[Point, tuple[float, ...]] = {}
 
@@ -102,93 +124,99 @@ class Costs:
         return dict(zip(self.functions, rows.T, strict=True))
 
 
-# What the networks of a search cost: counted, or predicted from a latency table.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What a search looks for: the networks of a space with the highest rewards.
 
-UNITS = {"madds": "MAdds", "ms": "ms"}
+    Attributes:
+      space: The space of the networks.
+      costs: The costs of points.
+      cost_name: The cost that the rewards take into account.
+      rewards: One reward for each target, by the target's name.
+    """
+
+    space: Space
+    costs: Costs
+    cost_name: str
+    rewards: Mapping[str, Reward]
 
 
-def price(
-    config: ConfigDict, space: Space, folder: Path, console: Console
-) -> tuple[Callable[[NetSpec], float], str | None]:
-    """The cost that `config.cost` names: spec -> multiply-adds, or -> milliseconds.
-
-    For "ms" it takes the table `config.latency.table`, as `latency measure` or a phone made it;
-    None measures one on this machine, of `networks` random networks and `check` held out, into
-    `folder/latency.json`. A table that was begun there is gone on with.
-
-    Returns:
-      The function, and where its figures are from (None for what is counted).
+def check_cost(config: ConfigDict, space: Space) -> None:
+    """Checks `config.cost`, `.latency` and `.relative_to` before anything is measured.
 
     Raises:
-      UsageError: a name or a table is wrong.
-      RunError: a piece cannot be run.
+      UsageError: The latency table cannot be used.
+      ValueError: Another value is wrong; the message names its field.
+    """
+    choose("cost", config.cost, UNITS)
+    if config.cost == "ms":
+        for name in ("networks", "check", "threads"):
+            check_whole(f"latency.{name}", config.latency[name], 1)
+        choose("latency.target", config.latency.target, (None, *TARGETS))
+        if config.latency.table:
+            read_table(Path(config.latency.table))
+    if config.relative_to not in (None, "space"):
+        reference_network(config.relative_to, space)
+
+
+def cost_function(
+    config: ConfigDict, space: Space, table_path: Path, console: Console
+) -> tuple[CostFunction, str | None]:
+    """Returns the cost function that `config.cost` names, and where its figures come from.
+
+    For "ms" the figures come from the latency table `config.latency.table`, which `latency
+    measure` or a phone produced. Where that is None, `networks` random networks and another
+    `check` networks that are held out from the fit are measured on this machine. An existing
+    table at `table_path` is completed.
+
+    Args:
+      config: The search's configuration.
+      space: The space whose networks are measured.
+      table_path: Where a table that is measured here is written.
+      console: Where progress is printed.
+
+    Returns:
+      A function from a spec to multiply-adds or milliseconds, and a description of runtime and
+      machine, which is None for what is counted.
+
+    Raises:
+      UsageError: The table belongs to another machine or is damaged.
+      RunError: A network cannot be run.
     """
     if config.cost == "madds":
         return COUNTS["madds"], None
-    from mbv3_jax.latency import cost_model
-    from mbv3_jax.latency.measure import LABELS, best_runtime
-    from mbv3_jax.latency.table import fill_table, open_table, read_table, unique
-
     options = config.latency
     if options.table:
         table = read_table(Path(options.table))
     else:
-        path, target = folder / "latency.json", options.target or best_runtime()
-        table = open_table(path, target, options.threads)
-        networks, held_out = (
+        target = options.target or best_runtime()
+        table = open_table(table_path, target, options.threads)
+        fitted, held_out = (
             [space.to_spec(p) for p in space.sample(np.random.default_rng(seed), count)]
             for seed, count in ((0, options.networks), (1, options.check))
         )
-        wanted = unique(networks)
-        console.print(f"latency: measuring {len(wanted)} pieces of networks by {LABELS[target]}")
+        pieces = unique(fitted)
+        console.print(f"latency: measuring {len(pieces)} pieces of networks by {LABELS[target]}")
         with tempfile.TemporaryDirectory() as files:
-            fill_table(path, table, Path(files), wanted, fitted=networks, held_out=held_out)
-    try:
-        predict = cost_model.fit(table)
-    except ValueError as e:
-        raise UsageError(f"config: latency.table: {e}") from e
-    if errors := cost_model.judge(predict, table):
+            fill_table(table_path, table, Path(files), pieces, fitted=fitted, held_out=held_out)
+    if not table.pieces:
+        raise UsageError(f"config: latency.table: {options.table} has no pieces to fit a model on")
+    model = cost_model.fit(table)
+    if errors := cost_model.judge(model, table):
         console.print(
             f"latency: mean error {errors.mape:.1f}%, Spearman {errors.spearman:.2f} on "
             f"{errors.networks} networks that the model never saw"
         )
-    threads = "one thread" if table.threads == 1 else f"{table.threads} threads"
-    machine = table.machine.get("cpu", "unknown machine")
-    return predict, f"{LABELS.get(table.target, table.target)}, {threads}, {machine}"
+    return model, describe_setup(table)
 
 
-def check_cost(config: ConfigDict, space: Space) -> None:
-    """Finds what is wrong with `cost`, `latency` and `relative_to`, before anything is measured.
+def reference_network(name: str, space: Space) -> NetSpec:
+    """Returns a published network with the resolution, classes and other constants of a space.
 
     Raises:
-      UsageError: it names the field, or the table.
+      ValueError: No network has this name; the message lists the names.
     """
-    try:
-        choose("cost", config.cost, UNITS)
-        if config.cost == "ms":
-            from mbv3_jax.latency.table import TARGETS, read_table
-
-            for name in ("networks", "check", "threads"):
-                check_whole(f"latency.{name}", config.latency[name], 1)
-            choose("latency.target", config.latency.target, (None, *TARGETS))
-            if config.latency.table:
-                read_table(Path(config.latency.table))
-    except ValueError as e:
-        raise UsageError(f"config: {e}") from e
-    if config.relative_to not in (None, "space"):
-        reference(config.relative_to, space)
-
-
-def reference(name: str, space: Space) -> NetSpec:
-    """A published network with the constants of a space: resolution, classes, BatchNorm, ...
-
-    Raises:
-      UsageError: there is none of this name.
-    """
-    try:
-        choose("config: a network", name, tables.TABLES)
-    except ValueError as e:
-        raise UsageError(str(e)) from e
+    choose("a network", name, tables.TABLES)
     base = space.base
     kept = ("resolution", "num_classes", "padding", "bn_eps", "bn_decay", "dropout")
     return tables.TABLES[name]().replace(**{field: getattr(base, field) for field in kept})

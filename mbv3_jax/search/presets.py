@@ -1,5 +1,6 @@
-"""Published spaces, and two of our own."""
+"""The preset spaces: published ones, and three of this project."""
 
+import dataclasses
 from collections.abc import Callable
 
 from mbv3_jax.arch.spec import NetSpec, SESpec
@@ -8,9 +9,9 @@ from mbv3_jax.core.checks import choose
 from mbv3_jax.search.space import OF_BLOCKS, Space, Stage
 
 _RELUS = ("relu", "h_swish")
-# Whole factors as in TuNAS, and those that NetAdapt left behind in MobileNetV3.
+# Whole factors as in TuNAS, and the uneven ones of MobileNetV3, which NetAdapt produced.
 _FINE = (1, 2, 2.3, 2.5, 3, 3.67, 4, 4.5, 5, 6)
-# TuNAS (arXiv 2008.06120): the widths of a stage, as factors of its usual one.
+# TuNAS (arXiv 2008.06120): the widths of a stage, as factors of its width in the base network.
 _WIDTHS = (0.5, 0.625, 0.75, 1, 1.25, 1.5, 2)
 _PER_BLOCK = ("kernel", "expansion", "se")
 
@@ -20,11 +21,12 @@ def _around(width: int, factors=_WIDTHS) -> tuple[int, ...]:
 
 
 def mnasnet() -> Space:
-    """MnasNet, section 4.1: the blocks of a stage are alike. Has MnasNet-A1.
+    """The space of MnasNet (section 4.1), in which all blocks of a stage are alike.
 
-    Separable and inverted residual blocks, kernels 3 and 5, squeeze-and-excite or not, widths .75,
-    1 and 1.25 times MobileNetV2's (and A1's 112), one block more or fewer than MobileNetV2. Not
-    here: its plain convolution, and its pooling in place of a shortcut.
+    It has separable and inverted residual blocks, kernels 3 and 5, optional squeeze-and-excite,
+    widths 0.75, 1 and 1.25 times MobileNetV2's (and MnasNet-A1's 112), and one block more or fewer
+    than MobileNetV2. It contains MnasNet-A1. The paper's plain convolution and its pooling in place
+    of a shortcut are left out.
     """
     rows = ((16, 1, 1), (24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
     stages = []
@@ -45,11 +47,11 @@ def mnasnet() -> Space:
 
 
 def mobilenetv3_like() -> Space:
-    """TuNAS's largest space, around MobileNetV3-Large, which is in it.
+    """TuNAS's largest space, around MobileNetV3-Large, which it contains.
 
-    Every block chooses kernel (3, 5, 7), expansion and squeeze-and-excite, every stage its width,
-    depth (up to 4) and nonlinearity, which TuNAS fixes. Its expansions are 1 to 6; here they are
-    finer, as MobileNetV3's are.
+    Every block chooses its kernel (3, 5, 7), expansion and squeeze-and-excite, and every stage its
+    width, depth (up to 4) and nonlinearity, which TuNAS fixes. TuNAS's expansions are the whole
+    factors from 1 to 6; here they are finer, as MobileNetV3's are.
     """
     first = Stage(out=_around(16, (1, 1.5, 2)), kernel=(3, 5, 7), expansion=(1,), act=_RELUS)
     rest = [_free(width, stride) for width, stride in ((24, 2), (40, 2), (80, 2), (112, 1))]
@@ -75,7 +77,7 @@ def _free(width: int, stride: int) -> Stage:
 
 
 def small() -> Space:
-    """The same decisions around MobileNetV3-Small, which is in it; up to 3 blocks a stage."""
+    """The same decisions around MobileNetV3-Small, which it contains; 1 to 3 blocks a stage."""
     first = Stage(
         out=(8, 16, 24), stride=2, kernel=(3, 5), expansion=(1,), se=(False, True), act=_RELUS
     )
@@ -96,8 +98,11 @@ def small() -> Space:
 
 
 def proxylessnas() -> Space:
-    """ProxylessNAS (arXiv 1812.00332): kernels 3, 5, 7 and expansions 3, 6 block by block, widths
-    given, up to 4 blocks a stage."""
+    """The space of ProxylessNAS (arXiv 1812.00332).
+
+    Every block chooses kernel 3, 5 or 7 and expansion 3 or 6. Widths are fixed, and a stage has up
+    to 4 blocks.
+    """
     rows = ((24, 4, 2), (40, 4, 2), (80, 4, 2), (96, 4, 1), (192, 4, 2), (320, 1, 1))
     stages = [Stage(out=(16,), expansion=(1,), act=("relu6",))]
     stages += [
@@ -116,32 +121,36 @@ def proxylessnas() -> Space:
 
 
 def letters() -> Space:
-    """For 32 pixels and a laptop, on which weights shared by all learn within minutes: three
-    stages behind the stem, so that 4 pixels a side are left. Those of `small`, made for ImageNet,
-    do not learn so soon."""
+    """A space for 32 pixels and a laptop, whose shared weights learn within minutes.
+
+    It has three stages after the stem, which leave 4 pixels a side. The shared weights of `small`,
+    a space made for ImageNet, take much longer to learn.
+    """
     base = mobilenet_v3_small().replace(resolution=32, num_classes=15, bn_decay=0.9, dropout=0.0)
     base = base.replace(
         stem=_with_out(base.stem, 8), last=_with_out(base.last, 64), head=_with_out(base.head, 64)
     )
-    choices = {"kernel": (3, 5), "se": (False, True), "act": _RELUS}
-    early = Stage(out=(8, 16, 24), stride=2, depth=(1, 2), expansion=(2, 3), **choices)
-    middle = Stage(
+    plain = Stage(out=(8, 16, 24), kernel=(3, 5), se=(False, True), act=_RELUS)
+    early = dataclasses.replace(plain, stride=2, depth=(1, 2), expansion=(2, 3))
+    middle = dataclasses.replace(
+        plain,
         out=(16, 24, 32),
         stride=2,
         depth=(1, 2, 3),
         expansion=(2, 4, 6),
         per_block=_PER_BLOCK,
-        **choices,
     )
-    late = Stage(out=(32, 48, 64), depth=(1, 2), expansion=(2, 4), per_block=("kernel",), **choices)
+    late = dataclasses.replace(
+        plain, out=(32, 48, 64), depth=(1, 2), expansion=(2, 4), per_block=("kernel",)
+    )
     return Space(name="letters", base=base, stages=(early, middle, late))
 
 
 def toy() -> Space:
-    """128 networks for 32 pixels, few enough to train every one; for tests of searches.
+    """A space of 128 networks for 32 pixels, few enough to train all of them, to test searches.
 
-    Their accuracies on `clutter` are in `toy_truth.csv`, made by `benchmarks/toy_truth.py`, which
-    needs choices in rising order, and every block to have its expansion.
+    Their accuracies on `clutter` are in benchmarks/toy_truth.csv. benchmarks/toy_truth.py, which
+    trained them, needs choices in ascending order and an expansion layer in every block.
     """
     base: NetSpec = mobilenet_v3_small().replace(
         resolution=32, num_classes=15, bn_decay=0.9, dropout=0.0
@@ -164,7 +173,7 @@ def toy() -> Space:
 
 
 def _with_out(layer, out: int):
-    return type(layer)(**{**vars(layer), "out": out})
+    return dataclasses.replace(layer, out=out)
 
 
 PRESETS: dict[str, Callable[[], Space]] = {
@@ -173,9 +182,9 @@ PRESETS: dict[str, Callable[[], Space]] = {
 
 
 def preset(name: str) -> Space:
-    """The space of this name.
+    """Returns the space of this name.
 
     Raises:
-      ValueError: there is none; the message lists them.
+      ValueError: The name is unknown; the message lists the names.
     """
     return PRESETS[choose("space", name, PRESETS)]()

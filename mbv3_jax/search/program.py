@@ -1,23 +1,29 @@
 """A whole search, which `main.py` runs for a configuration with program="search".
 
-Its folder (`configs/search/small.py` has the fields of the configuration):
+The stages: read the configuration, price networks, choose a network for each target by shared
+weights or a surrogate, narrow it by NetAdapt, train it, report. `configs/search/small.py` has the
+fields of the configuration. The folder:
 
-config.json            what it was started with; another configuration is refused
-latency.json           the latency table, where cost is measured here
+config.json            the configuration; another one is refused
+format.json            the version of the folder's format; absent in folders of version 1
+latency.json           the latency table, if costs are measured here
 supernet/, candidates/ the shared weights; a run folder for each brief training
 rounds.json            what the surrogate learns from, after every round
-found.json             what was chosen for each target, with the controllers' rewards
+found.json             the choice for each target, with the rewards on the way
 NAME_found.json        the chosen networks, before NetAdapt
-NAME.json              and after it, for configs/found.py:spec=FILE
-adapted/NAME           NetAdapt's log and weights
-runs/NAME_found, NAME, REFERENCE   their trainings
-search.json            the result; `report` draws it
+NAME.json              the networks after it, for configs/found.py:spec=FILE
+adapted/NAME           NetAdapt's folders
+runs/NAME_found, NAME, REFERENCE   run folders of the trainings
+references/NAME.json   the published networks to compare with
+search.json            the result, which `report` draws
 
-A stage that has ended is read back, not repeated; trainings go on from their checkpoints, so that
-a search that was cut off at any moment ends as one that was not.
+A stage that has ended is read back instead of repeated, and trainings are resumed from their
+checkpoints, so that an interrupted search ends with the same result as one that was not.
 """
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -25,119 +31,172 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from mbv3_jax.arch import cost
+from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
+from mbv3_jax.core.checks import check_number, check_whole, choose, flag
 from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.core.files import write_atomically
-from mbv3_jax.run.folder import check_same_config, lock_folder, read_config
+from mbv3_jax.latency.measure import measure_spec
+from mbv3_jax.latency.table import read_table
+from mbv3_jax.run.config import config_to_json
+from mbv3_jax.run.folder import (
+    check_format,
+    check_same_config,
+    lock_folder,
+    read_config,
+    write_format,
+)
+from mbv3_jax.search.netadapt.adapt import shrink
+from mbv3_jax.search.objective import (
+    COUNTS,
+    UNITS,
+    CostFunction,
+    Costs,
+    Problem,
+    Reward,
+    check_cost,
+    cost_function,
+    reference_network,
+)
+from mbv3_jax.search.presets import preset
+from mbv3_jax.search.selection import EVALUATORS
+from mbv3_jax.search.space import Space
+from mbv3_jax.search.strategies import Strategy, config_strategy
+from mbv3_jax.train.loop import train
+
+# The group `searcher` of configurations that leave everything to the evaluator.
+_SEARCHER = dict.fromkeys(("name", "steps", "batch", "policy", "population", "tournament"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pricing:
+    """What networks cost in a search.
+
+    Attributes:
+      cost: The cost of a network, in the unit of `config.cost`.
+      source: Where its figures come from; None for what is counted.
+      targets: The cost that each network in the end may have, by the target's name.
+      problem: What is searched for. NetAdapt goes the last part of the way, so that its rewards
+        are for `config.netadapt.start` times the targets.
+    """
+
+    cost: CostFunction
+    source: str | None
+    targets: Mapping[str, float]
+    problem: Problem
 
 
 class Search:
-    """The stages of one search; see the module."""
+    """The stages of one search in a folder.
+
+    Args:
+      config: The search's configuration.
+      folder: Where everything is written.
+      console: Where progress is printed.
+
+    Raises:
+      UsageError: A value of the configuration is wrong. Nothing has been measured, trained or
+        written yet.
+    """
 
     def __init__(self, config: ConfigDict, folder: Path, console: Console):
-        from mbv3_jax.core.checks import choose
-        from mbv3_jax.search.objective import check_cost, reference
-        from mbv3_jax.search.presets import preset
-        from mbv3_jax.search.selection import EVALUATORS
-
         self.config, self.folder, self.console = config, folder, console
-        options = config.space.to_dict()
         try:
-            self.space = preset(options.pop("name")).replace(**options)
+            self.space = _space(config)
             choose("evaluator", config.evaluator, EVALUATORS)
+            check_cost(config, self.space)
+            _check_numbers(config)
+            self.references: dict[str, NetSpec] = {
+                name: reference_network(name, self.space) for name in config.references
+            }
+            self.strategy: Strategy | None = config_strategy(config, self.space)
+            _rewards(config, dict.fromkeys(config.targets, 1.0))
         except (TypeError, ValueError) as e:
             raise UsageError(f"config: {e}") from e
-        check_cost(config, self.space)
-        self._check_numbers()
-        self.references = {name: reference(name, self.space) for name in config.references}
-        self._rewards({name: 1.0 for name in config.targets})  # wrong values, before anything runs
 
-    def _check_numbers(self) -> None:
-        """What the controllers, or NetAdapt, would refuse after hours."""
-        from mbv3_jax.core.checks import check_number, check_whole, flag
+    def run(self) -> dict:
+        """Runs all stages that have not ended; returns the content of search.json."""
+        file = self.folder / "search.json"
+        if file.exists():
+            return json.loads(file.read_text())
+        pricing = self.price()
+        selection = self.choose(pricing.problem)
+        if selection["agreement"]["text"]:
+            self.console.print(selection["agreement"]["text"])
+        networks, references = {}, {}
+        for name, choice in selection["found"].items():
+            steps = self.adapt(pricing, name)
+            path = self.folder / f"{name}.json"
+            summary = self.train(name, path, self.config.final)
+            entry = self.entry(pricing, spec_from_json(path.read_text()), summary)
+            networks[name] = choice | entry | {"target": pricing.targets[name], "adapted": steps}
+        for name, spec in self.references.items():
+            path = self.folder / "references" / f"{name}.json"
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, spec_to_json(spec))
+            summary = self.train(name, path, self.config.final)
+            references[name] = self.entry(pricing, spec, summary)
+        result = {
+            "space": self.space.name,
+            "resolution": self.space.base.resolution,
+            "num_classes": self.space.base.num_classes,
+            "cost": {
+                "name": self.config.cost,
+                "unit": UNITS[self.config.cost],
+                "source": pricing.source,
+            },
+            "evaluator": self.config.evaluator,
+            "agreement": selection["agreement"],
+            "candidates": selection["candidates"],
+            "found": networks,
+            "references": references,
+        }
+        write_atomically(file, json.dumps(result, indent=1))
+        return result
 
-        options, controller = self.config.netadapt, self.config.controller
-        try:
-            check_whole("check", self.config.check, 0)
-            check_whole("controller.points", controller.points, 1)
-            if controller.learning_rate not in (None, "tunas"):
-                check_number("controller.learning_rate", controller.learning_rate, above=0)
-            if flag("netadapt.enabled", options.enabled):
-                check_number("netadapt.start", options.start, at_least=1)
-                check_number("netadapt.delta", options.delta, above=0, below=1)
-                check_whole("netadapt.steps", options.steps, 1)
-                if options.max_proposals is not None:
-                    check_whole("netadapt.max_proposals", options.max_proposals, 1)
-        except ValueError as e:
-            raise UsageError(f"config: {e}") from e
-
-    def price(self) -> None:
-        """What networks cost, and the targets in its unit."""
-        from mbv3_jax.search.objective import COUNTS, Costs, price, reference
-
+    def price(self) -> Pricing:
+        """Returns the cost function, the targets in its unit, and with both what to search for."""
         config = self.config
-        self.cost, self.source = price(config, self.space, self.folder, self.console)
-        self.costs = Costs(self.space, COUNTS | {config.cost: self.cost})
+        price, source = cost_function(
+            config, self.space, self.folder / "latency.json", self.console
+        )
+        costs = Costs(self.space, COUNTS | {config.cost: price})
         unit = 1.0
         if config.relative_to == "space":
-            drawn = self.space.sample(np.random.default_rng(0), 100)
-            unit = float(np.median(self.costs(drawn)[config.cost]))
+            points = self.space.sample(np.random.default_rng(0), 100)
+            unit = float(np.median(costs(points)[config.cost]))
         elif config.relative_to:
-            unit = float(self.cost(reference(config.relative_to, self.space)))
-        self.targets = {name: part * unit for name, part in config.targets.items()}
-        # NetAdapt goes the last part of the way.
+            unit = float(price(reference_network(config.relative_to, self.space)))
+        targets = {name: fraction * unit for name, fraction in config.targets.items()}
         start = config.netadapt.start if config.netadapt.enabled else 1.0
-        self.rewards = self._rewards({n: start * t for n, t in self.targets.items()})
+        rewards = _rewards(config, {name: start * target for name, target in targets.items()})
+        problem = Problem(space=self.space, costs=costs, cost_name=config.cost, rewards=rewards)
+        return Pricing(cost=price, source=source, targets=targets, problem=problem)
 
-    def _rewards(self, targets: dict) -> dict:
-        from mbv3_jax.search.objective import Reward
-
-        try:
-            return {
-                name: Reward(targets={self.config.cost: target}, **self.config.reward)
-                for name, target in targets.items()
-            }
-        except (TypeError, ValueError) as e:
-            raise UsageError(f"config: {e}") from e
-
-    def find(self) -> dict:
-        """Chooses a network for each target; what is in found.json."""
-        from mbv3_jax.arch.spec import spec_to_json
-        from mbv3_jax.search.selection import EVALUATORS
-
+    def choose(self, problem: Problem) -> dict:
+        """Chooses a network for each target; returns the content of found.json."""
         file = self.folder / "found.json"
         if file.exists():
             return json.loads(file.read_text())
-        found = EVALUATORS[self.config.evaluator](self)
-        for name, one in found["found"].items():
-            spec = self.space.to_spec(one["point"], name=f"found_{name}")
+        by_evaluator = EVALUATORS[self.config.evaluator]
+        selection = by_evaluator(self.config, problem, self.strategy, self.folder, self.console)
+        for name, choice in selection["found"].items():
+            spec = self.space.to_spec(choice["point"], name=f"found_{name}")
             write_atomically(self.folder / f"{name}_found.json", spec_to_json(spec))
-        write_atomically(file, json.dumps(found))
-        return found
+        write_atomically(file, json.dumps(selection))
+        return selection
 
-    def train(self, name: str, spec: Path) -> dict:
-        """Trains a network from scratch, or finds that it has been; returns the run's summary."""
-        from mbv3_jax.train.loop import train
-
-        config = self.config.final.copy_and_resolve_references()
-        with config.unlocked():
-            config.spec, config.seed = str(spec), self.config.seed
-        self.console.print(f"training {name}")
-        return train(config.lock(), self.folder / "runs" / name, self.console)
-
-    def adapt(self, name: str) -> list[dict]:
-        """NetAdapt from what was found down to the target; writes NAME.json, returns its steps."""
-        from mbv3_jax.arch.spec import spec_from_json, spec_to_json
-        from mbv3_jax.search.netadapt.adapt import shrink
-
-        before = self.folder / f"{name}_found.json"
-        spec, steps = spec_from_json(before.read_text()), []
-        options = self.config.netadapt
-        if options.enabled and self.cost(spec) > self.targets[name]:
-            self.train(f"{name}_found", before)
+    def adapt(self, pricing: Pricing, name: str) -> list[dict]:
+        """Narrows the chosen network down to the target, writes NAME.json; returns the steps."""
+        path = self.folder / f"{name}_found.json"
+        spec, steps = spec_from_json(path.read_text()), []
+        options, target = self.config.netadapt, pricing.targets[name]
+        if options.enabled and pricing.cost(spec) > target:
+            self.train(f"{name}_found", path, seed_config(self.config))
             result = shrink(
                 self.folder / "runs" / f"{name}_found",
-                self.cost,
-                self.targets[name],
+                pricing.cost,
+                target,
                 self.folder / "adapted" / name,
                 steps=options.steps,
                 delta=options.delta,
@@ -152,27 +211,29 @@ class Search:
         write_atomically(self.folder / f"{name}.json", spec_to_json(spec))
         return steps
 
-    def entry(self, spec, summary: dict) -> dict:
-        """What search.json says of a network that was trained to the end."""
-        from mbv3_jax.arch import cost
-        from mbv3_jax.arch.spec import spec_to_json
+    def train(self, name: str, spec: Path, config: ConfigDict) -> dict:
+        """Trains a network from scratch; returns the run's summary, also if it had ended before."""
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.spec, config.seed = str(spec), self.config.seed
+        self.console.print(f"training {name}")
+        return train(config.lock(), self.folder / "runs" / name, self.console)
 
+    def entry(self, pricing: Pricing, spec: NetSpec, summary: dict) -> dict:
+        """Returns what search.json says about a network that was trained to the end."""
         return {
             "spec": json.loads(spec_to_json(spec)),
-            "cost": float(self.cost(spec)),
+            "cost": float(pricing.cost(spec)),
             "measured": self._measured(spec),
             "madds": cost.madds(spec),
             "top1": summary["eval"]["top1"],
             "split": summary["split"],
         }
 
-    def _measured(self, spec) -> float | None:
-        """Milliseconds of the whole network, where the table is of this machine."""
+    def _measured(self, spec: NetSpec) -> float | None:
+        """The milliseconds of the whole network, if the latency table is of this machine."""
         if self.config.cost != "ms" or self.config.latency.table:
             return None
-        from mbv3_jax.latency.measure import measure_spec
-        from mbv3_jax.latency.table import read_table
-
         table = read_table(self.folder / "latency.json")
         try:
             return measure_spec(spec, table.target, threads=table.threads).ms
@@ -180,59 +241,22 @@ class Search:
             self.console.print(f"{spec.name}: not measured ({e})")
             return None
 
-    def run(self) -> dict:
-        """All stages; returns what is in search.json."""
-        from mbv3_jax.arch.spec import spec_from_json, spec_to_json
-
-        file = self.folder / "search.json"
-        if file.exists():
-            return json.loads(file.read_text())
-        self.price()
-        found = self.find()
-        if found["agreement"]["text"]:
-            self.console.print(found["agreement"]["text"])
-        networks, references = {}, {}
-        for name, one in found["found"].items():
-            steps = self.adapt(name)
-            path = self.folder / f"{name}.json"
-            entry = self.entry(spec_from_json(path.read_text()), self.train(name, path))
-            networks[name] = one | entry | {"target": self.targets[name], "adapted": steps}
-        for name, spec in self.references.items():
-            path = self.folder / "references" / f"{name}.json"
-            path.parent.mkdir(exist_ok=True)
-            write_atomically(path, spec_to_json(spec))
-            references[name] = self.entry(spec, self.train(name, path))
-        from mbv3_jax.search.objective import UNITS
-
-        result = {
-            "space": self.space.name,
-            "resolution": self.space.base.resolution,
-            "num_classes": self.space.base.num_classes,
-            "cost": {
-                "name": self.config.cost,
-                "unit": UNITS[self.config.cost],
-                "source": self.source,
-            },
-            "evaluator": self.config.evaluator,
-            "agreement": found["agreement"],
-            "candidates": found["candidates"],
-            "found": networks,
-            "references": references,
-        }
-        write_atomically(file, json.dumps(result, indent=1))
-        return result
-
 
 def run(config: ConfigDict, workdir: Path, console: Console) -> str:
-    """Searches in the folder `workdir`, going on where an earlier search stopped.
+    """Searches in a folder, or resumes the search there.
+
+    Args:
+      config: The search's configuration.
+      workdir: The search's folder.
+      console: Where progress is printed.
 
     Returns:
-      What to print at the end.
+      The text to print at the end.
 
     Raises:
-      UsageError: the configuration is wrong, the folder is another's, or in use, or there are
-        several processes.
-      RunError, Preempted, KeyboardInterrupt: as `train.loop.train`.
+      UsageError: The configuration is wrong, there are several processes, or the folder is in use,
+        holds something else or was written by a newer version.
+      RunError, Preempted, KeyboardInterrupt: As `train.loop.train`.
     """
     if (count := jax.process_count()) > 1:
         raise UsageError(
@@ -241,21 +265,88 @@ def run(config: ConfigDict, workdir: Path, console: Console) -> str:
     search = Search(config, workdir, console)
     path = workdir / "config.json"
     if path.exists():
-        check_same_config(workdir, config, read_config(workdir))
+        check_same_config(workdir, config, read_search_config(workdir))
     elif workdir.exists() and any(workdir.iterdir()):
-        raise UsageError(f"{workdir} is no search folder; choose another with --workdir")
+        raise UsageError(f"{workdir} is not a search folder; choose another with --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    from mbv3_jax.run.config import config_to_json
-
     with lock_folder(workdir):
         if not path.exists():
+            write_format(workdir)
             write_atomically(path, config_to_json(config))
         result = search.run()
     unit = result["cost"]["unit"]
     lines = [
-        f"{name}: {one['cost']:.4g} {unit} (target {one['target']:.4g}), "
-        f"{one['madds'] / 1e6:.2f} million MAdds, top-1 {one['top1']:.2%} on {one['split']}, "
-        f"spec: {workdir / name}.json"
-        for name, one in result["found"].items()
+        f"{name}: {network['cost']:.4g} {unit} (target {network['target']:.4g}), "
+        f"{network['madds'] / 1e6:.2f} million MAdds, top-1 {network['top1']:.2%} on "
+        f"{network['split']}, spec: {workdir / name}.json"
+        for name, network in result["found"].items()
     ]
     return "\n".join([*lines, f"search folder: {workdir}"])
+
+
+def read_search_config(folder: Path) -> ConfigDict:
+    """Returns the configuration of a search folder, with all fields that it has today.
+
+    Raises:
+      UsageError: The folder is not a search folder, is damaged or was written by a newer version.
+    """
+    config = read_config(folder)
+    check_format(folder)
+    if config.get("program") != "search":
+        raise UsageError(f"{folder} is not a search folder, but that of a run")
+    with config.unlocked():  # version 1 lacks these fields
+        config.searcher = _SEARCHER | config.get("searcher", ConfigDict()).to_dict()
+        config.netadapt.split_fraction = config.netadapt.get("split_fraction")
+    return config
+
+
+def seed_config(config: ConfigDict) -> ConfigDict:
+    """Returns the configuration of the training from which NetAdapt starts.
+
+    It is `config.final`. With `netadapt.split_fraction` the training leaves out a part of the
+    training images, by which NetAdapt chooses: the split that is reported stays unseen.
+    """
+    final = config.final.copy_and_resolve_references()
+    fraction = config.netadapt.get("split_fraction")  # absent in folders of version 1
+    if fraction is not None:
+        with final.unlocked():
+            final.data.split_fraction, final.data.eval_split = fraction, None
+    return final.lock()
+
+
+def _space(config: ConfigDict) -> Space:
+    options = config.space.to_dict()
+    return preset(options.pop("name")).replace(**options)
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    """Checks what the controllers, the surrogate or NetAdapt would refuse after hours."""
+    options, controller = config.netadapt, config.controller
+    check_whole("check", config.check, 0)
+    check_whole("controller.points", controller.points, 1)
+    if controller.learning_rate not in (None, "tunas"):
+        check_number("controller.learning_rate", controller.learning_rate, above=0)
+    if config.evaluator == "surrogate":
+        check_whole("rounds.first", config.rounds.first, 2)
+        check_whole("rounds.per_round", config.rounds.per_round, 1)
+        check_whole("rounds.rounds", config.rounds.rounds, 0)
+    if flag("netadapt.enabled", options.enabled):
+        check_number("netadapt.start", options.start, at_least=1)
+        check_number("netadapt.delta", options.delta, above=0, below=1)
+        check_whole("netadapt.steps", options.steps, 1)
+        if options.max_proposals is not None:
+            check_whole("netadapt.max_proposals", options.max_proposals, 1)
+        if options.get("split_fraction") is not None:
+            check_number("netadapt.split_fraction", options.split_fraction, above=0, below=1)
+            if options.eval_split is not None:
+                raise ValueError(
+                    f"netadapt.split_fraction: got {options.split_fraction}, but "
+                    f"netadapt.eval_split is {options.eval_split!r}; one must be None"
+                )
+
+
+def _rewards(config: ConfigDict, targets: Mapping[str, float]) -> dict[str, Reward]:
+    return {
+        name: Reward(targets={config.cost: target}, **config.reward)
+        for name, target in targets.items()
+    }

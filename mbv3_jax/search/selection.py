@@ -1,177 +1,208 @@
-"""The points that a policy gradient finds best by an evaluator that answers at once."""
+"""The stage of a search that chooses a network for each target.
 
+`by_supernet` and `by_surrogate` each obtain an evaluator, by training shared weights or candidates,
+and then the best network for each target.
+"""
+
+import dataclasses
 import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
 
 from mbv3_jax.core.files import write_atomically
-from mbv3_jax.search.evaluators import Evaluator
-from mbv3_jax.search.objective import Costs, Reward
-from mbv3_jax.search.policy_gradient import PolicyGradient
-from mbv3_jax.search.searchers import run
+from mbv3_jax.search.candidates import Trainings
+from mbv3_jax.search.evaluators import Agreement, Evaluator, agreement
+from mbv3_jax.search.objective import Problem
 from mbv3_jax.search.space import Point, Space
+from mbv3_jax.search.strategies import AfterStep, Goal, Strategy, best_first
+from mbv3_jax.search.supernet.run import train_supernet
+from mbv3_jax.search.surrogate import Rounds, Surrogate
 
-STEPS, BATCH = 300, 16
-
-
-def propose(
-    space: Space,
-    evaluator: Evaluator,
-    costs: Costs,
-    reward: Reward,
-    *,
-    seed: int,
-    count: int = 1,
-    steps: int = STEPS,
-    batch: int = BATCH,
-    policy: str = "factorised",
-    after_step: Callable = lambda *_: None,
-) -> list[Point]:
-    """Searches and returns up to `count` of the points visited, best first.
-
-    Args:
-      space, evaluator, costs, reward: where, and what is maximised.
-      seed: of the search.
-      count: how many points.
-      steps, batch: `steps` updates of the policy, each from `batch` points.
-      policy: of `PolicyGradient`.
-      after_step: as for `searchers.base.run`.
-    """
-    rate = {"factorised": 1.6, "autoregressive": 0.6}[policy] / steps
-    searcher = PolicyGradient(space, seed, total_steps=steps, policy=policy, learning_rate=rate)
-    visited: dict[Point, float] = {}
-
-    def reward_of(points):
-        return reward(evaluator.evaluate(points)[0], costs(points))
-
-    def note(step, points, rewards):
-        after_step(step, points, rewards)
-        visited.update(zip(points, rewards.tolist(), strict=True))
-
-    run(searcher, reward_of, steps=steps, batch=batch, after_step=note)
-    return sorted(visited, key=visited.get, reverse=True)[:count]
-
-
-# The stage of a search that chooses: by shared weights, or by a surrogate.
-
-if TYPE_CHECKING:
-    from mbv3_jax.search.program import Search
-
-# Networks that are drawn from a trained controller, or changed from the best so far in a decision
-# each, so many times; evaluated on more images than it saw, by the weights as they ended.
+# How `_refine` improves what a controller ends at: how many points a round evaluates, and rounds.
 _DRAWN, _ROUNDS = 16, 12
 
 
-def by_supernet(search: "Search") -> dict:
-    """Trains shared weights and a controller for each target (TuNAS), and betters what the
-    controllers end at, which settle before the weights are good (benchmarks/SEARCH.md). `check`
-    random networks are trained, to say how far the weights may be trusted."""
-    from mbv3_jax.search.evaluators import agreement
-    from mbv3_jax.search.supernet.run import train
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The network that was chosen for a target.
 
-    config, space = search.config, search.space
-    controllers, evaluator = train(
+    Attributes:
+      point: The network.
+      rewards: The mean reward of each step of the controller or searcher.
+      front: The front of accuracy and cost, the cheapest network first; None if the searcher looks
+        for one network.
+    """
+
+    point: Point
+    rewards: Sequence[float]
+    front: Sequence[Point] | None = None
+
+
+def by_supernet(
+    config: ConfigDict,
+    problem: Problem,
+    strategy: Strategy | None,
+    folder: Path,
+    console: Console,
+) -> dict:
+    """Trains shared weights together with a controller for each target (TuNAS), then chooses.
+
+    The controllers settle before the weights are good (benchmarks/SEARCH.md). Hence the finished
+    weights choose: by a search of their own with `strategy`, or else by refining what the
+    controllers end at. `config.check` random networks are trained as well, to find out how far
+    the weights may be trusted.
+
+    Args:
+      config: The search's configuration.
+      problem: What to search for.
+      strategy: The result of `config_strategy`.
+      folder: The search's folder.
+      console: Where progress is printed.
+
+    Returns:
+      The content of found.json.
+    """
+    space, seed = problem.space, config.seed
+    controllers, evaluator = train_supernet(
         config.shared,
-        space,
-        search.costs,
-        search.rewards,
-        search.folder / "supernet",
-        search.console,
-        seed=config.seed,
+        problem,
+        folder / "supernet",
+        console,
+        seed=seed,
         points=config.controller.points,
         learning_rate=config.controller.learning_rate,
     )
-    chosen, traces = {}, controllers.trace
-    for name, mode in controllers.found().items():
-        rng, best = np.random.default_rng((config.seed, 2)), mode
-        drawn = controllers.searchers[name].ask(_DRAWN)
-        for _ in range(_ROUNDS):
-            drawn = list(dict.fromkeys([best, *drawn]))
-            rewards = search.rewards[name](evaluator.evaluate(drawn)[0], search.costs(drawn))
-            best = drawn[int(np.argmax(rewards))]
-            drawn = [space.mutate(best, rng) for _ in range(_DRAWN)]
-        chosen[name] = best
-    known = space.sample(np.random.default_rng((config.seed, 1)), config.check)
-    known = list(dict.fromkeys(known))
-    found = _trainings(search)(known, config.seed) if known else np.zeros(0)
-    believed = evaluator.evaluate(known)[0] if known else np.zeros(0)
-    trained = list(zip(known, found.tolist(), strict=True))
-    return _result(search, chosen, evaluator, traces, agreement(believed, found), trained)
+    if strategy is None:
+        choices = {}
+        for name, mode in controllers.modes().items():
+            goal = Goal(evaluator, problem.costs, problem.rewards[name])
+            drawn = controllers.searchers[name].ask(_DRAWN)
+            point = _refine(space, goal, mode, drawn, seed)
+            choices[name] = Choice(point, controllers.trace[name])
+    else:
+        choices = _choose(strategy, problem, evaluator, seed)
+    points = space.sample(np.random.default_rng((seed, 1)), config.check)
+    points = list(dict.fromkeys(points))
+    trainings = Trainings(space, config.brief, folder / "candidates", console)
+    accuracies = trainings(points, seed) if points else np.zeros(0)
+    estimates = evaluator.evaluate(points)[0] if points else np.zeros(0)
+    trained = list(zip(points, accuracies.tolist(), strict=True))
+    return _result(problem, choices, evaluator, agreement(estimates, accuracies), trained)
 
 
-def by_surrogate(search: "Search") -> dict:
-    """Trains candidates briefly in rounds, and searches on what was fitted to them."""
-    from mbv3_jax.search.surrogate import Rounds
+def by_surrogate(
+    config: ConfigDict,
+    problem: Problem,
+    strategy: Strategy | None,
+    folder: Path,
+    console: Console,
+) -> dict:
+    """Trains candidates briefly in rounds, and searches on the surrogate that is fitted to them.
 
-    config = search.config
-    options = {k: config.controller[k] for k in ("policy", "steps", "batch")}
+    The arguments and the result are those of `by_supernet`.
+    """
+    assert strategy is not None, "a surrogate is always searched by a strategy"
 
-    def best(surrogate, reward, seed, count, **more):
-        own = {"seed": seed, "count": count, **options, **more}
-        return propose(search.space, surrogate, search.costs, reward, **own)
-
-    def interleaved(surrogate, seed: int, count: int) -> list:
-        """The best for each target in turn."""
-        lists = [best(surrogate, r, seed, count) for r in search.rewards.values()]
+    def propose_in_turn(surrogate: Surrogate, seed: int, count: int) -> list[Point]:
+        """Returns the best for each target in turn."""
+        goals = [Goal(surrogate, problem.costs, reward) for reward in problem.rewards.values()]
+        lists = [best_first(strategy.search(g, seed, lambda *_: None), count) for g in goals]
         return [point for points in zip(*lists, strict=False) for point in points]
 
-    rounds = Rounds(search.space, _trainings(search), interleaved, config.seed)
-    file = search.folder / "rounds.json"
+    trainings = Trainings(problem.space, config.brief, folder / "candidates", console)
+    rounds = Rounds(problem.space, trainings, propose_in_turn, config.seed)
+    file = folder / "rounds.json"
     if file.exists():
         rounds.load(json.loads(file.read_text()))
 
-    def save(rounds):
+    def save(rounds: Rounds) -> None:
         write_atomically(file, json.dumps(rounds.state()))
-        search.console.print(f"candidates trained: {len(rounds.trained)}")
+        console.print(f"candidates trained: {len(rounds.trained)}")
 
     surrogate = rounds.run(**config.rounds, after_round=save)
-    chosen, traces = {}, {}
-    for name, reward in search.rewards.items():
-        trace = traces[name] = []
-        (chosen[name],) = best(
-            surrogate,
-            reward,
-            config.seed,
-            1,
-            after_step=lambda _, points, rewards, trace=trace: trace.append(float(rewards.mean())),
-        )
-    return _result(search, chosen, surrogate, traces, rounds.agreement, rounds.trained)
+    choices = _choose(strategy, problem, surrogate, config.seed)
+    return _result(problem, choices, surrogate, rounds.agreement, rounds.trained)
 
 
 EVALUATORS = {"supernet": by_supernet, "surrogate": by_surrogate}
 
 
-def _trainings(search: "Search"):
-    from mbv3_jax.search.candidates import Trainings
+def _choose(
+    strategy: Strategy, problem: Problem, evaluator: Evaluator, seed: int
+) -> dict[str, Choice]:
+    """Returns the best network for each target."""
+    choices = {}
+    for name, reward in problem.rewards.items():
+        batches: list[np.ndarray] = []
+        visited = strategy.search(
+            Goal(evaluator, problem.costs, reward), seed, _collect_rewards(batches)
+        )
+        (best,) = best_first(visited, 1)
+        rewards = [float(batch.mean()) for batch in batches]
+        choices[name] = Choice(best, rewards, list(visited) if strategy.finds_front else None)
+    return choices
 
-    config = search.config
-    return Trainings(search.space, config.brief, search.folder / "candidates", search.console)
+
+def _collect_rewards(batches: list[np.ndarray]) -> AfterStep:
+    return lambda _, points, rewards: batches.append(rewards)
 
 
-def _result(search: "Search", chosen, evaluator, traces, agreement, trained) -> dict:
-    """What is in found.json."""
-    found = {}
-    for name, point in chosen.items():
-        accuracy, uncertainty = evaluator.evaluate([point])
-        found[name] = {
-            "point": list(point),
+def _refine(space: Space, goal: Goal, mode: Point, drawn: list[Point], seed: int) -> Point:
+    """Improves a controller's most probable point, beginning with points that it has drawn.
+
+    Each round takes the best so far and evaluates points that differ from it by one decision: on
+    more images than the controller saw, and by the weights as they ended.
+    """
+    rng, best = np.random.default_rng((seed, 2)), mode
+    for _ in range(_ROUNDS):
+        drawn = list(dict.fromkeys([best, *drawn]))
+        best = drawn[int(np.argmax(goal(drawn)))]
+        drawn = [space.mutate(best, rng) for _ in range(_DRAWN)]
+    return best
+
+
+def _result(
+    problem: Problem,
+    choices: Mapping[str, Choice],
+    evaluator: Evaluator,
+    trust: Agreement,
+    trained: Sequence[tuple[Point, float]],
+) -> dict:
+    """Returns the content of found.json."""
+
+    def costs(points: Sequence[Point]) -> list[float]:
+        return problem.costs(points)[problem.cost_name].tolist()
+
+    networks = {}
+    for name, choice in choices.items():
+        accuracy, uncertainty = evaluator.evaluate([choice.point])
+        networks[name] = {
+            "point": list(choice.point),
             "predicted": accuracy.item(),
             "uncertainty": uncertainty.item(),
-            "rewards": traces[name],
+            "rewards": choice.rewards,
         }
-    costs = search.costs([p for p, _ in trained])[search.config.cost].tolist()
-    finite = agreement.spearman if np.isfinite(agreement.spearman) else None
+        if choice.front is not None:
+            estimates = evaluator.evaluate(choice.front)[0].tolist()
+            networks[name]["front"] = [
+                {"point": list(p), "predicted": estimate, "cost": cost}
+                for p, estimate, cost in zip(
+                    choice.front, estimates, costs(choice.front), strict=True
+                )
+            ]
+    candidates = zip(trained, costs([p for p, _ in trained]), strict=True)
     return {
-        "found": found,
+        "found": networks,
         "agreement": {
-            "spearman": finite,
-            "count": agreement.count,
-            "text": agreement.describe() if agreement.count else "",
+            "spearman": trust.spearman if np.isfinite(trust.spearman) else None,
+            "count": trust.count,
+            "text": trust.describe() if trust.count else "",
         },
         "candidates": [
-            {"point": list(p), "top1": top1, "cost": cost}
-            for (p, top1), cost in zip(trained, costs, strict=True)
+            {"point": list(p), "top1": top1, "cost": cost} for (p, top1), cost in candidates
         ],
     }

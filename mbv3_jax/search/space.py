@@ -3,8 +3,8 @@
 A space is a list of stages, factorised hierarchically as in MnasNet (arXiv 1807.11626, section
 4.1): a stage chooses its depth and width once, and kernel, expansion, squeeze-and-excite and
 nonlinearity either once for all its blocks or block by block. A point is the index of the choice
-for each decision, in the order of `Space.decisions`. A decision that makes no difference, as that
-of a block which the depth leaves out, is inactive; its index is 0 in canonical points.
+for each decision, in the order of `Space.decisions`. A decision that makes no difference, like one
+about a block that the depth leaves out, is inactive; its index is 0 in canonical points.
 """
 
 import dataclasses
@@ -19,17 +19,26 @@ from mbv3_jax.arch.spec import ACTIVATIONS, BlockSpec, NetSpec, SESpec, make_div
 from mbv3_jax.core.checks import choose
 
 Point = tuple[int, ...]
+# Decisions that a stage can leave to each of its blocks.
 OF_BLOCKS = ("kernel", "expansion", "se", "act")
+# Identifies a decision: stage, block (None for all blocks of the stage), and what is decided.
+_Key = tuple[int, int | None, str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Some blocks in a row of equal width; the first has the stride. All fields are choices.
+    """A row of blocks of equal width, of which the first has the stride.
 
-    `expansion` are factors of the block's input, rounded by `make_divisible`; 1 is a plain
-    separable block, without a 1x1 before its depthwise convolution. `depth` counts blocks; 0
-    leaves the stage out, which takes a stride of 1. `per_block` names what each block chooses for
-    itself, out of kernel, expansion, se, act.
+    Attributes:
+      out: The choices of the blocks' output channels.
+      stride: The stride of the first block.
+      depth: The choices of the number of blocks. 0 leaves the stage out, which needs a stride of 1.
+      kernel: The choices of the depthwise kernel.
+      expansion: The choices of the expansion as a factor of the block's input, rounded by
+        `make_divisible`. 1 is a separable block without a 1x1 before its depthwise convolution.
+      se: Whether the blocks have squeeze-and-excite.
+      act: The choices of the nonlinearity.
+      per_block: Which of `OF_BLOCKS` each block chooses for itself.
     """
 
     out: tuple[int, ...]
@@ -58,7 +67,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """What is chosen where: of stage `stage` (from 0), or of its block `block` (from 0)."""
+    """A decision for a stage, counted from 0, or for one of its blocks, counted from 0."""
 
     stage: int
     block: int | None
@@ -67,7 +76,7 @@ class Decision:
 
     @property
     def name(self) -> str:
-        """stage2/width, stage2/block1/kernel, ...; counted from 1."""
+        """The decision for people: stage2/width, stage2/block1/kernel, ...; counted from 1."""
         where = f"stage{self.stage + 1}"
         if self.block is not None:
             where += f"/block{self.block + 1}"
@@ -78,12 +87,14 @@ class Decision:
 class Space:
     """A space of networks.
 
-    name: of the preset.
-    base: everything that is the same for all: stem, last, head, resolution, classes, constants;
-      its blocks do not count.
-    stages: see `Stage`.
-    squeeze_excite: of the blocks that have one.
-    last_factor: the last 1x1 has so many times the channels of the last block; None: base's.
+    Attributes:
+      name: The name of the preset.
+      base: What all networks have in common: stem, last layer, head, resolution, classes,
+        constants. Its blocks are ignored.
+      stages: The stages between stem and last layer.
+      squeeze_excite: The squeeze-and-excite of the blocks that have one.
+      last_factor: The channels of the last 1x1 over those of the last block; None for the base's.
+      decisions: All decisions, in the order of a point's indices.
     """
 
     name: str
@@ -91,34 +102,33 @@ class Space:
     stages: tuple[Stage, ...]
     squeeze_excite: SESpec = SESpec()  # noqa: RUF009 (frozen)
     last_factor: int | None = None
+    decisions: tuple[Decision, ...] = dataclasses.field(init=False)
+    _index: dict[_Key, int] = dataclasses.field(init=False, repr=False, compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if all(0 in stage.depth for stage in self.stages):
-            raise ValueError("stages: one at least must have blocks in every network")
-        decisions = []
+            raise ValueError("stages: at least one must have blocks in every network")
+        decisions: list[Decision] = []
         for number, stage in enumerate(self.stages):
             for what in ("depth", "out", *OF_BLOCKS):
                 choices = getattr(stage, what)
-                blocks = range(max(stage.depth)) if what in stage.per_block else [None]
+                is_per_block = what in stage.per_block
+                blocks = [*range(max(stage.depth))] if is_per_block else [None]
                 if len(choices) > 1:
                     decisions += [Decision(number, block, what, choices) for block in blocks]
         object.__setattr__(self, "decisions", tuple(decisions))
         index = {(d.stage, d.block, d.what): i for i, d in enumerate(decisions)}
         object.__setattr__(self, "_index", index)
 
-    decisions: tuple[Decision, ...] = dataclasses.field(init=False)
-
     def replace(self, **constants) -> "Space":
-        """The same space with other constants: resolution, num_classes, dropout, ..."""
+        """Returns the space with other constants: resolution, num_classes, dropout, ..."""
         return dataclasses.replace(self, base=self.base.replace(**constants))
 
-    # From points to networks.
-
     def to_spec(self, point: Sequence[int], *, name: str | None = None) -> NetSpec:
-        """The network of a point, with a name or called after the space.
+        """Returns the network of a point, named after the space unless a name is given.
 
         Raises:
-          ValueError: it is no point of the space.
+          ValueError: The point is not in the space.
         """
         self.check(point)
         blocks, width = [], self.base.stem.out
@@ -134,15 +144,16 @@ class Space:
         return self.base.replace(name=name or self.name, blocks=tuple(blocks), last=last)
 
     def slots(self, point: Sequence[int]) -> tuple[int, ...]:
-        """Which place each block of the network takes among all that the space has (from 0)."""
-        slots, first = [], 0
+        """Returns the place of each block of a network among all blocks of the space, from 0."""
+        slots: list[int] = []
+        first = 0
         for number, stage in enumerate(self.stages):
             slots += range(first, first + self._value(point, number, None, "depth"))
             first += max(stage.depth)
         return tuple(slots)
 
     def block(self, stage: Stage, width: int, out: int, is_first: bool, values: dict) -> BlockSpec:
-        """A block of a stage on an input of `width` channels."""
+        """Returns a block of a stage on an input of `width` channels."""
         factor = values["expansion"]
         return BlockSpec(
             kernel=values["kernel"],
@@ -153,13 +164,13 @@ class Space:
             se=self.squeeze_excite if values["se"] else None,
         )
 
-    def _value(self, point, stage: int, block: int | None, what: str):
+    def _value(self, point: Sequence[int], stage: int, block: int | None, what: str):
         choices = getattr(self.stages[stage], what)
         block = block if what in self.stages[stage].per_block else None
         return choices[0] if len(choices) == 1 else choices[point[self._index[stage, block, what]]]
 
     def check(self, point: Sequence[int]) -> None:
-        """Raises ValueError where a point has too many or too few indices, or one out of range."""
+        """Raises ValueError if a point has too many or too few indices, or one out of range."""
         if len(point) != len(self.decisions):
             raise ValueError(f"point: got {len(point)} indices, expected {len(self.decisions)}")
         for index, decision in zip(point, self.decisions, strict=True):
@@ -169,10 +180,8 @@ class Space:
                     f"{len(decision.choices) - 1}, for {decision.choices}"
                 )
 
-    # Points.
-
     def active(self, point: Sequence[int]) -> tuple[bool, ...]:
-        """Which decisions make a difference."""
+        """Returns which decisions make a difference in a point."""
         depths = [self._value(point, i, None, "depth") for i in range(len(self.stages))]
         return tuple(
             d.what == "depth" or depths[d.stage] > (0 if d.block is None else d.block)
@@ -180,16 +189,16 @@ class Space:
         )
 
     def canonical(self, point: Sequence[int]) -> Point:
-        """The point with 0 for all inactive decisions."""
+        """Returns the point with 0 for all inactive decisions."""
         return tuple(int(i) if on else 0 for i, on in zip(point, self.active(point), strict=True))
 
     def sample(self, rng: np.random.Generator, count: int) -> list[Point]:
-        """Canonical points, every decision drawn evenly (which is not evenly over networks)."""
+        """Draws canonical points, uniformly for each decision (but not uniformly over networks)."""
         sizes = [len(d.choices) for d in self.decisions]
         return [self.canonical(p) for p in rng.integers(0, sizes, (count, len(sizes)))]
 
     def mutate(self, point: Point, rng: np.random.Generator) -> Point:
-        """The point with one active decision changed; what becomes active by it is drawn."""
+        """Changes one active decision, and draws those that become active by this."""
         before = self.active(point)
         at = rng.choice(np.flatnonzero(before))
         changed = list(point)
@@ -201,7 +210,7 @@ class Space:
         return self.canonical(changed)
 
     def one_hot(self, points: Sequence[Point]) -> np.ndarray:
-        """float32 [N, choices of all decisions]; inactive decisions are zeros throughout."""
+        """Returns float32 [N, choices of all decisions]; inactive decisions are all zeros."""
         starts = np.cumsum([0, *(len(d.choices) for d in self.decisions)])
         out = np.zeros((len(points), starts[-1]), np.float32)
         for row, point in zip(out, points, strict=True):
@@ -209,7 +218,7 @@ class Space:
         return out
 
     def points(self) -> Iterator[Point]:
-        """A canonical point for every distinct network, each once; for small spaces."""
+        """Yields a canonical point for every distinct network, each once; for small spaces."""
         seen = set()
         for point in itertools.product(*(range(len(d.choices)) for d in self.decisions)):
             if point == self.canonical(point):
@@ -218,33 +227,36 @@ class Space:
                     seen.add(blocks)
                     yield point
 
-    # From networks to points.
-
     def encode(self, spec: NetSpec) -> Point:
-        """The first canonical point whose network is `spec`, whatever its name.
+        """Returns the first canonical point whose network is `spec`, whatever its name.
 
         Raises:
-          ValueError: it is no network of this space; the message says where it leaves it.
+          ValueError: The network is not in the space; the message says what does not fit.
         """
         for field in dataclasses.fields(NetSpec):
-            ours, theirs = getattr(self.base, field.name), getattr(spec, field.name)
+            expected, value = getattr(self.base, field.name), getattr(spec, field.name)
             if field.name == "last" and self.last_factor is not None:
                 wide = make_divisible(self.last_factor * spec.blocks[-1].out)
-                ours = dataclasses.replace(ours, out=wide)
-            if field.name not in ("name", "blocks") and ours != theirs:
+                expected = dataclasses.replace(expected, out=wide)
+            if field.name not in ("name", "blocks") and expected != value:
                 raise ValueError(
-                    f"{spec.name} is not in the space {self.name}: {field.name}: got {theirs!r}, "
-                    f"expected {ours!r}"
+                    f"{spec.name} is not in the space {self.name}: {field.name}: got {value!r}, "
+                    f"expected {expected!r}"
                 )
         furthest = [0]
-        found = self._fit(spec, 0, 0, furthest)
-        if found is None:
+        indices = self._fit(spec, 0, 0, furthest)
+        if indices is None:
             block = furthest[0] + 1
             raise ValueError(f"{spec.name} is not in the space {self.name}: at block {block}")
-        return tuple(found.get((d.stage, d.block, d.what), 0) for d in self.decisions)
+        return tuple(indices.get((d.stage, d.block, d.what), 0) for d in self.decisions)
 
-    def _fit(self, spec: NetSpec, number: int, start: int, furthest: list[int]) -> dict | None:
-        """Indices of the decisions from stage `number` on for the blocks from `start` on."""
+    def _fit(
+        self, spec: NetSpec, number: int, start: int, furthest: list[int]
+    ) -> dict[_Key, int] | None:
+        """Returns the indices of the decisions from stage `number` on, for the blocks from `start`.
+
+        The result is None if they do not fit. `furthest` notes how many blocks any try has fitted.
+        """
         furthest[0] = max(furthest[0], min(start, len(spec.blocks) - 1))
         if number == len(self.stages):
             return {} if start == len(spec.blocks) else None
@@ -254,25 +266,27 @@ class Space:
             if len(blocks) < depth:
                 continue
             inputs = spec.block_inputs()[start : start + depth]
-            own = self._fit_stage(number, blocks, inputs)
-            if own is None:
+            indices = self._fit_stage(number, blocks, inputs)
+            if indices is None:
                 continue
             rest = self._fit(spec, number + 1, start + depth, furthest)
             if rest is not None:
-                return own | rest
+                return indices | rest
         return None
 
-    def _fit_stage(self, number: int, blocks, inputs) -> dict | None:
+    def _fit_stage(
+        self, number: int, blocks: Sequence[BlockSpec], inputs: Sequence[int]
+    ) -> dict[_Key, int] | None:
         stage = self.stages[number]
-        found = {(number, None, "depth"): stage.depth.index(len(blocks))}
+        indices: dict[_Key, int] = {(number, None, "depth"): stage.depth.index(len(blocks))}
         if not blocks:
-            return found
+            return indices
         if blocks[0].out not in stage.out:
             return None
-        found[number, None, "out"] = stage.out.index(blocks[0].out)
+        indices[number, None, "out"] = stage.out.index(blocks[0].out)
         for i, block in enumerate(blocks):
-            own = self.block(stage, inputs[i], blocks[0].out, i == 0, _values(block))
-            if block != dataclasses.replace(own, expansion=block.expansion):
+            same = self.block(stage, inputs[i], blocks[0].out, i == 0, _values(block))
+            if block != dataclasses.replace(same, expansion=block.expansion):
                 return None  # another stride, width or squeeze-and-excite
         for what in OF_BLOCKS:
             shared = what not in stage.per_block
@@ -288,8 +302,8 @@ class Space:
                 )
                 if index is None:
                     return None
-                found[number, None if shared else group[0], what] = index
-        return found
+                indices[number, None if shared else group[0], what] = index
+        return indices
 
     def _has(self, block: BlockSpec, width: int, what: str, choice) -> bool:
         if what == "expansion":
@@ -304,22 +318,18 @@ def _values(block: BlockSpec) -> dict:
     return {"kernel": block.kernel, "expansion": 1, "se": se, "act": block.act}
 
 
-# How many networks a space has.
-
-
 def combinations(space: Space) -> int:
-    """Choices of all decisions multiplied, whether they make a difference or not; papers print
-    this number."""
+    """Returns the product of all choices, whether they make a difference or not, as papers do."""
     return math.prod(len(d.choices) for d in space.decisions)
 
 
 def network_count(space: Space) -> int:
-    """How many different networks there are, exactly.
+    """Returns the exact number of different networks.
 
-    Decisions of blocks that are left out do not count, nor do two ways to the same network (by
-    rounding of channels, or as the end of one stage or the beginning of the next). Counted are
-    the sequences of blocks that an automaton with the space's decisions as states can write: its
-    sets of states are followed, so that a sequence counts once however many ways lead to it.
+    Decisions about blocks that are left out do not count, and neither does a second way to the same
+    network (by the rounding of channels, or because a block may end one stage or begin the next).
+    The space is an automaton that writes sequences of blocks. The count follows its sets of states,
+    so that a sequence counts once however many ways lead to it.
     """
 
     def options(number: int, names) -> list[dict]:
@@ -329,10 +339,10 @@ def network_count(space: Space) -> int:
             for values in itertools.product(*(getattr(stage, name) for name in names))
         ]
 
-    # A state: stage, blocks of it that are there, width, and what the stage has chosen.
+    # A state: the stage, how many of its blocks are written, the width, the stage's choices.
     @functools.cache
     def after(state) -> dict:
-        """Block -> the states that it leads to."""
+        """Returns the states that each possible next block leads to."""
         number, done, width, chosen = state
         stage = space.stages[number]
         shared = ["out", *(name for name in OF_BLOCKS if name not in stage.per_block)]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from benchmarks import search, toy_supernet
-from mbv3_jax.search.evaluators import ToyTable
+from benchmarks.toy_table import ToyTable
 from mbv3_jax.search.presets import preset
 
 

@@ -1,5 +1,6 @@
 import itertools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -114,6 +115,25 @@ def test_cut_off_anywhere_it_ends_as_if_it_had_not_been(
     assert _texts(out) == _texts(whole[0])
     ours, theirs = (load_model(f / "model").variables for f in (out, whole[0]))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_a_folder_of_version_1_is_read_and_resumed(run, target, whole, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole[0], out)
+    (out / "format.json").unlink()
+    (out / "spec.json").unlink()
+    shutil.rmtree(out / "model")  # killed before the end
+    assert adapt.shrink(run, cost.madds, target, out, **OPTIONS)["spec"] == whole[1]["spec"]
+    assert _texts(out) == _texts(whole[0])
+
+
+def test_a_folder_of_a_newer_version_is_refused(run, target, whole, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole[0], out)
+    (out / "format.json").write_text(json.dumps({"version": 99}))
+    with pytest.raises(UsageError, match="newer version of mbv3_jax, in format 99") as error:
+        adapt.shrink(run, cost.madds, target, out, **OPTIONS)
+    assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -7,24 +9,38 @@ from ml_collections.config_dict import placeholder
 from paths import ROOT
 from rich.console import Console
 
-from mbv3_jax.arch import cost, spec_from_json
+from mbv3_jax.arch import cost, spec_from_json, spec_to_json
 from mbv3_jax.cli import train
 from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.packages import installed
+from mbv3_jax.report import search as report_search
 from mbv3_jax.run.config import config_differences, config_from_json, config_to_json, parse_config
-from mbv3_jax.search import presets, program
+from mbv3_jax.search import presets, program, selection, strategies
+from mbv3_jax.search.evaluators import Table
+from mbv3_jax.search.netadapt.tuning import tuning_config
+from mbv3_jax.search.policy_gradient import Factorised, Lstm, _compiled
+from mbv3_jax.search.program import read_search_config
+from mbv3_jax.search.searchers import Evolution, Random
 from mbv3_jax.search.space import Space, Stage
 
 SEARCH = str(ROOT / "configs" / "search" / "small.py")
 QUIET = Console(quiet=True)
+OPTIONS = ("name", "steps", "batch", "policy", "population", "tournament")
 
 
 @pytest.fixture(scope="module")
-def search(tiny_config, tiny_spec):
-    """The configuration of a search among four networks; it ends in seconds."""
+def space(tiny_spec):
+    """Four networks, as a preset."""
     stage = Stage(out=(8, 16), stride=2, kernel=(3, 5), expansion=(2,))
     space = Space(name="four", base=tiny_spec, stages=(stage,))
-    patch = pytest.MonkeyPatch()
-    patch.setitem(presets.PRESETS, "four", lambda: space)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(presets.PRESETS, "four", lambda: space)
+        yield space
+
+
+@pytest.fixture(scope="module")
+def search(tiny_config, space):
+    """The configuration of a search among four networks; it ends in seconds."""
     run = tiny_config("--config.total_steps=2", "--config.schedule.warmup_steps=0")
     shared = tiny_config("--config.total_steps=40", "--config.schedule.warmup_steps=0")
     for config in (run, shared):
@@ -32,7 +48,7 @@ def search(tiny_config, tiny_spec):
             del config.net.name
             config.net.name = placeholder(str)
     madds = [cost.madds(space.to_spec(p)) for p in space.points()]
-    yield ConfigDict(
+    return ConfigDict(
         {
             "program": "search",
             "seed": 0,
@@ -51,14 +67,26 @@ def search(tiny_config, tiny_spec):
                 "points": 4,
                 "learning_rate": None,
             },
-            "netadapt": {"enabled": False},
+            "searcher": dict.fromkeys(OPTIONS),
+            "netadapt": {"enabled": False, "split_fraction": None},
             "references": ("mobilenet_v3_small",),
             "shared": shared.to_dict(),
             "brief": run.to_dict(),
             "final": run.to_dict(),
         }
     ).lock()
-    patch.undo()
+
+
+def changed(config: ConfigDict, **fields) -> ConfigDict:
+    """The configuration with other fields; a group keeps those that are not given."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        for name, value in fields.items():
+            if isinstance(value, dict) and name in config:
+                config[name].update(value)
+            else:
+                config[name] = value
+    return config.lock()
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +134,7 @@ def test_shared_weights_then_netadapt(search, tmp_path):
             "delta": 0.02,
             "max_proposals": 2,
             "eval_split": None,
+            "split_fraction": None,
         }
     folder = tmp_path / "search"
     text = program.run(config.lock(), folder, QUIET)
@@ -121,7 +150,7 @@ def test_shared_weights_then_netadapt(search, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["price", "find", "train"])
+@pytest.mark.parametrize("stage", ["price", "choose", "train"])
 def test_cut_off_before_a_stage_it_ends_as_if_it_had_not_been(
     search, whole, tmp_path, monkeypatch, stage
 ):
@@ -156,15 +185,15 @@ def test_the_configuration_opens_a_search(argument, tmp_path):
     with config.unlocked():
         config.cost = "madds"
     search = program.Search(config.lock(), tmp_path, QUIET)
-    search.price()
+    pricing = search.price()
     cheapest, dearest = (
-        search.costs([p])["madds"].item()
+        pricing.problem.costs([p])["madds"].item()
         for p in (
             (0,) * len(search.space.decisions),
             tuple(len(d.choices) - 1 for d in search.space.decisions),
         )
     )
-    assert cheapest < search.targets["small"] < search.targets["large"] < dearest
+    assert cheapest < pricing.targets["small"] < pricing.targets["large"] < dearest
     assert not config_differences(config, config_from_json(config_to_json(config)))
 
 
@@ -184,6 +213,10 @@ def test_the_configuration_opens_a_search(argument, tmp_path):
         ("controller.learning_rate=fast", "config: controller.learning_rate: got 'fast'"),
         ("controller.points=0", "config: controller.points: got 0"),
         ("netadapt.start=0.5", "config: netadapt.start: got 0.5"),
+        ("netadapt.split_fraction=1.5", "config: netadapt.split_fraction: got 1.5"),
+        ("netadapt.split_fraction=0.1", "netadapt.eval_split is 'validation'; one must be None"),
+        ("searcher.name=annealing", "config: searcher.name: got 'annealing', expected one of"),
+        ("searcher.steps=9", "config: searcher.steps: got 9, but searcher.name is None"),
     ],
 )
 def test_wrong_values_name_the_field(tmp_path, override, message):
@@ -192,12 +225,227 @@ def test_wrong_values_name_the_field(tmp_path, override, message):
         program.Search(config, tmp_path, QUIET)
 
 
-def test_only_the_entry_that_has_a_program_runs_it(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["searcher.population=8"], "'policy_gradient' has no option population; its options:"),
+        (["searcher.name=random", "searcher.policy=lstm"], "'random' has no option policy"),
+        (["searcher.name=evolution", "searcher.tournament=30"], "searcher.tournament: got 30"),
+        (["searcher.policy=transformer"], "searcher.policy: got 'transformer'"),
+        (["controller.policy=transformer"], "searcher.policy: got 'transformer'"),
+        (["searcher.steps=0"], "searcher.steps: got 0"),
+        (["searcher.batch=0"], "searcher.batch: got 0"),
+        (["rounds.first=1"], "config: rounds.first: got 1"),
+    ],
+)
+def test_wrong_options_of_a_surrogates_searcher_name_the_field(tmp_path, overrides, message):
+    overrides = ["evaluator=surrogate", *overrides]
+    config = parse_config(SEARCH, [f"--config.{override}" for override in overrides])
+    with pytest.raises(UsageError, match=message):
+        program.Search(config, tmp_path, QUIET)
+
+
+def _split(data: ConfigDict) -> tuple:
+    """What decides which images are held out."""
+    return data.name, data.train_split, data.eval_split, data.split_fraction
+
+
+@pytest.mark.parametrize("argument", ["clutter", "imagenet"])
+def test_nothing_is_chosen_by_the_split_that_is_reported(argument):
+    config = parse_config(f"{SEARCH}:{argument}")
+    reported = _split(config.final.data)
+    before_netadapt = program.seed_config(config)
+    tuned = tuning_config(
+        before_netadapt, steps=1, rate=None, eval_split=config.netadapt.eval_split, seed=0
+    )
+    chosen_by = {_split(data) for data in (config.shared.data, config.brief.data, tuned.data)}
+    assert len(chosen_by) == 1 and reported not in chosen_by
+    assert reported[2:] == (None, None)  # clutter's test, and ImageNet's validation images
+    assert config.final == parse_config(f"{SEARCH}:{argument}").final  # left as it was
+
+
+def test_netadapt_gets_the_split_to_choose_by(search, space, tmp_path, monkeypatch):
+    options = {"enabled": True, "start": 1.0, "steps": 1, "delta": 0.02, "max_proposals": None}
+    config = changed(search, netadapt=options | {"eval_split": "validation"})
+    stages = program.Search(config, tmp_path, QUIET)
+    dear = space.to_spec((1, 1))
+    (tmp_path / "small_found.json").write_text(spec_to_json(dear))
+    calls = []
+    monkeypatch.setattr(program, "train", lambda config, *_: calls.append(config))
+    monkeypatch.setattr(
+        program,
+        "shrink",
+        lambda *_, **options: calls.append(options) or {"spec": dear, "steps": []},
+    )
+    stages.adapt(stages.price(), "small")
+    trained, options = calls
+    assert options["eval_split"] == "validation"
+    assert trained.data.to_dict() == config.final.data.to_dict()
+
+
+# Searchers: reachable from a configuration, and each runs what its name says.
+
+ACCURACIES = {(0, 0): 0.5, (0, 1): 0.6, (1, 0): 0.9, (1, 1): 0.7}  # the best is not at an end
+
+
+@pytest.fixture
+def stages(search, tmp_path, monkeypatch):
+    """stages(**fields) -> the search with these fields; accuracies, not costs, decide in it."""
+    table = Table({point: [accuracy] * 2 for point, accuracy in ACCURACIES.items()})
+    monkeypatch.setattr(
+        selection.Trainings, "__call__", lambda self, points, seed: table.evaluate(points)[0]
+    )
+
+    class Controllers:
+        def __init__(self, space):
+            self.trace = {"small": [0.1], "large": [0.2]}
+            self.searchers = {name: Random(space, 0) for name in self.trace}
+
+        def modes(self):
+            return dict.fromkeys(self.trace, (0, 0))
+
+    monkeypatch.setattr(
+        selection, "train_supernet", lambda _, problem, *__, **___: (
+            Controllers(problem.space), table
+        )
+    )  # fmt: skip
+
+    def make(**fields):
+        config = changed(search, reward={"exponent": -0.01}, **fields)
+        return program.Search(config, tmp_path, QUIET)
+
+    return make
+
+
+SPIES = {
+    "policy_gradient": (Factorised, "sample"),
+    "lstm": (Lstm, "sample"),
+    "evolution": (Evolution, "ask"),
+    "random": (Random, "ask"),
+    "nsga2": (strategies, "nsga2"),
+}
+
+
+@pytest.mark.parametrize("evaluator", ["surrogate", "supernet"])
+@pytest.mark.parametrize("kind", SPIES)
+def test_each_searcher_runs_on_each_evaluator(stages, monkeypatch, kind, evaluator):
+    if kind == "nsga2" and not (installed("pymoo") or os.environ.get("MBV3_REQUIRE_PEERS")):
+        pytest.skip("pymoo is not installed")
+    _compiled.cache_clear()
+    used = []
+    for name, (owner, method) in SPIES.items():
+        original = getattr(owner, method)
+        monkeypatch.setattr(
+            owner,
+            method,
+            lambda *a, name=name, original=original, **k: used.append(name) or original(*a, **k),
+        )
+    searcher = {"name": kind, "steps": 12, "batch": 6}
+    if kind == "lstm":
+        searcher |= {"name": "policy_gradient", "policy": "lstm"}
+    if kind == "evolution":
+        searcher |= {"population": 4, "tournament": 2}
+    search = stages(evaluator=evaluator, searcher=searcher)
+    result = search.choose(search.price().problem)
+    assert set(used) == {kind}
+    for network in result["found"].values():
+        assert network["point"] == [1, 0]  # the most accurate one
+        if kind != "nsga2":
+            assert len(network["rewards"]) == 12 and "front" not in network
+            continue
+        assert 1 <= len(network["rewards"]) <= 12  # it ends when no network is new
+        found = [(entry["cost"], entry["predicted"]) for entry in network["front"]]
+        assert found == sorted(found) and found[-1][1] > 0.75  # accuracy rises with cost
+        if evaluator == "surrogate":
+            continue
+        points = list(ACCURACIES)
+        costs = search.price().problem.costs(points)["madds"]
+        pairs = zip(costs.tolist(), ACCURACIES.values(), strict=True)
+        everything = sorted(pairs, key=lambda pair: (pair[0], -pair[1]))
+        best = np.maximum.accumulate([accuracy for _, accuracy in everything])
+        rises = [0, *(np.flatnonzero(np.diff(best) > 0) + 1)]
+        assert found == [(everything[i][0], pytest.approx(everything[i][1])) for i in rises]
+    assert json.loads((search.folder / "found.json").read_text()) == result
+
+
+def test_a_supernets_controllers_are_refined_towards_accuracy(stages):
+    search = stages(evaluator="supernet")
+    result = search.choose(search.price().problem)["found"]
+    assert [network["point"] for network in result.values()] == [[1, 0], [1, 0]]
+    assert [network["rewards"] for network in result.values()] == [[0.1], [0.2]]
+
+
+def test_the_default_searcher_is_the_policy_gradient_of_the_controller(stages):
+    results = []
+    for searcher in ({}, {"name": "policy_gradient", "steps": 40, "batch": 8}):
+        search = stages(evaluator="surrogate", searcher=searcher)
+        search.folder.mkdir(exist_ok=True)
+        results.append(search.choose(search.price().problem))
+        for file in ("found.json", "rounds.json"):
+            (search.folder / file).unlink()
+    assert results[0] == results[1] and len(results[0]["found"]["small"]["rewards"]) == 40
+
+
+def test_the_old_name_of_the_lstm_is_known(stages):
+    controller = {"policy": "autoregressive", "steps": 3}
+    search = stages(evaluator="surrogate", controller=controller)
+    assert search.choose(search.price().problem)["found"]
+
+
+# Folders of other versions.
+
+
+def _as_version_1(folder):
+    """Makes a folder what commit c7ffdd9 would have written."""
+    (folder / "format.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    del config["searcher"], config["netadapt"]["split_fraction"]
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("missing", [(), ("search.json",), ("search.json", "found.json")])
+def test_a_folder_of_version_1_is_resumed(search, whole, tmp_path, missing):
+    folder = tmp_path / "search"
+    shutil.copytree(whole[0], folder)
+    _as_version_1(folder)
+    for name in missing:
+        (folder / name).unlink()
+    # Its runs are listed by path.
+    text = program.run(search, folder, QUIET)
+    assert text == whole[1].replace(str(whole[0]), str(folder))
+    assert (folder / "search.json").read_text() == (whole[0] / "search.json").read_text()
+    assert report_search.read(folder).networks
+    assert read_search_config(folder).brief.to_dict() == search.brief.to_dict()
+
+
+@pytest.mark.slow
+def test_a_folder_of_a_newer_version_is_refused_in_one_line(search, whole, tmp_path):
+    folder = tmp_path / "search"
+    shutil.copytree(whole[0], folder)
+    (folder / "format.json").write_text(json.dumps({"version": 99}))
+    for read in (
+        lambda: program.run(search, folder, QUIET),
+        lambda: report_search.read(folder),
+        lambda: read_search_config(folder),
+    ):
+        with pytest.raises(UsageError, match="newer version of mbv3_jax, in format 99") as error:
+            read()
+        assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_run_folder_is_not_a_search_folder(tmp_path, tiny_config):
+    (tmp_path / "config.json").write_text(config_to_json(tiny_config()))
+    with pytest.raises(UsageError, match="is not a search folder, but that of a run"):
+        read_search_config(tmp_path)
+
+
+def test_a_configuration_says_which_program_runs_it(tmp_path, monkeypatch, capsys):
     arguments = [f"--config={SEARCH}", f"--workdir={tmp_path / 'run'}"]
-    assert train.main(arguments) == 2
-    assert "config.program: got 'search'" in capsys.readouterr().err
     ran = []
-    programs = {"search": lambda config, workdir, console: ran.append(workdir) or "done"}
-    assert train.main(arguments, programs) == 0
+    monkeypatch.setattr(program, "run", lambda config, workdir, console: ran.append(workdir))
+    assert train.main(arguments) == 0
     assert ran == [tmp_path / "run"]
+    assert train.main([*arguments, "--config.program=sweep"]) == 2
+    assert "config.program: got 'sweep'" in capsys.readouterr().err
     assert train.default_workdir("configs/search/small.py").name == "search-small"

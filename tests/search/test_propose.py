@@ -12,8 +12,8 @@ from mbv3_jax.search.candidates import Trainings, work
 from mbv3_jax.search.evaluators import Table
 from mbv3_jax.search.objective import COUNTS, Costs, Reward
 from mbv3_jax.search.presets import preset
-from mbv3_jax.search.selection import propose
 from mbv3_jax.search.space import Space, Stage
+from mbv3_jax.search.strategies import propose
 
 QUIET = Console(quiet=True)
 TOY = preset("toy")
@@ -73,7 +73,7 @@ def test_trainings_are_runs_that_are_found_again(trainings):
 
 def test_a_worker_trains_what_another_process_wants(trainings):
     wants = trainings.folder / "wanted.json"
-    wants.write_text(json.dumps([trainings._wanted(p, 3) for p in ((0,), (1,))]))
+    wants.write_text(json.dumps([trainings._entry(p, 3) for p in ((0,), (1,))]))
     runs = [trainings.run_folder(p, 3) for p in ((0,), (1,))]
 
     def ended():

@@ -37,13 +37,13 @@ def make(kind, seed=0, steps=30, space=SPACE):
         "factorised": lambda: PolicyGradient(
             space, seed, total_steps=steps, learning_rate=1 / steps
         ),
-        "autoregressive": lambda: PolicyGradient(
-            space, seed, total_steps=steps, policy="autoregressive", learning_rate=0.1 / steps
+        "lstm": lambda: PolicyGradient(
+            space, seed, total_steps=steps, policy="lstm", learning_rate=0.1 / steps
         ),
     }[kind]()
 
 
-KINDS = ["random", "evolution", "factorised", "autoregressive"]
+KINDS = ["random", "evolution", "factorised", "lstm"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,7 +74,7 @@ def test_points_are_canonical_and_best_is_the_best(kind):
     assert all(SPACE.canonical(p) == p for p in searcher.ask(20))
 
 
-@pytest.mark.parametrize(("policy", "rate"), [("factorised", 0.004), ("autoregressive", 0.0015)])
+@pytest.mark.parametrize(("policy", "rate"), [("factorised", 0.004), ("lstm", 0.0015)])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_policy_gradient_finds_the_optimum_of_its_evaluator(policy, rate, seed):
     space = TOY
@@ -86,7 +86,7 @@ def test_the_policy_gradient_finds_the_optimum_of_its_evaluator(policy, rate, se
     assert searcher.best()[1] >= 0.99 * optimum
 
 
-@pytest.mark.parametrize("policy", ["factorised", "autoregressive"])
+@pytest.mark.parametrize("policy", ["factorised", "lstm"])
 def test_the_mean_gradient_is_the_enumerated_exact_one(policy):
     searcher = PolicyGradient(SPACE, 3, total_steps=10, policy=policy)
     leaves, structure = jax.tree.flatten(searcher.params)

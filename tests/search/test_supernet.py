@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from supernet_parts import extract
 
 from mbv3_jax.nn import functional
 from mbv3_jax.search.presets import preset, toy
@@ -52,7 +53,7 @@ def test_a_masked_network_is_the_extracted_one(case):
     for point in [*ends, *points]:
         masked = run(params, _one(space, point))
         spec = space.to_spec(point)
-        variables = network.extract(space, params, point)
+        variables = extract(space, params, point)
         functional.check(spec, variables)
         expected, _ = own(spec, variables)
         assert np.std(expected) > 1e-3
@@ -65,25 +66,11 @@ def test_only_the_weights_of_the_part_learn(case):
     point = space.canonical([0] * len(space.decisions))
     switches = _one(space, point)
     grads = jax.grad(lambda p: jnp.sum(jnp.sin(run(p, switches))))(params)
-    own = network.extract(space, grads, point)["params"]
+    own = extract(space, grads, point)["params"]
     part = sum(float(jnp.sum(jnp.abs(x))) for x in jax.tree.leaves(own))
     whole = sum(float(jnp.sum(jnp.abs(x))) for x in jax.tree.leaves(grads))
     assert part == pytest.approx(whole, rel=1e-5)
     assert part > 0
-
-
-def test_calibrated_statistics_are_those_of_the_batches():
-    space = toy()
-    point = (0,) * len(space.decisions)
-    spec = space.to_spec(point)
-    params = functional.init(network.largest(space), jax.random.key(0))["params"]
-    images = np.random.default_rng(2).standard_normal((16, 32, 32, 3)).astype(np.float32)
-    variables = network.calibrate(spec, network.extract(space, params, point), [images])
-    by_batch, _ = functional.apply(spec.replace(bn_decay=0.0), variables, images, train=True)
-    by_running, _ = functional.apply(spec, variables, images)
-    np.testing.assert_allclose(by_running, by_batch, rtol=1e-3, atol=1e-4)
-    with pytest.raises(ValueError, match="no batches"):
-        network.calibrate(spec, variables, [])
 
 
 @pytest.mark.parametrize("name", ["mnasnet", "mobilenetv3_like", "proxylessnas", "small", "toy"])
@@ -93,7 +80,7 @@ def test_every_preset_has_a_largest_network_that_holds_all(name):
     params = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), shapes)
     for point in space.sample(np.random.default_rng(0), 5):
         assert network.switches(space, [point])["last"].sum() == space.to_spec(point).last.out
-        jax.eval_shape(lambda p, point=point: network.extract(space, p, point), params)
+        jax.eval_shape(lambda p, point=point: extract(space, p, point), params)
 
 
 def test_spaces_that_cannot_share_weights_are_refused():

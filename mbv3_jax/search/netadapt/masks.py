@@ -1,7 +1,16 @@
-"""NetAdapt's proposals: the narrower networks that one step chooses among (arXiv 1804.03230).
+"""Narrower networks: which ones a step of NetAdapt proposes, and as masks of the first network.
 
-MobileNetV3 section 4.2 has two kinds: a smaller expansion layer, and a smaller bottleneck in all
-blocks that share it, so that shortcuts stay.
+MobileNetV3 section 4.2 has two kinds of proposals: a smaller expansion layer, and a smaller
+bottleneck in all blocks that share it, so that shortcuts stay.
+
+A narrower network is represented by the first one with other weights at zero. A channel whose
+kernels, BatchNorm scale and bias are zero is zero from end to end: every nonlinearity maps 0 to 0,
+and a gate times 0 is 0. Hence the masked network computes exactly the narrower one, in evaluation
+and in training, and one compiled program serves all of them.
+
+A width is a number of channels that layers share: "stem" or "block4" for the output of the first
+layer of a bottleneck, "block3/expansion", "block3/squeezed". `Kept` says which of its channels are
+left.
 """
 
 import dataclasses
@@ -16,12 +25,17 @@ from mbv3_jax.core.checks import choose
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.functional import Variables
 
-DELTA = 0.01  # of the first cost: what a step cuts at least (section 4.2)
+# A step saves at least this fraction of the first cost (section 4.2).
+DELTA = 0.01
+KEEP = ("norm", "first")
+
+# The channels that are left of each width, in ascending order.
+Kept = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """A narrower network: what was cut ("block3 expansion 72 -> 64"), and the cost saved."""
+    """A narrower network, what was cut ("block3 expansion 72 -> 64"), and the cost saved."""
 
     change: str
     spec: NetSpec
@@ -29,10 +43,10 @@ class Proposal:
 
 
 def bottlenecks(spec: NetSpec) -> list[tuple[int, ...]]:
-    """The bottlenecks as groups of layers that must be equally wide: 0 is the stem, i block i.
+    """Returns the bottlenecks as groups of layers that must be equally wide.
 
-    A block joins the layer before it where it has a shortcut. A stem that no block is added to
-    is none.
+    Layer 0 is the stem and layer i is block i. A block with a shortcut joins the layer before it. A
+    stem that no block is added to is left out.
     """
     groups = [[0]]
     for i, block in enumerate(spec.blocks, start=1):
@@ -47,42 +61,43 @@ def bottlenecks(spec: NetSpec) -> list[tuple[int, ...]]:
 def proposals(
     spec: NetSpec, cost: Callable[[NetSpec], float], cut: float, *, divisor: int = 8
 ) -> list[Proposal]:
-    """For each expansion layer and each bottleneck, the least narrowing that saves `cut`.
+    """Returns the least narrowing that saves `cut`, for each expansion layer and each bottleneck.
 
-    A layer that cannot save as much is not among them, nor a narrowing that would make a block
-    gain or lose its expansion layer (`BlockSpec`) or its shortcut: the weights would no longer
-    compute nearly the same. A block without expansion layer stays as wide as its input.
+    Layers that cannot save as much are left out, and so are narrowings by which a block would gain
+    or lose its expansion layer (`BlockSpec`) or its shortcut: the weights would no longer compute
+    nearly the same. A block without an expansion layer stays as wide as its input.
 
     Args:
-      spec: what is narrowed.
-      cost: of a network, in any unit: `arch.cost.madds`, or a latency model's milliseconds.
-      cut: how much a proposal saves at least, above zero, in the unit of `cost`.
-      divisor: of all new channel counts.
+      spec: The network to narrow.
+      cost: The cost of a network: `arch.cost.madds`, or a latency model's milliseconds.
+      cut: The least that a proposal saves, above zero, in the unit of `cost`.
+      divisor: All new channel counts are multiples of it.
 
     Raises:
-      ValueError: if `cut` is not above zero.
+      ValueError: `cut` is not above zero.
     """
     if not cut > 0:
         raise ValueError(f"cut: got {cut!r}, expected a number above zero")
-    whole, found = cost(spec), []
-    shrinks = [
-        (f"block{i} expansion", block.expansion, lambda width, i=i: _expansion(spec, i, width))
+    full_cost = cost(spec)
+    narrowings: list[tuple[str, int, Callable[[int], NetSpec]]] = [
+        (f"block{i} expansion", block.expansion, functools.partial(_expansion, spec, i))
         for i, block in enumerate(spec.blocks, start=1)
         if _expands(spec)[i - 1]
     ]
-    shrinks += [
-        (_name(group), _widths(spec)[group[0]], lambda width, g=group: _bottleneck(spec, g, width))
+    narrowings += [
+        (_name(group), _widths(spec)[group[0]], functools.partial(_bottleneck, spec, group))
         for group in bottlenecks(spec)
     ]
-    for name, width, narrowed in shrinks:
+    result = []
+    for name, width, narrowed in narrowings:
         for new in range((width - 1) // divisor * divisor, 0, -divisor):
             candidate = narrowed(new)
-            saved = whole - cost(candidate)
+            saved = full_cost - cost(candidate)
             same_layers = _expands(candidate) == _expands(spec)
             if saved >= cut and same_layers and bottlenecks(candidate) == bottlenecks(spec):
-                found.append(Proposal(f"{name} {width} -> {new}", candidate, saved))
+                result.append(Proposal(f"{name} {width} -> {new}", candidate, saved))
                 break
-    return found
+    return result
 
 
 def _widths(spec: NetSpec) -> list[int]:
@@ -115,70 +130,56 @@ def _bottleneck(spec: NetSpec, group: tuple[int, ...], width: int) -> NetSpec:
     return spec.replace(stem=stem, blocks=tuple(blocks))
 
 
-# Narrower networks as parts of the network that they come from, whose other weights are zero.
-#
-# A channel whose kernels, BatchNorm scale and bias are zero is zero from end to end: every
-# nonlinearity maps 0 to 0, and a gate times 0 is 0. So the masked network computes exactly the
-# narrower one, in evaluation and in training, and one compiled program serves all of them.
-#
-# A width is a number of channels that layers share: "stem" or "block4" for the output of the first
-# layer of a bottleneck, "block3/expansion", "block3/squeezed". Which of its channels are left,
-# `Kept` says.
-
-Kept = dict[str, np.ndarray]  # width -> its channels that are left, rising
-KEEP = ("norm", "first")
-
-
 def widths(spec: NetSpec) -> dict[str, int]:
-    """The number of channels of each width."""
-    found = {}
+    """Returns the number of channels of each width."""
+    sizes: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(functional.shapes(spec)):
         names = _axes(spec, path, leaf.ndim)
-        found |= {name: size for name, size in zip(names, leaf.shape, strict=True) if name}
-    return found
+        sizes |= {name: size for name, size in zip(names, leaf.shape, strict=True) if name}
+    return sizes
 
 
 def whole(spec: NetSpec) -> Kept:
-    """All channels."""
+    """Returns all channels of a network."""
     return {name: np.arange(size) for name, size in widths(spec).items()}
 
 
 def narrow(
     spec: NetSpec, variables: Variables, kept: Kept, narrower: NetSpec, *, keep: str = "norm"
 ) -> Kept:
-    """Which of the channels that are left stay in a narrower network.
+    """Returns which of the channels that are left stay in a narrower network.
 
-    Those of the largest L2 norm (NetAdapt, section 3.3): of the kernels that produce a channel,
-    summed over the layers that do. Ties go to the first.
+    These are the channels with the largest L2 norm (NetAdapt, section 3.3) of the kernels that
+    produce a channel, summed over the layers that do. Of equals, the first stays.
 
     Args:
-      spec: the whole network.
-      variables: its own, zero outside of `kept`.
-      kept: what is left of it.
-      narrower: the network, of the same layers.
+      spec: The whole network.
+      variables: Its variables, zero outside of `kept`.
+      kept: The channels that are left.
+      narrower: The narrower network, with the same layers.
       keep: "norm", or "first" for the first channels.
 
     Raises:
-      ValueError: it has other layers, or is wider somewhere.
+      ValueError: The narrower network has other layers, or is wider somewhere.
     """
     choose("keep", keep, KEEP)
-    wanted = widths(narrower)
-    if wanted.keys() != kept.keys():
+    sizes = widths(narrower)
+    if sizes.keys() != kept.keys():
         raise ValueError(f"{narrower.name} has other layers than {spec.name}")
-    norms, found = _norms(spec, variables), {}
+    norms, result = _norms(spec, variables), {}
     for name, channels in kept.items():
-        count = wanted[name]
+        count = sizes[name]
         if count > len(channels):
             raise ValueError(f"{name}: got {count} channels, of which {len(channels)} are left")
         order = np.arange(len(channels))
         if keep == "norm":
             order = np.argsort(-norms[name][channels], kind="stable")
-        found[name] = np.sort(channels[order[:count]])
-    return found
+        result[name] = np.sort(channels[order[:count]])
+    return result
 
 
 def mask(spec: NetSpec, kept: Kept) -> Variables:
-    """float32 of the shapes of the variables: 1 for what belongs to kept channels, else 0."""
+    """Returns float32 arrays like the variables: 1 for what belongs to kept channels, else 0."""
 
     def of_leaf(path, leaf):
         ones = np.ones(leaf.shape, np.float32)
@@ -192,10 +193,10 @@ def mask(spec: NetSpec, kept: Kept) -> Variables:
 
 
 def truncate(spec: NetSpec, variables: Variables, narrower: NetSpec, kept: Kept) -> Variables:
-    """The variables of the narrower network, as NumPy arrays: those of the kept channels.
+    """Returns the variables of the narrower network: those of the kept channels, in NumPy arrays.
 
     Raises:
-      ValueError: they do not fit it.
+      ValueError: They do not fit the network.
     """
 
     def of_leaf(path, leaf):
@@ -205,26 +206,26 @@ def truncate(spec: NetSpec, variables: Variables, narrower: NetSpec, kept: Kept)
                 leaf = np.take(leaf, kept[name], axis)
         return leaf
 
-    found = jax.tree_util.tree_map_with_path(of_leaf, variables)
-    functional.check(narrower, found)
-    return found
+    result = jax.tree_util.tree_map_with_path(of_leaf, variables)
+    functional.check(narrower, result)
+    return result
 
 
 def _norms(spec: NetSpec, variables: Variables) -> dict[str, np.ndarray]:
-    """L2 norms of what produces each channel of each width, float64."""
-    norms = {}
+    """Returns the L2 norms, float64, of the kernels that produce each channel of each width."""
+    norms: dict[str, np.ndarray] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
         *layer, kind = (p.key for p in path)
         name = _axes(spec, [None, *path], leaf.ndim)[-1]
-        # A depthwise kernel and a gate work on channels that are there already.
+        # A depthwise kernel and a gate change channels that other layers produce.
         if name and kind == "kernel" and "depthwise" not in layer and layer[1:] != ["se", "expand"]:
             norm = np.sqrt(np.square(np.asarray(leaf, np.float64)).sum((0, 1, 2)))
-            norms[name] = norms.get(name, 0) + norm
+            norms[name] = norms.get(name, 0.0) + norm
     return norms
 
 
 def _axes(spec: NetSpec, path, ndim: int) -> tuple[str | None, ...]:
-    """The width that each axis of a variable runs over; None for those that stay as they are."""
+    """Returns the width that each axis of a variable runs over; None for axes that stay."""
     _, stage, *layer = (p and p.key for p in path)
     outputs = _outputs(spec)
     if stage in ("head", "logits"):
@@ -252,7 +253,7 @@ def _axes(spec: NetSpec, path, ndim: int) -> tuple[str | None, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _outputs(spec: NetSpec) -> list[str]:
-    """The width that the stem (0) and each block puts out, called after its first layer."""
+    """Returns the width that the stem (0) and each block puts out, named after its first layer."""
     names = ["stem", *(f"block{i}" for i in range(1, len(spec.blocks) + 1))]
     for group in bottlenecks(spec):
         for i in group:

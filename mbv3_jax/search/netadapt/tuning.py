@@ -1,4 +1,4 @@
-"""Brief fine-tuning of parts of a network, all by one compiled step."""
+"""Brief fine-tuning of narrowed networks, all by one compiled step."""
 
 import dataclasses
 from pathlib import Path
@@ -20,21 +20,22 @@ from mbv3_jax.train.experiment import make_experiment
 from mbv3_jax.train.sharding import put_batch
 from mbv3_jax.train.state import create_state
 
+# The learning rate over the run's, unless a rate is given.
+RATE_FACTOR = 0.1
 _UNITS = ("steps", "epochs", "examples")
-RATE_FACTOR = 0.1  # of the run's learning rate, where none is given
 
 
 def tuning_config(
     config: ConfigDict, *, steps: int, rate: float | None, eval_split: str | None, seed: int
 ) -> ConfigDict:
-    """The configuration of a run, made one of a brief fine-tuning at a constant learning rate.
+    """Returns the configuration of a brief fine-tuning at a constant learning rate.
 
     Args:
-      config: of the run.
-      steps: of a fine-tuning.
-      rate: learning rate; None for a tenth of the run's.
-      eval_split: `data.eval_split`; None leaves the run's.
-      seed: of the order of the data and of all else that is random.
+      config: The configuration of the run that trained the network.
+      steps: The number of steps of a fine-tuning.
+      rate: The learning rate; None for a tenth of the run's.
+      eval_split: `data.eval_split`; None for the run's.
+      seed: Seed of the order of the data and of everything else that is random.
     """
     tree = config.to_dict()
     if rate is None:
@@ -50,24 +51,26 @@ def tuning_config(
 
 
 class Tuner:
-    """Fine-tunes and evaluates parts of the network of a run, by its data and its recipe.
+    """Fine-tunes and evaluates narrowed networks with the data and the recipe of a run.
 
     Args:
-      run: its folder.
-      model: what is in it.
-      config: of `tuning_config`.
-      interrupt: checked before each step and before each batch of an evaluation.
+      run: The folder of the run.
+      model: The network in it.
+      config: The result of `tuning_config`.
+      interrupt: Checked before each step and before each batch of an evaluation.
 
     Raises:
-      UsageError: the configuration does not fit, or gives another network than the folder has.
+      UsageError: The configuration does not fit, or describes another network than `model`.
     """
 
     def __init__(self, run: Path, model: Model, config: ConfigDict, interrupt: Interrupt):
         experiment = make_experiment(config, run)
         if experiment.spec.replace(name="") != model.spec.replace(name=""):
-            raise UsageError(f"{run}: its configuration gives another network now than it holds")
+            raise UsageError(
+                f"{run}: its configuration now describes another network than the one it holds"
+            )
         self.steps, self._interrupt = experiment.total_steps, interrupt
-        # Running statistics are those of the last steps of a fine-tuning, however brief it is.
+        # The running statistics must follow even a brief fine-tuning.
         decay = min(model.spec.bn_decay, max(0.0, 1 - 5 / self.steps))
         spec, tx = model.spec.replace(bn_decay=decay), _masked(experiment.tx)
         self._experiment = dataclasses.replace(experiment, spec=spec, tx=tx)
@@ -84,32 +87,32 @@ class Tuner:
     def tune(self, variables: Variables, kept: Kept, number: int) -> Variables:
         """Cuts the network down to the kept channels and trains what is left.
 
-        The batches are those of the step `number` of NetAdapt, the same for all that it compares.
+        All proposals of a NetAdapt step see the same batches.
 
         Args:
-          variables: of the whole network.
-          kept: its channels that stay.
-          number: of the step, from 0.
+          variables: The variables of the whole network.
+          kept: The channels that stay.
+          number: The number of the NetAdapt step, from 0.
 
         Returns:
-          Variables of the whole network on the device, zero outside of `kept` but for the running
-          variances.
+          Variables of the whole network on the device, zero outside of `kept` except for the
+          running variances.
 
         Raises:
-          RunError: the loss is not finite, or an example cannot be read.
-          Preempted, KeyboardInterrupt: asked to stop.
+          RunError: The loss is not finite, or an example cannot be read.
+          Preempted, KeyboardInterrupt: After a signal.
         """
         ones = mask(self._experiment.spec, kept)
         cut = jax.tree.map(lambda x, one: np.asarray(x) * one, variables, ones)
         first, experiment = number * self.steps, self._experiment
-        now = self._create(cut, ones["params"], np.int32(first))
-        to_here = dataclasses.replace(experiment, total_steps=first + self.steps)
-        batches, before = to_here.train_batches(first), None
+        state = self._create(cut, ones["params"], np.int32(first))
+        until_here = dataclasses.replace(experiment, total_steps=first + self.steps)
+        batches, previous = until_here.train_batches(first), None
         try:
             for batch in self._interrupt.between(batches):
-                now, metrics = experiment.train_step(now, put_batch(batch, experiment.mesh))
-                jax.block_until_ready(before)  # or batches would pile up
-                before = metrics
+                state, metrics = experiment.train_step(state, put_batch(batch, experiment.mesh))
+                jax.block_until_ready(previous)  # or batches would pile up
+                previous = metrics
         except BadExample as e:
             raise RunError(f"{e}") from e
         finally:
@@ -119,10 +122,10 @@ class Tuner:
                 f"the loss of a fine-tuning is {metrics['loss']} after {self.steps} steps; choose "
                 "a lower learning rate, and another folder"
             )
-        return now.variables
+        return state.variables
 
     def top1(self, variables: Variables) -> float:
-        """The fraction of right answers on all held-out examples."""
+        """Returns the fraction of right answers on all held-out examples."""
         try:
             return self._experiment.evaluate(variables, self._interrupt.between)["top1"]
         except BadExample as e:
@@ -135,9 +138,9 @@ class _Masked(NamedTuple):
 
 
 def _masked(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The optimizer with its updates multiplied by a mask that its state holds.
+    """Returns the optimizer with its updates multiplied by a mask in its state.
 
-    Being data, another mask compiles nothing.
+    The mask is data, so that another mask needs no compilation.
     """
 
     def init(params):

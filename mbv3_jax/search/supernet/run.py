@@ -1,39 +1,42 @@
 """A supernet's training in a folder: the real data and optimizer, checkpoints, resumption."""
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from mbv3_jax.arch.spec import spec_to_json
+from mbv3_jax.arch.spec import NetSpec, spec_to_json
 from mbv3_jax.core.errors import Preempted, RunError, UsageError
 from mbv3_jax.core.files import write_atomically
 from mbv3_jax.data import loader
+from mbv3_jax.data.source import Source
 from mbv3_jax.run.checkpoint import Checkpoints, Position
 from mbv3_jax.run.interrupt import Interrupt
 from mbv3_jax.run.metrics import ProgressBar
 from mbv3_jax.run.processes import other_processes
-from mbv3_jax.search.evaluators import SharedWeights
-from mbv3_jax.search.objective import Costs, Reward
-from mbv3_jax.search.space import Space
+from mbv3_jax.search.objective import Problem
+from mbv3_jax.search.space import Point, Space
 from mbv3_jax.search.supernet import network
-from mbv3_jax.search.supernet.training import Controllers, Programs
+from mbv3_jax.search.supernet.training import Controllers, Programs, SharedWeights
 from mbv3_jax.train.experiment import Experiment, make_experiment
+from mbv3_jax.train.state import TrainState
 
-# Held-out batches that the trained weights are evaluated on.
-_BATCHES = 16
+# The number of held-out batches that the trained weights are evaluated on, at most.
+_EVAL_BATCHES = 16
+# What `config.shared.net` can change in the networks besides the layers of the largest one.
+_CONSTANTS = ("dropout", "drop_path", "padding", "bn_eps")
 
 
-def train(
+def train_supernet(
     config: ConfigDict,
-    space: Space,
-    costs: Costs,
-    rewards: Mapping[str, Reward],
+    problem: Problem,
     folder: Path,
     console: Console,
     *,
@@ -41,29 +44,32 @@ def train(
     points: int = 2,
     learning_rate: float | str | None = None,
 ) -> tuple[Controllers, SharedWeights]:
-    """Trains shared weights and a controller for each reward, or goes on with it.
+    """Trains shared weights and a controller for each reward, or resumes their training.
 
-    The batch is split over all devices and processes; each process runs the same controllers on
-    the same accuracies. The same command ends with the same bits after any interruption.
+    The batch is split over all devices and processes; every process runs the same controllers on
+    the same accuracies. After any interruption the result has the same bits.
 
     Args:
-      config: of a run, as `configs/found.py` gives it: data, batch size, optimizer, steps and
-        checkpoints are taken from it. Its data should hold out a split that is made for choosing.
-      space, costs, rewards: what is searched; see `Controllers`.
-      folder: holds `largest.json` and `checkpoints/`.
-      console: where progress goes.
-      seed, points, learning_rate: of the controllers, see there.
+      config: The configuration of a run, as `configs/found.py` returns it. Data, batch size,
+        optimizer, steps and checkpoints are taken from it. Its data should hold out a split that
+        is made for choosing.
+      problem: What the controllers search for.
+      folder: Holds `largest.json` and `checkpoints/`.
+      console: Where progress is printed.
+      seed: Seed of the training and of the controllers.
+      points, learning_rate: As for `Controllers`.
+
+    Returns:
+      The controllers, and the trained weights as an evaluator.
 
     Raises:
-      UsageError: the configuration is wrong, or the data has another number of classes.
-      RunError: the loss is not finite, or a checkpoint cannot be written or read.
-      Preempted, KeyboardInterrupt: after a signal, between two steps; saved in the first case.
+      UsageError: The configuration is wrong, the data has another number of classes, or its
+        held-out split is smaller than a batch.
+      RunError: The loss is not finite, or a checkpoint cannot be written or read.
+      Preempted, KeyboardInterrupt: After a signal, between two steps; saved in the first case.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        spec = network.largest(space)
-    except ValueError as e:
-        raise UsageError(f"config: space: {e}") from e
+    spec = _largest(problem.space)
     write_atomically(folder / "largest.json", spec_to_json(spec))
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -74,6 +80,16 @@ def train(
             f"config: space.num_classes: got {spec.num_classes}, but the data {config.data.name!r} "
             f"has {experiment.spec.num_classes} classes"
         )
+    held_out, batch_size = experiment.eval_source, config.batch_size
+    if len(held_out) < batch_size:
+        raise UsageError(
+            f"config: shared.batch_size: got {batch_size}, but the held-out split "
+            f"{held_out.split!r} of {held_out.name!r} has only {len(held_out)} images; the weights "
+            "are evaluated on whole batches"
+        )
+    # The networks have the dropout of config.shared, as candidates have that of config.brief.
+    space = problem.space.replace(**{f: getattr(experiment.spec, f) for f in _CONSTANTS})
+    _largest(space)
     programs = Programs(
         space,
         experiment.tx,
@@ -84,32 +100,58 @@ def train(
     )
     controllers = Controllers(
         space,
-        costs,
-        rewards,
+        problem.costs,
+        problem.rewards,
         total_steps=experiment.total_steps,
         seed=seed,
         points=points,
         learning_rate=learning_rate,
-        images=config.batch_size,
+        images=batch_size,
     )
-    checkpoints = Checkpoints(folder)
-    try:
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
         params = _Session(experiment, programs, controllers, checkpoints, console).run()
-    finally:
-        checkpoints.close()
-    count = min(_BATCHES, len(experiment.eval_source) // config.batch_size)
-    held = _held_out(experiment, 0, count)
+    count = min(_EVAL_BATCHES, len(held_out) // batch_size)
+    with contextlib.closing(held_out_batches(experiment, 0, count)) as batches:
+        return controllers, SharedWeights(programs, params, list(batches))
+
+
+def _largest(space: Space) -> NetSpec:
     try:
-        return controllers, SharedWeights(programs, params, held)
-    finally:
-        held.close()
+        return network.largest(space)
+    except ValueError as e:
+        raise UsageError(f"config: space: {e}") from e
 
 
-def _held_out(experiment: Experiment, start: int, stop: int):
-    """Batches of the held-out split, as large as those of training."""
+class EvalViews(Source):
+    """The evaluation views of a source, also where a loader asks for random training views."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self.name, self.split = source.name, source.split
+        self.resolution, self.class_names = source.resolution, source.class_names
+        self.fingerprint, self.encoded = source.fingerprint, source.encoded
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def batch(self, indices, views=None):
+        return self._source.batch(indices)
+
+    def load(self, indices, views=None):
+        return self._source.load(indices)
+
+    def where(self, index: int) -> str:
+        return self._source.where(index)
+
+
+def held_out_batches(experiment: Experiment, start: int, stop: int) -> loader.Batches:
+    """Returns the batches `start` to `stop` of an endless, shuffled sequence of held-out images.
+
+    They are as large as those of training, and show the evaluation view of each image.
+    """
     config = experiment.config
     return loader.train_batches(
-        experiment.eval_source,
+        EvalViews(experiment.eval_source),
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start,
@@ -125,20 +167,22 @@ def _held_out(experiment: Experiment, start: int, stop: int):
 
 @dataclasses.dataclass
 class _Session:
+    """The training from the newest checkpoint to the end, in this process."""
+
     experiment: Experiment
     programs: Programs
     controllers: Controllers
     checkpoints: Checkpoints
     console: Console
 
-    def run(self):
+    def run(self) -> network.Tree:
         """Trains to the end; returns the weights."""
         experiment, total = self.experiment, self.experiment.total_steps
         state, step = self._begin()
         if step == total:
             return state.variables["params"]
         batches = experiment.train_batches(step)
-        held = _held_out(experiment, step, total)
+        held_out = held_out_batches(experiment, step, total)
         seed, size = experiment.config.seed, experiment.config.batch_size
         began = step, time.perf_counter()
         try:
@@ -149,13 +193,8 @@ class _Session:
                 for number in interrupt.between(range(step + 1, total + 1)):
                     point = self.controllers.draw(number - 1)
                     state, metrics = self.programs.step(state, next(batches), point, seed)
-                    params, now = state.variables["params"], next(held)
-                    self.controllers.learn(
-                        number - 1,
-                        lambda p, params=params, now=now: (
-                            self.programs.correct(params, now, p) / size
-                        ),
-                    )
+                    accuracy_of = self._accuracy_of(state.variables["params"], next(held_out))
+                    self.controllers.learn(number - 1, accuracy_of)
                     step = number
                     if step % experiment.config.log_every_steps == 0 or step == total:
                         loss, top1 = self._finite(step, metrics)
@@ -170,12 +209,19 @@ class _Session:
             raise Preempted(f"stopped on request; {self.checkpoints.advice()}") from e
         finally:
             batches.close()
-            held.close()
+            held_out.close()
         self.checkpoints.wait()
         return state.variables["params"]
 
-    def _begin(self):
-        """The state of the newest checkpoint, or a fresh one, and its step."""
+    def _accuracy_of(
+        self, params: network.Tree, batch: dict
+    ) -> Callable[[Sequence[Point]], np.ndarray]:
+        """The accuracies of points on a held-out batch by the weights now."""
+        size = self.experiment.config.batch_size
+        return lambda points: self.programs.correct(params, batch, points) / size
+
+    def _begin(self) -> tuple[TrainState, int]:
+        """Returns the state of the newest checkpoint, or a fresh one, and its step."""
         steps = self.checkpoints.steps()
         if not steps:
             return self.experiment.create_state(), 0
@@ -184,9 +230,10 @@ class _Session:
         expected = self._position(steps[-1])
         if position != expected:
             raise RunError(
-                f"the data is not what step {steps[-1]} of {self.checkpoints.folder} was trained "
-                f"on: it has {position}, this command would go on with {expected}"
+                f"step {steps[-1]} of {self.checkpoints.folder} was trained on other data: it has "
+                f"{position}, but this command would resume with {expected}"
             )
+        assert position.extra is not None, "`_save` stores the controllers"
         self.controllers.load(position.extra)
         self.console.print(f"shared weights: resuming from step {steps[-1]}")
         return state, steps[-1]
@@ -198,7 +245,7 @@ class _Session:
             extra=extra,
         )
 
-    def _save(self, state, step: int) -> None:
+    def _save(self, state: TrainState, step: int) -> None:
         position = self._position(step, self.controllers.state())
         self.checkpoints.save(state, position, self.experiment.spec, self.experiment.config)
         self.checkpoints.wait()
