@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import optimize, stats
 
+from mbv3_jax.arch.activations import ACTIVATIONS
 from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.checks import choose
 from mbv3_jax.latency.pieces import KINDS, Piece, pieces
 from mbv3_jax.latency.table import Table
 
@@ -56,7 +58,7 @@ def work(piece: Piece) -> dict[str, float]:
     """Counts of what a piece does, in millions; "call" is 1."""
     before, after = piece.size**2, piece.out_size**2
     kernel, wide = piece.kernel**2, piece.expansion
-    found = dict.fromkeys(_WORK, 0.0)
+    found = dict.fromkeys(_columns(), 0.0)
     acted = after * wide
     if piece.kind == "stem":
         found["conv"] = after * kernel * piece.inputs * piece.out
@@ -75,7 +77,7 @@ def work(piece: Piece) -> dict[str, float]:
         found["expand"] = after * kernel * piece.inputs * wide
         found["dense"] = wide * piece.head + (piece.head or wide) * piece.out
         found["written"] = found["pooled"] = after * wide
-    if piece.act in ("h_swish", "swish"):
+    if not ACTIVATIONS[choose("act", piece.act, ACTIVATIONS)].fused:
         found[piece.act] = acted
     if piece.squeezed:
         found["dense"] += 2 * (wide or piece.out) * piece.squeezed
@@ -86,7 +88,32 @@ def work(piece: Piece) -> dict[str, float]:
 
 
 _WORK = ("conv", "expand", "project", "depthwise3", "depthwise5", "depthwise7", "strided")
-_WORK += ("dense", "written", "added", "pooled", "scaled", "h_swish", "swish", "gates", "call")
+_WORK += ("dense", "written", "added", "pooled", "scaled")
+
+
+def _columns() -> tuple[str, ...]:
+    """The names of all kinds of work, in order; each activation that is not fused is one."""
+    passes = [name for name, act in ACTIVATIONS.items() if not act.fused]
+    return (*_WORK, *passes, "gates", "call")
+
+
+def _with_unmeasured_activations(weights: np.ndarray, amounts: np.ndarray) -> np.ndarray:
+    """Prices activations that no measured piece has, which the fit leaves at 0.
+
+    A pass over the feature map costs as much as in the dearest activation that was measured; if
+    none was, as much as writing the map.
+
+    Args:
+      weights: [kinds of work], milliseconds for a million.
+      amounts: [pieces, kinds of work].
+    """
+    prices = dict(zip(_columns(), weights, strict=True))
+    measured = dict(zip(_columns(), np.any(amounts > 0, axis=0), strict=True))
+    passes = {name: act.passes for name, act in ACTIVATIONS.items() if not act.fused}
+    price = max((prices[n] / passes[n] for n in passes if measured[n]), default=0.0)
+    price = price or prices["written"]
+    prices |= {n: price * passes[n] for n in passes if not measured[n]}
+    return np.array(list(prices.values()))
 
 
 def _row(piece: Piece) -> list[float]:
@@ -143,6 +170,7 @@ def fit(table: Table) -> CostModel:
     amounts = np.array([list(work(p).values()) for p in some])
     # Divided by ms: relative errors count, of small pieces as of large ones.
     weights, _ = optimize.nnls(amounts / ms[:, None], np.ones(len(ms)))
+    weights = _with_unmeasured_activations(weights, amounts)
     trees = None
     if len(some) >= _FOR_TREES:
         from sklearn.ensemble import GradientBoostingRegressor

@@ -10,7 +10,8 @@ from reference_net import random_variables
 from small_net import NET, apply, random_images
 
 from mbv3_jax.arch import build
-from mbv3_jax.arch.spec import ACTIVATIONS, SESpec
+from mbv3_jax.arch.activations import ACTIVATIONS
+from mbv3_jax.arch.spec import SESpec
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.folded import INT8, NATIVE, Forms, apply_folded, fold
 
