@@ -286,7 +286,8 @@ def _from_tree(kind: typing.Any, tree: typing.Any, path: str) -> typing.Any:
         )
     hints = typing.get_type_hints(kind)
     values = {n: _from_tree(hints[n], v, f"{path}.{n}") for n, v in tree.items()}
+    constructor: typing.Any = kind
     try:
-        return kind(**values)
+        return constructor(**values)
     except ValueError as e:
         raise ValueError(f"{path}.{e}") from e

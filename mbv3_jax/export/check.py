@@ -188,10 +188,10 @@ def activation_counts(spec: NetSpec, file_format: str) -> dict[str, int]:
             return dict(entry.tflite)
         return collections.Counter(n.op for n in entry.onnx if n.op not in _SHARED_ONNX)
 
-    entries = [*ACTIVATIONS.values(), *GATES.values()]
+    entries: list[Activation | Gate] = [*ACTIVATIONS.values(), *GATES.values()]
     expected = {name: 0 for entry in entries for name in operations(entry)}
     for conv in convolutions(spec):
-        entry = ACTIVATIONS.get(conv.act or "") or GATES.get(conv.gate or "")
-        for name, count in (operations(entry) if entry else {}).items():
+        used = [ACTIVATIONS[conv.act]] if conv.act else [GATES[conv.gate]] if conv.gate else []
+        for name, count in ((n, c) for entry in used for n, c in operations(entry).items()):
             expected[name] += count
     return expected

@@ -87,8 +87,10 @@ def work(piece: Piece) -> dict[str, float]:
     return {name: value / 1e6 for name, value in found.items()}
 
 
-_WORK = ("conv", "expand", "project", "depthwise3", "depthwise5", "depthwise7", "strided")
-_WORK += ("dense", "written", "added", "pooled", "scaled")
+_WORK: tuple[str, ...] = (
+    *("conv", "expand", "project", "depthwise3", "depthwise5", "depthwise7", "strided"),
+    *("dense", "written", "added", "pooled", "scaled"),
+)
 
 
 def _columns() -> tuple[str, ...]:

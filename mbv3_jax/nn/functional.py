@@ -38,7 +38,8 @@ def _init(spec: NetSpec, key: jax.Array) -> Variables:
     total = sum(math.prod(x.shape) for path, x in leaves if path[-1].key == "kernel")
     noise, used, values = jax.random.normal(key, (total,)), 0, []
     for path, x in leaves:
-        *layer, kind = (p.key for p in path)
+        keys = [p.key for p in path]
+        layer, kind = keys[:-1], keys[-1]
         if kind == "kernel":
             size = math.prod(x.shape)
             deviation = _deviation(layer, x.shape)

@@ -4,7 +4,7 @@ There are two passes over the images: the first finds minima and maxima, the sec
 histogram of every tensor between the two, on the device. Each observer chooses from these.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ def observe(
         raise ValueError(f"percentile: got {percentile}, expected above 50 and at most 100")
     names = fake_quant.tensors(spec)
 
-    def statistics(folded, images, reduce):
+    def statistics(folded: dict, images: jax.Array, reduce: Callable) -> jax.Array:
         """reduce(index, values) of every tensor, stacked."""
         reduced: list[jax.Array] = []
 

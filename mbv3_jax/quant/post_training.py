@@ -42,8 +42,8 @@ class Int8Network:
     def simulate(self) -> Callable:
         """A jitted function: normalised images [N, H, W, C] -> logits of simulated int8."""
         # The weights are arguments because XLA would spend seconds folding them as constants.
-        run = jax.jit(lambda weights, x: fake_quant.simulate(self.spec, *weights, x))
-        return functools.partial(run, (self.folded, self.low, self.high))
+        run = jax.jit(functools.partial(fake_quant.simulate, self.spec))
+        return functools.partial(run, self.folded, self.low, self.high)
 
 
 def trained_int8(spec: NetSpec, variables: dict) -> Int8Network:

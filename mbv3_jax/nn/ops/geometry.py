@@ -111,8 +111,10 @@ class Geometry:
             spans.append(slice(first, k - surplus))
             pads.append((before - first * self.dilation, after - surplus * self.dilation))
         kernel = kernel[tuple(spans)]
-        size = (kernel.shape[0], kernel.shape[1])
-        return dataclasses.replace(self, kernel=size, pads=(pads[0], pads[1])), kernel
+        trimmed = dataclasses.replace(
+            self, kernel=(kernel.shape[0], kernel.shape[1]), pads=(pads[0], pads[1])
+        )
+        return trimmed, kernel
 
     def outputs(self) -> tuple[int, int]:
         """Height and width of the convolution's output."""

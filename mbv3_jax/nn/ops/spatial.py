@@ -60,7 +60,7 @@ def _conv_backward(geometry, saved, g):
 _conv.defvjp(_conv_forward, _conv_backward)
 
 
-def _shifted(x, kernel, geometry):
+def _shifted(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     total: Any = 0.0
     for tap, view in geometry.views(geometry.pad(x)):
         for channel in range(x.shape[3]):
