@@ -201,7 +201,7 @@ def with_half_weights(model: bytes) -> bytes:
 # Between a custom call that quantizes and one that dequantizes, litert-converter makes integer
 # arithmetic of what is computed in float. The two are written at every tensor that an int8 runtime
 # stores (`nn.folded`) and around every kernel, with our scales: the file computes what
-# `nn.quantized` simulates.
+# `nn.fake_quant` simulates.
 
 
 def to_int8_tflite(network: Int8Network, *, batch: int = 1) -> bytes:

@@ -67,7 +67,8 @@ def _template(spec: NetSpec, compute: Compute):
 
 
 def _variables(model: MobileNet) -> Variables:
-    _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    _, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, batch_stats = states
     return {
         "params": nnx.to_pure_dict(params),
         "batch_stats": nnx.to_pure_dict(batch_stats),

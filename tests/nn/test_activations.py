@@ -77,6 +77,26 @@ def test_h_swish_known_points():
     np.testing.assert_allclose(hard_sigmoid(jnp.float32(2.5)), 11 / 12, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_entries_tell_the_truth(name):
+    """Whether it is homogeneous, and what it is the product with."""
+    entry, x = ACTIVATIONS[name], jnp.linspace(-9, 9, 101)
+    scales = bool(jnp.allclose(entry(2.5 * x), 2.5 * entry(x), atol=1e-5))
+    assert entry.homogeneous == scales
+    if entry.gate:
+        np.testing.assert_allclose(entry(x), x * GATES[entry.gate](x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_gates_tell_the_truth(name):
+    gate, x = GATES[name], jnp.linspace(-9, 9, 101)
+    assert float(gate(x).min()) >= 0 and float(gate(x).max()) <= 1
+    if form := gate.relu6_form:
+        np.testing.assert_allclose(
+            form.factor * gate(x), jax.nn.relu6(x + form.offset), rtol=1e-5, atol=1e-6
+        )
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_half_precision_stays_half(name):
     x = jnp.linspace(-8, 8, 33).astype(jnp.bfloat16)
