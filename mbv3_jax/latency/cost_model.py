@@ -99,21 +99,26 @@ def _columns() -> tuple[str, ...]:
     return (*_WORK, *passes, "gates", "call")
 
 
-def _with_unmeasured_activations(weights: np.ndarray, amounts: np.ndarray) -> np.ndarray:
+def _with_unmeasured_activations(
+    weights: np.ndarray, amounts: np.ndarray, ms: np.ndarray
+) -> np.ndarray:
     """Prices activations that no measured piece has, which the fit leaves at 0.
 
-    A pass over the feature map costs as much as in the dearest activation that was measured; if
-    none was, as much as writing the map.
+    A pass over the feature map costs as much as in the dearest activation that was measured. If
+    none has a price, it costs what writing the map costs at most: no piece takes less time than it
+    takes to write its output.
 
     Args:
       weights: [kinds of work], milliseconds for a million.
-      amounts: [pieces, kinds of work].
+      amounts: [pieces, kinds of work], in millions.
+      ms: [pieces], milliseconds.
     """
-    prices = dict(zip(_columns(), weights, strict=True))
-    measured = dict(zip(_columns(), np.any(amounts > 0, axis=0), strict=True))
+    columns = _columns()
+    prices = dict(zip(columns, weights, strict=True))
+    measured = dict(zip(columns, np.any(amounts > 0, axis=0), strict=True))
     passes = {name: act.passes for name, act in ACTIVATIONS.items() if not act.fused}
     price = max((prices[n] / passes[n] for n in passes if measured[n]), default=0.0)
-    price = price or prices["written"]
+    price = price or np.min(ms / amounts[:, columns.index("written")])
     prices |= {n: price * passes[n] for n in passes if not measured[n]}
     return np.array(list(prices.values()))
 
@@ -172,7 +177,7 @@ def fit(table: Table) -> CostModel:
     amounts = np.array([list(work(p).values()) for p in some])
     # Divided by ms: relative errors count, of small pieces as of large ones.
     weights, _ = optimize.nnls(amounts / ms[:, None], np.ones(len(ms)))
-    weights = _with_unmeasured_activations(weights, amounts)
+    weights = _with_unmeasured_activations(weights, amounts, ms)
     trees = None
     if len(some) >= _FOR_TREES:
         from sklearn.ensemble import GradientBoostingRegressor
