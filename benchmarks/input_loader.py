@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from benchmarks.worker import peak_bytes
-from mbv3_jax.data.loader import train_batches
 from mbv3_jax.data.decode import Encoded
+from mbv3_jax.data.loader import train_batches
 
 
 class Files(Encoded):

@@ -1,4 +1,4 @@
-"""From a network's name and options to its spec: the one place where edits are put in order."""
+"""From a network's name and options to its spec; the order of edits is decided here."""
 
 from collections.abc import Sequence
 
@@ -40,13 +40,13 @@ def build(
     """The spec of a published network with ablations applied.
 
     Channel counts (`stem_filters`, `expansions`, `head_filters`) are those at width 1.0; the
-    width multiplier comes last. None, "paper" and True mean: as the paper's table has it.
+    width multiplier is applied last. None, "paper" and True keep what the paper's table says.
 
     Args:
       name: a key of `tables.TABLES`.
-      width: multiplier of all channels; published are 0.35, 0.5, 0.75, 1.0, 1.25 (figure 7).
-      width_rule: whose rounding to follow when width is not 1 (`width.WIDTH_RULES`).
-      resolution: side of the square input in pixels; published are 96 to 256 (figure 7).
+      width: multiplier of all channels; the paper has 0.35, 0.5, 0.75, 1.0 and 1.25 (figure 7).
+      width_rule: which code base's rounding to use when width is not 1 (`width.WIDTH_RULES`).
+      resolution: side of the square input in pixels; the paper has 96 to 256 (figure 7).
       num_classes: number of logits.
       in_channels: channels of the input.
       padding: "same" (TensorFlow, the paper's) or "symmetric" (PyTorch).
@@ -59,10 +59,10 @@ def build(
       shortcut: see `edits.shortcut`.
       head_filters: see `edits.head_filters`.
       last_se: see `edits.last_se`.
-      bn_eps, bn_decay, dropout, drop_path: see `spec.NetSpec`. The decay is the paper's .99.
+      bn_eps, bn_decay, dropout, drop_path: see `spec.NetSpec`. The decay of 0.99 is the paper's.
 
     Raises:
-      ValueError: an option's value is out of range; the message names option and choices.
+      ValueError: an option's value is out of range; the message names the option and its choices.
     """
     spec = TABLES[choose("name", name, TABLES)]()
     spec = edits.last_stage(spec, last_stage)
@@ -70,7 +70,7 @@ def build(
     spec = edits.squeeze_excite(
         spec, se, ratio=se_ratio, of=se_of, divisor=se_divisor, gate=se_gate
     )
-    spec = edits.stem(spec, stem_filters)  # "h_swish@N" counts these filters
+    spec = edits.stem(spec, stem_filters)  # before "h_swish@N", which counts these filters
     spec = edits.expansions(spec, expansions)
     spec = edits.nonlinearity(spec, nonlinearity)
     spec = edits.stem(spec, act=stem_act)

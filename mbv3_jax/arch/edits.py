@@ -2,23 +2,24 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from mbv3_jax.arch.spec import ACTIVATIONS, BlockSpec, ConvSpec, HeadSpec, NetSpec, SESpec
+from mbv3_jax.arch.activations import ACTIVATIONS
+from mbv3_jax.arch.spec import BlockSpec, ConvSpec, HeadSpec, NetSpec, SESpec
 from mbv3_jax.core.checks import check_whole, choose, flag
 
-NONLINEARITIES = ("paper", *ACTIVATIONS, "swish_for_h_swish", "h_swish@N")
 SE_PLACES = ("paper", "none", "everywhere")
 LAST_STAGES = ("paper", "efficient", "original")
 KERNELS = ("paper", "3x3", "5x5", "7x7")
 
 
-def _map_blocks(spec: NetSpec, change) -> NetSpec:
+def _map_blocks(spec: NetSpec, change: Callable[[BlockSpec], BlockSpec]) -> NetSpec:
     return spec.replace(blocks=tuple(change(b) for b in spec.blocks))
 
 
-def _map_acts(spec: NetSpec, change) -> NetSpec:
-    """Applies `change` to the nonlinearity of every layer that has one."""
+def _map_acts(spec: NetSpec, change: Callable[[str], str]) -> NetSpec:
+    """Applies `change` to the nonlinearity of every layer that has one, outside SE."""
     spec = _map_blocks(spec, lambda b: dataclasses.replace(b, act=change(b.act)))
     head = spec.head and dataclasses.replace(spec.head, act=change(spec.head.act))
     return spec.replace(
@@ -29,20 +30,22 @@ def _map_acts(spec: NetSpec, change) -> NetSpec:
 
 
 def nonlinearity(spec: NetSpec, choice: str) -> NetSpec:
-    """Which nonlinearity stands where (MobileNetV3 section 5.2 and table 5).
+    """Changes which layers have which nonlinearity (MobileNetV3 section 5.2 and table 5).
 
-    "paper" keeps the table; "relu", "relu6", "swish", "h_swish" put that one everywhere;
-    "swish_for_h_swish" exchanges just the h-swishes; "h_swish@N" has h-swish from the first
-    layer with at least N output channels on. Blocks before it have ReLU for h-swish; the stem
-    keeps the table's nonlinearity (the paper's own layout, "h_swish@80" for Large, has an
-    h-swish stem).
+    Args:
+      spec: the network.
+      choice: "paper" keeps the table's; the name of an activation uses that one in every layer;
+        "swish_for_h_swish" replaces only the h-swishes; "h_swish@N" uses h-swish from the first
+        layer with at least N output channels on, and ReLU in place of h-swish in the blocks before
+        it. The stem keeps the table's nonlinearity then (the paper's own layout, "h_swish@80" for
+        Large, has an h-swish stem).
     """
     at = re.fullmatch(r"h_swish@(\d+)", choice) if isinstance(choice, str) else None
     if at:
         return _h_swish_from(spec, int(at[1]))
     if choice == "h_swish@N":
         raise ValueError("nonlinearity: 'h_swish@N' needs a number for N, as in 'h_swish@112'")
-    choose("nonlinearity", choice, NONLINEARITIES)
+    choose("nonlinearity", choice, ("paper", *ACTIVATIONS, "swish_for_h_swish", "h_swish@N"))
     if choice == "paper":
         return spec
     if choice == "swish_for_h_swish":
@@ -76,7 +79,7 @@ def _h_swish_from(spec: NetSpec, channels: int) -> NetSpec:
 
 
 def _first_se(spec: NetSpec) -> SESpec:
-    """How the network sizes and gates SE; MobileNetV3's way where it has none."""
+    """The network's first squeeze-and-excite; MobileNetV3's if it has none."""
     return next((b.se for b in spec.blocks if b.se), SESpec())
 
 
@@ -89,20 +92,20 @@ def squeeze_excite(
     divisor: int | None = None,
     gate: str | None = None,
 ) -> NetSpec:
-    """Where squeeze-and-excite stands and how it is sized and gated (section 5.3).
+    """Changes where squeeze-and-excite is used and how it is sized and gated (section 5.3).
 
     Args:
       spec: the network.
-      place: "paper" where the table has it, "none", or "everywhere" (every block).
-        The last 1x1 is `last_se`'s.
-      ratio: squeezed width as a share of `of`; None keeps the table's.
+      place: "paper" keeps the table's, "none" removes it from the blocks, "everywhere" adds it to
+        every block. The last 1x1 is not changed; see `last_se`.
+      ratio: squeezed width as a share of the width that `of` names; None keeps the table's.
       of: "expansion" (MobileNetV3) or "input" of the block (MnasNet); None keeps the table's.
       divisor: of the squeezed width: 8 (MobileNetV3), 1 (MnasNet); None keeps the table's.
-      gate: "hard_sigmoid" or "sigmoid"; None keeps the table's.
+      gate: the name of a gate; None keeps the table's.
     """
     choose("se", place, SE_PLACES)
-    given = {"ratio": ratio, "of": of, "divisor": divisor, "gate": gate}
-    changes = {k: v for k, v in given.items() if v is not None}
+    options = {"ratio": ratio, "of": of, "divisor": divisor, "gate": gate}
+    changes: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
     if place == "none" and changes:
         raise ValueError(f"se: 'none' leaves no use for {', '.join('se_' + k for k in changes)}")
     if place == "none":
@@ -127,9 +130,9 @@ def squeeze_excite(
 
 
 def stem(spec: NetSpec, filters: int | None = None, act: str | None = None) -> NetSpec:
-    """Number of stem filters and their nonlinearity; None keeps the table's (section 5.2).
+    """Changes the number of stem filters and their nonlinearity; None keeps them (section 5.2).
 
-    A first block without expansion stays without: its depthwise layer follows the stem's width.
+    A first block without expansion stays one: its depthwise layer takes the stem's width.
     """
     filters = spec.stem.out if filters is None else check_whole("stem_filters", filters, 1)
     act = spec.stem.act if act is None else choose("stem_act", act, ACTIVATIONS)
@@ -141,18 +144,18 @@ def stem(spec: NetSpec, filters: int | None = None, act: str | None = None) -> N
 
 
 def last_stage(spec: NetSpec, choice: str) -> NetSpec:
-    """The efficient or the original last stage (section 5.1, figure 5).
+    """Chooses between the efficient and the original last stage (section 5.1, figure 5).
 
-    Original, as in MobileNetV2 and MnasNet: one more bneck filters the last expansion and
-    projects it to twice the block width, a 1x1 with BatchNorm widens that to the head's width
-    at full resolution, then comes pooling. Efficient: that bneck's filtering and projection are
-    gone; its expansion is pooled and widened at 1x1. Either is the inverse of the other.
+    The original, as in MobileNetV2 and MnasNet, filters the last expansion in one more block,
+    projects it to twice the block width, widens that to the head's width at full resolution with a
+    1x1 and BatchNorm, and then pools. The efficient one drops the block's filtering and projection,
+    pools its expansion and widens that at 1x1. Each is the inverse of the other.
     """
     choose("last_stage", choice, LAST_STAGES)
-    is_efficient = spec.head is not None
-    if choice == "paper" or (choice == "efficient") == is_efficient:
+    head = spec.head
+    if choice == "paper" or (choice == "efficient") == (head is not None):
         return spec
-    if choice == "original":
+    if head is not None:
         block = BlockSpec(
             kernel=3,
             expansion=spec.last.out,
@@ -160,7 +163,7 @@ def last_stage(spec: NetSpec, choice: str) -> NetSpec:
             act=spec.last.act,
             se=spec.last.se,
         )
-        last = ConvSpec(kernel=1, out=spec.head.out, act=spec.head.act)
+        last = ConvSpec(kernel=1, out=head.out, act=head.act)
         return spec.replace(blocks=(*spec.blocks, block), last=last, head=None)
     final = spec.blocks[-1]
     if final.stride != 1:
@@ -173,7 +176,7 @@ def last_stage(spec: NetSpec, choice: str) -> NetSpec:
 
 
 def kernels(spec: NetSpec, choice: str) -> NetSpec:
-    """Depthwise kernels: "paper", or the same size in every block ("3x3", "5x5", "7x7")."""
+    """Changes the depthwise kernels: "paper" keeps them; "3x3", "5x5", "7x7" set every block's."""
     choose("kernels", choice, KERNELS)
     if choice == "paper":
         return spec
@@ -181,10 +184,10 @@ def kernels(spec: NetSpec, choice: str) -> NetSpec:
 
 
 def expansions(spec: NetSpec, widths: Sequence[int] | None) -> NetSpec:
-    """Another number of expansion channels in each block; None keeps the table's.
+    """Sets the number of expansion channels of each block; None keeps the table's.
 
-    What NetAdapt changed between the networks of the search and those of the tables (section
-    4.2).
+    These are what NetAdapt changed between the networks found by the search and those of the tables
+    (section 4.2).
     """
     if widths is None:
         return spec
@@ -199,13 +202,13 @@ def expansions(spec: NetSpec, widths: Sequence[int] | None) -> NetSpec:
 
 
 def shortcut(spec: NetSpec, allowed: bool) -> NetSpec:
-    """With or without the additions of input to output where shapes allow them."""
+    """Keeps (True) or removes (False) the shortcut of every block."""
     flag("shortcut", allowed)
     return _map_blocks(spec, lambda b: dataclasses.replace(b, shortcut=allowed and b.shortcut))
 
 
 def head_filters(spec: NetSpec, filters: int) -> NetSpec:
-    """Channels of the layer before the logits (Small: 1024, or 1280 in an earlier print)."""
+    """Sets the channels of the layer before the logits (Small: 1024; 1280 in an earlier print)."""
     check_whole("head_filters", filters, 1)
     if spec.head is None:
         return spec.replace(last=dataclasses.replace(spec.last, out=filters))
@@ -213,6 +216,9 @@ def head_filters(spec: NetSpec, filters: int) -> NetSpec:
 
 
 def last_se(spec: NetSpec, present: bool) -> NetSpec:
-    """Squeeze-and-excite on the last 1x1 before pooling (ticked in table 2, used by nobody)."""
+    """Adds squeeze-and-excite to the last 1x1, or removes it.
+
+    Table 2 ticks it, but no published implementation has it.
+    """
     se = _first_se(spec) if flag("last_se", present) else None
     return spec.replace(last=dataclasses.replace(spec.last, se=se))

@@ -1,4 +1,4 @@
-"""Published figures to hold networks and runs against.
+"""Published figures to compare networks and runs with.
 
 Sources: [P] "Searching for MobileNetV3", arXiv 1905.02244, table 3 (224 pixels, float, one large
 core of a Pixel 1, TFLite); [S] TensorFlow models, research/slim/nets/mobilenet README.
@@ -36,10 +36,10 @@ PUBLISHED = {
 
 
 def published(spec: NetSpec) -> Published | None:
-    """The published figures of `spec`, if it is one of the published networks.
+    """The published figures of `spec`, or None if it is not a published network.
 
-    Classes, input channels, padding, BatchNorm constants and dropout may differ; layers, widths
-    and resolution may not.
+    The number of classes, input channels, padding, BatchNorm constants and dropout may differ from
+    the published network's; layers, widths and resolution may not.
     """
     free = ("num_classes", "in_channels", "padding", "bn_eps", "bn_decay", "dropout", "drop_path")
     for (name, width), figures in PUBLISHED.items():
@@ -50,14 +50,21 @@ def published(spec: NetSpec) -> Published | None:
     return None
 
 
-def _figures(top1=None, pixel1_ms=None, madds_m=None, *, network="V3-Large", source) -> dict:
+def _figures(
+    top1: float | None = None,
+    pixel1_ms: float | None = None,
+    madds_m: float | None = None,
+    *,
+    network: str = "V3-Large",
+    source: str,
+) -> dict:
     values = {"top1": top1, "pixel1_ms": pixel1_ms, "madds_m": madds_m}
     return {**values, "network": network, "source": source}
 
 
 def _of_table(name: str, width: float, label: str) -> dict:
-    of = PUBLISHED[name, width]
-    return _figures(of.top1, of.pixel1_ms, of.madds_m, network=label, source=of.source)
+    row = PUBLISHED[name, width]
+    return _figures(row.top1, row.pixel1_ms, row.madds_m, network=label, source=row.source)
 
 
 _LARGE = _of_table("mobilenet_v3_large", 1.0, "V3-Large")
@@ -76,7 +83,7 @@ _TABLE_4 = {
     "v3_small": (64.9, 15.5, "V3-Small"),
     "v2-0.35": (57.2, 16.7, "V2 0.35"),
 }
-# The sweeps of configs/ablations by name; in each, groups of trials by name.
+# Sweep of configs/ablations -> group of its trials -> published figures.
 ABLATIONS: dict[str, dict[str, dict]] = {
     "nonlinearity": {
         "v3": _figures(75.2, 51.4, source="P table 5"),
@@ -105,18 +112,18 @@ ABLATIONS: dict[str, dict[str, dict]] = {
 
 
 def ablation(sweep: str, group: str) -> dict | None:
-    """The published figures beside which a group of a sweep's trials belongs.
+    """The published figures that correspond to a group of a sweep's trials.
 
-    They are of ImageNet at 224 pixels and of the network that "network" names, whatever the
+    They are for ImageNet at 224 pixels and for the network that "network" names, whatever the
     sweep trained.
 
     Args:
       sweep: the name of a file in configs/ablations, without ".py".
-      group: the name of its trials, without the seed.
+      group: the name of the trials, without the seed.
 
     Returns:
-      {"top1": percent, "pixel1_ms", "madds_m", "network", "source"}, None where nothing is
-      printed; or None, if nothing is printed at all.
+      {"top1" in percent, "pixel1_ms", "madds_m", "network", "source"}, with None for figures that
+      the paper does not give; or None if it gives none of them.
     """
-    found = ABLATIONS.get(sweep, {}).get(group)
-    return dict(found) if found else None
+    figures = ABLATIONS.get(sweep, {}).get(group)
+    return dict(figures) if figures else None

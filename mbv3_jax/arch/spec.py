@@ -1,8 +1,9 @@
 """A network as data: frozen, validated, convertible to JSON and back.
 
-A `NetSpec` says everything that decides what a trained network computes: layers, channels,
-nonlinearities, padding, BatchNorm constants, input resolution, number of classes. The modules
-in `nn/` build it, `cost.py` counts it, `edits.py` changes it, a checkpoint stores it.
+A `NetSpec` holds everything that decides what a trained network computes: layers, channels,
+nonlinearities, padding, BatchNorm constants, input resolution, number of classes. `nn/modules.py`
+builds the network, `traversal.py` lists its operations, `edits.py` changes the spec, and a
+checkpoint stores it next to the weights.
 """
 
 import dataclasses
@@ -11,10 +12,9 @@ import math
 import types
 import typing
 
+from mbv3_jax.arch.activations import ACTIVATIONS, GATES
 from mbv3_jax.core.checks import check_whole, choose, flag
 
-ACTIVATIONS = ("relu", "relu6", "h_swish", "swish")
-GATES = ("hard_sigmoid", "sigmoid")
 PADDINGS = ("same", "symmetric")
 SE_SOURCES = ("expansion", "input")
 MIN_RESOLUTION = 32  # the networks halve the resolution five times
@@ -23,14 +23,14 @@ MIN_RESOLUTION = 32  # the networks halve the resolution five times
 def make_divisible(value: float, divisor: int = 8) -> int:
     """Rounds a channel count to a multiple of `divisor`, never below 90% of `value`.
 
-    The rule of the MobileNetV2 reference code (slim `conv_blocks.py`): round half up, at least
-    one `divisor`, and one `divisor` more where rounding down lost over a tenth.
+    This is the rule of the MobileNetV2 reference code (slim `conv_blocks.py`): round half up, to at
+    least one `divisor`, and add one `divisor` where rounding down lost more than a tenth.
     """
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
-def _fraction(path: str, got) -> None:
+def _check_fraction(path: str, got: object) -> None:
     if isinstance(got, bool) or not isinstance(got, int | float) or not 0 <= got < 1:
         raise ValueError(f"{path}: got {got!r}, expected a number from 0 to below 1")
 
@@ -39,9 +39,14 @@ def _fraction(path: str, got) -> None:
 class SESpec:
     """Squeeze-and-excite: global average pool, 1x1 to `channels()`, `act`, 1x1 back, gate, scale.
 
-    `of` is what the squeezed width is a `ratio` of: the block's expansion (MobileNetV3 section
-    5.3, "large SE") or the block's input (MnasNet). Widths are rounded by `make_divisible` with
-    `divisor`; 1 means plain rounding (MnasNet).
+    Attributes:
+      ratio: the squeezed width as a share of the width that `of` names.
+      of: "expansion", the block's expansion (MobileNetV3 section 5.3, "large SE"), or "input", the
+        block's input (MnasNet).
+      divisor: `make_divisible` rounds the squeezed width to multiples of it; 1 is plain rounding
+        (MnasNet).
+      gate: a key of `activations.GATES`.
+      act: a key of `activations.ACTIVATIONS`, after the first 1x1.
     """
 
     ratio: float = 0.25
@@ -61,9 +66,9 @@ class SESpec:
         check_whole("divisor", self.divisor, 1)
 
     def channels(self, *, expansion: int, block_input: int) -> int:
-        """The squeezed width for a block of these widths."""
-        wide = expansion if self.of == "expansion" else block_input
-        return make_divisible(wide * self.ratio, self.divisor)
+        """The squeezed width for a block with these numbers of channels."""
+        reference = expansion if self.of == "expansion" else block_input
+        return make_divisible(reference * self.ratio, self.divisor)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,10 +92,11 @@ class ConvSpec:
 class BlockSpec:
     """One inverted residual ("bneck", MobileNetV3 tables 1 and 2).
 
-    1x1 expand to `expansion` channels, BatchNorm, `act` (left out where `expansion` equals the
-    input); `kernel` x `kernel` depthwise with `stride`, BatchNorm, `act`; squeeze-and-excite if
-    any; 1x1 project to `out`, BatchNorm, no nonlinearity. The input is added where `shortcut`
-    is allowed, `stride` is 1, and `out` equals the input.
+    Its layers, in order: 1x1 expansion to `expansion` channels, BatchNorm, `act` (left out if
+    `expansion` equals the number of input channels); `kernel` x `kernel` depthwise convolution with
+    `stride`, BatchNorm, `act`; squeeze-and-excite if `se` is given; 1x1 projection to `out`
+    channels, BatchNorm, no nonlinearity. The block's input is added if `shortcut` is True, `stride`
+    is 1, and `out` equals the number of input channels.
     """
 
     kernel: int
@@ -124,11 +130,14 @@ class HeadSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuantSpec:
-    """A network that computes in simulated int8 (`nn.quantized`).
+    """How a network is trained in simulated int8 (`nn.fake_quant`).
 
-    Ranges of activations are moving averages of batch minima and maxima, of which `range_decay`
-    is kept at each step. The first `delay_steps` compute in float and only observe; after
-    `freeze_steps` ranges and BatchNorm statistics stay as they are.
+    The ranges of activations are moving averages of batch minima and maxima.
+
+    Attributes:
+      delay_steps: training computes in float for this many steps and only observes the ranges.
+      freeze_steps: after this many steps the ranges and the BatchNorm statistics no longer change.
+      range_decay: the share of the old range that is kept at each step.
     """
 
     delay_steps: int = 0
@@ -138,18 +147,28 @@ class QuantSpec:
     def __post_init__(self):
         check_whole("delay_steps", self.delay_steps, 0)
         check_whole("freeze_steps", self.freeze_steps, 0)
-        _fraction("range_decay", self.range_decay)
+        _check_fraction("range_decay", self.range_decay)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetSpec:
     """A whole classifier: stem, blocks, last 1x1, global average pool, head, dropout, logits.
 
-    `padding` is how strided convolutions pad: "same" as TensorFlow does (asymmetric where the
-    size is even), "symmetric" as PyTorch does. `bn_decay` is the share of the old running
-    statistic that is kept at each step (PyTorch's "momentum" is one minus it). `drop_path` is
-    the rate at the last block; it rises linearly from zero at the first. `quant` is of networks
-    that are trained to run in int8.
+    Attributes:
+      name: the table that the network comes from, or a name of its own.
+      stem, blocks, last: see `ConvSpec` and `BlockSpec`.
+      head: the layer between pooling and logits; None for networks without one (MobileNetV2).
+      resolution: side of the square input image in pixels.
+      in_channels: channels of the input image.
+      num_classes: number of logits.
+      padding: how strided convolutions pad: "same" as TensorFlow does (asymmetric if the size is
+        even), or "symmetric" as PyTorch does.
+      bn_eps: added to the variance in BatchNorm.
+      bn_decay: the share of the old running statistic that is kept at each step (PyTorch's
+        "momentum" is one minus this).
+      dropout: the share of values that training drops before the logits.
+      drop_path: the rate at the last block; it rises linearly from zero at the first.
+      quant: set for networks that are trained to run in int8.
     """
 
     name: str
@@ -172,9 +191,9 @@ class NetSpec:
         check_whole("in_channels", self.in_channels, 1)
         check_whole("num_classes", self.num_classes, 1)
         choose("padding", self.padding, PADDINGS)
-        _fraction("bn_decay", self.bn_decay)
-        _fraction("dropout", self.dropout)
-        _fraction("drop_path", self.drop_path)
+        _check_fraction("bn_decay", self.bn_decay)
+        _check_fraction("dropout", self.dropout)
+        _check_fraction("drop_path", self.drop_path)
         if isinstance(self.bn_eps, bool) or not (
             isinstance(self.bn_eps, int | float) and 0 < self.bn_eps < math.inf
         ):
@@ -191,13 +210,15 @@ class NetSpec:
         return (self.stem.out, *(b.out for b in self.blocks[:-1]))
 
     def strides(self) -> dict[str, int]:
-        """The stages that make feature maps, "stem", "block1", ..., "last", in their order, each
-        with the stride of its output: how many pixels of the image lie from one value to the
-        next, along a side."""
-        layers = {"stem": self.stem}
+        """The stages that make feature maps, "stem", "block1", ..., "last", with their strides.
+
+        A stride is the number of pixels of the image between neighbouring values of the output.
+        """
+        layers: dict[str, ConvSpec | BlockSpec] = {"stem": self.stem}
         layers |= {f"block{i}": block for i, block in enumerate(self.blocks, start=1)}
+        layers["last"] = self.last
         strides, total = {}, 1
-        for name, layer in (layers | {"last": self.last}).items():
+        for name, layer in layers.items():
             total *= layer.stride
             strides[name] = total
         return strides
@@ -211,18 +232,22 @@ class NetSpec:
         block = self.blocks[index]
         return block.shortcut and block.stride == 1 and block.out == self.block_inputs()[index]
 
+    def drop_path_rate(self, index: int) -> float:
+        """The rate at which training drops the output of block `index` (from 0)."""
+        return self.drop_path * index / max(len(self.blocks) - 1, 1)
+
 
 def spec_to_json(spec: NetSpec) -> str:
-    """The spec as JSON text; `from_json` gives back an equal spec."""
+    """The spec as JSON text, which `spec_from_json` reads back as an equal spec."""
     return json.dumps(dataclasses.asdict(spec), indent=1)
 
 
 def spec_from_json(text: str) -> NetSpec:
-    """Reads what `to_json` wrote.
+    """Reads what `spec_to_json` wrote.
 
     Raises:
-      ValueError: the text is no JSON object, or a field is missing, unknown or out of range;
-        the message gives its path.
+      ValueError: the text is not a JSON object, or a field is missing, unknown or out of range;
+        the message gives the field's path.
     """
     try:
         tree = json.loads(text)
@@ -231,8 +256,8 @@ def spec_from_json(text: str) -> NetSpec:
     return _from_tree(NetSpec, tree, "spec")
 
 
-def _from_tree(kind, tree, path: str):
-    """Builds the dataclass `kind` from a plain tree, naming `path` in every error."""
+def _from_tree(kind: typing.Any, tree: typing.Any, path: str) -> typing.Any:
+    """Builds a value of the type `kind` from a plain tree, naming `path` in every error."""
     if typing.get_origin(kind) in (types.UnionType, typing.Union):  # X | None
         inner = next(k for k in typing.get_args(kind) if k is not types.NoneType)
         return None if tree is None else _from_tree(inner, tree, path)
@@ -261,7 +286,8 @@ def _from_tree(kind, tree, path: str):
         )
     hints = typing.get_type_hints(kind)
     values = {n: _from_tree(hints[n], v, f"{path}.{n}") for n, v in tree.items()}
+    constructor: typing.Any = kind
     try:
-        return kind(**values)
+        return constructor(**values)
     except ValueError as e:
         raise ValueError(f"{path}.{e}") from e

@@ -1,12 +1,17 @@
 """The published networks, typed in as their papers print them, at width 1.0 and 224 pixels."""
 
+from collections.abc import Sequence
+
 from mbv3_jax.arch.spec import BlockSpec, ConvSpec, HeadSpec, NetSpec, SESpec
 
 # Columns of the bneck tables: kernel, expansion, out, squeeze-and-excite, nonlinearity, stride.
 RE, HS, SE, NO = "relu", "h_swish", True, False
 
 
-def _bnecks(rows, se: SESpec | None) -> tuple[BlockSpec, ...]:
+Row = tuple[int, int, int, bool, str, int]
+
+
+def _bnecks(rows: Sequence[Row], se: SESpec | None) -> tuple[BlockSpec, ...]:
     return tuple(
         BlockSpec(kernel=k, expansion=exp, out=out, se=se if has_se else None, act=nl, stride=s)
         for k, exp, out, has_se, nl, s in rows
@@ -33,8 +38,8 @@ _LARGE_ROWS = (
     (5, 960, 160, SE, HS, 1),  # 7
 )
 
-# Table 2. The print ticks SE on the last 1x1 and an earlier one had a head of 1280; slim, Keras,
-# torchvision and timm all use no SE there and 1024. Both prints are options of `build`.
+# Table 2. The paper ticks SE on the last 1x1, and an earlier version had a head of 1280; slim,
+# Keras, torchvision and timm all have no SE there and a head of 1024. `build` can make either.
 _SMALL_ROWS = (
     # k  exp  out  SE  NL  s    input
     (3, 16, 16, SE, RE, 2),  # 112
@@ -72,8 +77,11 @@ _MNASNET_A1_STAGES = (
 )
 
 
-def _stages(stages, stem: int, act: str, se: SESpec | None) -> tuple[BlockSpec, ...]:
-    rows, channels = [], stem
+def _stages(
+    stages: Sequence[tuple[int, int, int, bool, int, int]], stem: int, act: str, se: SESpec | None
+) -> tuple[BlockSpec, ...]:
+    rows: list[Row] = []
+    channels = stem
     for kernel, factor, out, has_se, repeats, stride in stages:
         for i in range(repeats):
             rows.append((kernel, channels * factor, out, has_se, act, 1 if i else stride))
@@ -103,8 +111,8 @@ def mobilenet_v3_small() -> NetSpec:
     )
 
 
-def _minimalistic(name: str, rows, last: int, head: int) -> NetSpec:
-    plain = tuple((3, exp, out, NO, RE, s) for _, exp, out, _, _, s in rows)
+def _minimalistic(name: str, rows: Sequence[Row], last: int, head: int) -> NetSpec:
+    plain = [(3, exp, out, NO, RE, s) for _, exp, out, _, _, s in rows]
     return NetSpec(
         name=name,
         stem=ConvSpec(kernel=3, out=16, act=RE, stride=2),
@@ -136,10 +144,10 @@ def mobilenet_v2() -> NetSpec:
 
 
 def mnasnet_a1() -> NetSpec:
-    """MnasNet-A1, the seed of V3-Large: 75.2% top-1, 312M MAdds, 3.9M parameters.
+    """MnasNet-A1, from which V3-Large was searched: 75.2% top-1, 312M MAdds, 3.9M parameters.
 
-    Its squeeze-and-excite is a quarter of the block's input, not of its expansion, with plain
-    rounding and a sigmoid gate.
+    Its squeeze-and-excite has a quarter of the channels of the block's input, not of its expansion,
+    with plain rounding and a sigmoid gate.
     """
     return NetSpec(
         name="mnasnet_a1",

@@ -1,11 +1,15 @@
 """Checks that an exported file computes what the network does, in the file's own runtime."""
 
+import collections
 import dataclasses
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
+from mbv3_jax.arch.activations import ACTIVATIONS, GATES, Activation, Gate
+from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.arch.traversal import convolutions
 from mbv3_jax.core.packages import need
 from mbv3_jax.export import formats, tflite
 from mbv3_jax.export.formats import Target
@@ -19,6 +23,8 @@ TOLERANCE = {"float32": 1e-4, "float16": 3e-2}
 # the same top-1 class that is accepted:
 LEAST_AGREEMENT = 0.9
 _REFERENCE_BATCH = 16
+# ONNX operators that networks use outside activations too, so that their number tells nothing.
+_SHARED_ONNX = ("Add", "Cast", "Conv", "Mul", "Transpose")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,11 +162,10 @@ def defects(file: bytes, target: Target, model: Model) -> list[str]:
     depthwise = counts.get(formats.DEPTHWISE[target.file_format], 0)
     if depthwise != layers:
         lines.append(f"{depthwise} depthwise operations for {layers} depthwise layers")
-    native = {"tflite": "HARD_SWISH", "onnx": "HardSwish"}.get(target.file_format)
-    if native and target.precision != "int8":
-        wanted = h_swishes(spec)
-        if counts.get(native, 0) != wanted:
-            lines.append(f"{counts.get(native, 0)} {native} for {wanted} h-swish layers")
+    if target.precision != "int8":
+        for name, wanted in activation_counts(spec, target.file_format).items():
+            if counts.get(name, 0) != wanted:
+                lines.append(f"{counts.get(name, 0)} {name}, expected {wanted} for activations")
     if target.precision == "int8":
         islands = [
             op
@@ -174,11 +179,28 @@ def defects(file: bytes, target: Target, model: Model) -> list[str]:
     return lines
 
 
-def h_swishes(spec) -> int:
-    """How many layers have h-swish."""
-    acts = [spec.stem.act, spec.last.act] + ([spec.head.act] if spec.head else [])
-    gated = [spec.stem, spec.last, *spec.blocks]
-    acts += [layer.se.act for layer in gated if layer.se]
-    for index, block in enumerate(spec.blocks):
-        acts += [block.act] * (1 + spec.has_expand(index))
-    return acts.count("h_swish")
+def activation_counts(spec: NetSpec, file_format: str) -> dict[str, int]:
+    """How often a file must have each operation that only activations and gates use.
+
+    Args:
+      spec: the network.
+      file_format: "tflite" or "onnx"; others have no operations of their own for activations.
+
+    Returns:
+      The number of occurrences of every such operation of the registry, 0 for unused ones.
+    """
+    if file_format not in ("tflite", "onnx"):
+        return {}
+
+    def operations(entry: Activation | Gate) -> dict[str, int]:
+        if file_format == "tflite":
+            return dict(entry.tflite)
+        return collections.Counter(n.op for n in entry.onnx if n.op not in _SHARED_ONNX)
+
+    entries: list[Activation | Gate] = [*ACTIVATIONS.values(), *GATES.values()]
+    expected = {name: 0 for entry in entries for name in operations(entry)}
+    for conv in convolutions(spec):
+        used = [ACTIVATIONS[conv.act]] if conv.act else [GATES[conv.gate]] if conv.gate else []
+        for name, count in ((n, c) for entry in used for n, c in operations(entry).items()):
+            expected[name] += count
+    return expected

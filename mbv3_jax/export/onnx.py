@@ -1,24 +1,33 @@
-"""ONNX files, written from the spec without tracing: a node for each layer and nonlinearity.
+"""ONNX files, written from the list of operations: nothing is traced.
 
-Files use ONNX's HardSwish and HardSigmoid, Conv with groups for depthwise layers, and a symbolic
-batch. Images are [batch, channels, height, width], as usual in ONNX; uint8 images are
-[batch, height, width, channels], as decoders give them.
+Activations are the nodes of their registry entries (ONNX's own HardSwish and HardSigmoid),
+depthwise layers are Conv with groups, and the batch is symbolic. Images are [N, C, H, W], as is
+usual in ONNX; uint8 images are [N, H, W, C], as decoders return them.
 """
 
 import collections
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
 
-from mbv3_jax.arch.spec import BlockSpec, NetSpec, SESpec
+from mbv3_jax.arch.activations import ACTIVATIONS, GATES, Activation, Gate
+from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.arch.traversal import (
+    IMAGES,
+    ChannelScale,
+    Convolution,
+    Dropout,
+    GlobalPool,
+    ResidualAdd,
+    lookup,
+    traverse,
+)
 from mbv3_jax.core.packages import need
 from mbv3_jax.export.tflite import to_half
 from mbv3_jax.nn.ops.geometry import pad_amounts
 
-OPSET, IR_VERSION = 18, 8  # the newest that ONNX Runtime 1.14 (2023) reads
+OPSET, IR_VERSION = 18, 8  # readable by ONNX Runtime 1.14 (2023) and later
 DEPTHWISE = "Conv (depthwise)"
 
 
@@ -30,19 +39,18 @@ def to_onnx(
     dtype: str = "float32",
     normalize: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> bytes:
-    """Writes a network.
+    """Writes a network as an ONNX file.
 
     Args:
       spec: the network.
       folded: see `nn.folded.fold`.
-      batch: images at a time; None for any number.
-      dtype: the type of weights and computation, "float32" or "float16"; input and logits stay
-        float32.
-      normalize: mean and standard deviation of each channel, for values from 0 to 1. With it the
-        file takes uint8 images and normalises them.
+      batch: number of images in a batch; None for any number.
+      dtype: of weights and computation, "float32" or "float16"; input and logits stay float32.
+      normalize: mean and standard deviation of each channel, for values from 0 to 1; the input is
+        then uint8 and is normalised inside the file.
 
     Returns:
-      The file; its input is called "images", its output "logits" [batch, num_classes].
+      The file's bytes; its input is called "images", its output "logits" [N, num_classes].
 
     Raises:
       UsageError: onnx is not installed.
@@ -84,7 +92,10 @@ def to_onnx(
 
 
 def counts(model: bytes) -> dict[str, int]:
-    """How often each operation occurs, the most frequent first; depthwise convolutions apart."""
+    """How often each operation occurs, the most frequent first.
+
+    Depthwise convolutions are counted apart, as `DEPTHWISE`.
+    """
     onnx = need("onnx", "ONNX")
 
     def name(node):
@@ -96,7 +107,7 @@ def counts(model: bytes) -> dict[str, int]:
 
 
 def with_metadata(model: bytes, entries: dict[str, str]) -> bytes:
-    """Returns the file with these entries as metadata_props."""
+    """A copy of the file with these entries in its metadata_props."""
     onnx = need("onnx", "ONNX")
     proto = onnx.load_model_from_string(model)
     onnx.helper.set_model_props(proto, entries)
@@ -109,31 +120,46 @@ def metadata(model: bytes) -> dict[str, str]:
     return {p.key: p.value for p in onnx.load_model_from_string(model).metadata_props}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Image:
-    """The name of a tensor [batch, channels, side, side]."""
-
-    name: str
-    side: int
-
-
 class _Writer:
-    """Collects nodes and constants, layer after layer as `nn.folded.apply_folded` computes."""
+    """Collects the nodes and constants of a graph, operation by operation."""
 
     def __init__(self, spec: NetSpec, folded: dict, dtype: np.dtype):
         self.spec, self.folded, self.dtype = spec, folded, dtype
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
+    def network(self, images: str, output: str) -> str:
+        """Normalised [N, C, H, W] -> [N, num_classes], a tensor called `output`."""
+        tensors = {IMAGES: images}
+        for op in traverse(self.spec):
+            inputs = [tensors[name] for name in op.inputs]
+            match op:
+                case Convolution(name="logits"):
+                    flat = self.node("Flatten", inputs, "flat")
+                    tensors[op.name] = self.dense(op, flat, output)
+                case Convolution():
+                    tensors[op.name] = self.activated(op, inputs[0])
+                case GlobalPool():
+                    tensors[op.name] = self.node("GlobalAveragePool", inputs, op.name)
+                case ChannelScale():
+                    tensors[op.name] = self.node("Mul", inputs, op.name)
+                case ResidualAdd():
+                    tensors[op.name] = self.node("Add", inputs, op.name)
+                case Dropout():
+                    tensors[op.name] = inputs[0]
+                case _:
+                    raise TypeError(f"{op.name}: ONNX has no form of {type(op).__name__} yet")
+        return tensors["logits"]
+
     def node(self, op: str, inputs: Sequence[str], output: str, **attributes) -> str:
-        """Adds an operation and returns the name of its output."""
+        """Adds an operation; returns the name of the tensor that it writes."""
         from onnx import helper
 
         self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
         return output
 
-    def constant(self, name: str, value: ArrayLike, dtype: DTypeLike | None = None) -> str:
-        """Adds a constant and returns its name."""
+    def constant(self, name: str, value: Any, dtype: Any = None) -> str:
+        """Adds a constant; returns its name."""
         from onnx import numpy_helper
 
         array = np.asarray(value)
@@ -144,7 +170,7 @@ class _Writer:
         return name
 
     def normalized(self, name: str, mean: Sequence[float], std: Sequence[float]) -> str:
-        """Normalises uint8 [batch, height, width, channels] to float32, with channels first."""
+        """uint8 [N, H, W, C] -> normalised float32 [N, C, H, W]."""
         means, stds = (np.asarray(v, np.float64).reshape(-1, 1, 1) for v in (mean, std))
         factor = self.constant(f"{name}/factor", 1 / (255 * stds), np.float32)
         offset = self.constant(f"{name}/offset", -means / stds, np.float32)
@@ -153,100 +179,54 @@ class _Writer:
         x = self.node("Mul", [x, factor], f"{name}/scaled")
         return self.node("Add", [x, offset], f"{name}/normalized")
 
-    def layer(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The kernel [height, width, in, out] and the bias [out] of a layer."""
-        weights = self.folded
-        for part in name.split("/"):
-            weights = weights[part]
-        return np.asarray(weights["kernel"]), np.asarray(weights["bias"])
+    def layer(self, conv: Convolution) -> tuple[np.ndarray, np.ndarray]:
+        """Kernel [k, k, in, out] and bias [out]."""
+        layer = lookup(self.folded, conv.path)
+        return np.asarray(layer["kernel"]), np.asarray(layer["bias"])
 
-    def conv(self, name: str, x: _Image, stride: int = 1) -> _Image:
-        """The convolution `name`, without a nonlinearity."""
-        kernel, bias = self.layer(name)
-        size, groups = kernel.shape[0], 1
-        if name.endswith("depthwise/conv"):
-            groups = kernel.shape[3]
+    def activated(self, conv: Convolution, x: str) -> str:
+        """A convolution of [N, C, H, W] with its activation or gate."""
+        kernel, bias = self.layer(conv)
         before, after = pad_amounts(
-            x.side, kernel=size, stride=stride, dilation=1, padding=self.spec.padding
+            conv.in_shape[0],
+            kernel=conv.kernel,
+            stride=conv.stride,
+            dilation=1,
+            padding=self.spec.padding,
         )
-        self.node(
+        y = self.node(
             "Conv",
             [
-                x.name,
-                self.constant(f"{name}/kernel", kernel.transpose(3, 2, 0, 1)),
-                self.constant(f"{name}/bias", bias),
+                x,
+                self.constant(f"{conv.path}/kernel", kernel.transpose(3, 2, 0, 1)),
+                self.constant(f"{conv.path}/bias", bias),
             ],
-            name,
-            kernel_shape=(size, size),
-            strides=(stride, stride),
+            conv.path,
+            kernel_shape=(conv.kernel, conv.kernel),
+            strides=(conv.stride, conv.stride),
             pads=(before, before, after, after),
-            group=groups,
+            group=kernel.shape[3] if conv.depthwise else 1,
         )
-        return _Image(name, (x.side + before + after - size) // stride + 1)
+        if conv.gate:
+            return self.elementwise(GATES[conv.gate], y)
+        return self.elementwise(ACTIVATIONS[conv.act], y) if conv.act else y
 
-    def dense(self, name: str, x: str, output: str) -> str:
-        """The 1x1 convolution `name` of [N, C]."""
-        kernel, bias = self.layer(name)
+    def elementwise(self, entry: Activation | Gate, x: str) -> str:
+        """An activation or a gate, from the nodes of its entry."""
+        tensors = {"x": x}
+        for node in entry.onnx:
+            output = f"{x}/{node.output or entry.name}"
+            constants = [self.constant(f"{output}/{k}", v) for k, v in node.constants.items()]
+            inputs = [*(tensors[name] for name in node.inputs), *constants]
+            tensors[node.output] = self.node(node.op, inputs, output, **node.attributes)
+        return tensors[""]
+
+    def dense(self, conv: Convolution, x: str, output: str) -> str:
+        """A 1x1 convolution of [N, C]."""
+        kernel, bias = self.layer(conv)
         inputs = [
             x,
-            self.constant(f"{name}/kernel", kernel[0, 0].T),
-            self.constant(f"{name}/bias", bias),
+            self.constant(f"{conv.path}/kernel", kernel[0, 0].T),
+            self.constant(f"{conv.path}/bias", bias),
         ]
         return self.node("Gemm", inputs, output, transB=1)
-
-    def activation(self, act: str, x: str) -> str:
-        """A nonlinearity or a gate."""
-        name = f"{x}/{act}"
-        if act == "relu":
-            return self.node("Relu", [x], name)
-        if act == "relu6":
-            ends = [self.constant(f"{name}/{k}", v) for k, v in (("min", 0), ("max", 6))]
-            return self.node("Clip", [x, *ends], name)
-        if act == "h_swish":
-            return self.node("HardSwish", [x], name)
-        if act == "hard_sigmoid":
-            return self.node("HardSigmoid", [x], name, alpha=1 / 6, beta=0.5)
-        gate = self.node("Sigmoid", [x], f"{x}/sigmoid")
-        return gate if act == "sigmoid" else self.node("Mul", [x, gate], name)
-
-    def activated(self, name: str, act: str, x: _Image, stride: int = 1) -> _Image:
-        """Convolution and nonlinearity."""
-        x = self.conv(name, x, stride)
-        return _Image(self.activation(act, x.name), x.side)
-
-    def squeeze_excite(self, name: str, se: SESpec, x: _Image) -> _Image:
-        """Scales the channels by a gate computed from their averages."""
-        pooled = _Image(self.node("GlobalAveragePool", [x.name], f"{name}/pool"), 1)
-        y = self.activated(f"{name}/reduce", se.act, pooled)
-        y = self.conv(f"{name}/expand", y)
-        gate = self.activation(se.gate, y.name)
-        return _Image(self.node("Mul", [x.name, gate], name), x.side)
-
-    def bneck(self, index: int, block: BlockSpec, x: _Image) -> _Image:
-        """Block `index`, from 0."""
-        name, inputs = f"block{index + 1}", x
-        if self.spec.has_expand(index):
-            x = self.activated(f"{name}/expand/conv", block.act, x)
-        x = self.activated(f"{name}/depthwise/conv", block.act, x, block.stride)
-        if block.se:
-            x = self.squeeze_excite(f"{name}/se", block.se, x)
-        x = self.conv(f"{name}/project/conv", x)
-        if not self.spec.has_shortcut(index):
-            return x
-        return _Image(self.node("Add", [inputs.name, x.name], name), x.side)
-
-    def network(self, images: str, output: str) -> str:
-        """Normalised [N, C, H, W] -> [N, num_classes], called `output`."""
-        spec, x = self.spec, _Image(images, self.spec.resolution)
-        x = self.activated("stem/conv", spec.stem.act, x, spec.stem.stride)
-        if spec.stem.se:
-            x = self.squeeze_excite("stem/se", spec.stem.se, x)
-        for index, block in enumerate(spec.blocks):
-            x = self.bneck(index, block, x)
-        x = self.activated("last/conv", spec.last.act, x, spec.last.stride)
-        if spec.last.se:
-            x = self.squeeze_excite("last/se", spec.last.se, x)
-        x = _Image(self.node("GlobalAveragePool", [x.name], "pool"), 1)
-        if spec.head:
-            x = self.activated("head", spec.head.act, x)
-        return self.dense("logits", self.node("Flatten", [x.name], "flat"), output)

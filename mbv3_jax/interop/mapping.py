@@ -6,13 +6,13 @@ import and export both read it.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from mbv3_jax.arch import cost
 from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.arch.traversal import convolutions, parameter_paths
 from mbv3_jax.core.checks import choose
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.interop.networks import STAGES
@@ -20,14 +20,10 @@ from mbv3_jax.interop.networks import STAGES
 Names = dict[str, tuple[str, bool]]  # our layer -> their name, and whether it is a dense layer
 
 
-def _block_layers(spec: NetSpec, i: int) -> Iterator[str]:
-    """The layers of block `i` that have weights, in order, as in `nn.blocks.Bneck`."""
-    if spec.has_expand(i):
-        yield from ("expand/conv", "expand/bn")
-    yield from ("depthwise/conv", "depthwise/bn")
-    if spec.blocks[i].se:
-        yield from ("se/reduce", "se/expand")
-    yield from ("project/conv", "project/bn")
+def _block_layers(spec: NetSpec, i: int) -> list[str]:
+    """The layers of block `i` (from 0) that have weights, in order: "expand/conv", ..."""
+    stage = f"block{i + 1}"
+    return [path.removeprefix(f"{stage}/") for path in parameter_paths(spec, stage)]
 
 
 def _assemble(spec: NetSpec, block_names, **outside) -> Names:
@@ -138,11 +134,7 @@ def _keras(spec: NetSpec) -> Names:
         return f"layers/{kind}" + (f"_{counts[kind]}" if counts[kind] else "")
 
     names = {}
-    paths = ["stem/conv", "stem/bn"]
-    for i in range(len(spec.blocks)):
-        paths += [f"block{i + 1}/{layer}" for layer in _block_layers(spec, i)]
-    paths += ["last/conv", "last/bn", *(["head"] if spec.head else []), "logits"]
-    for path in paths:
+    for path in parameter_paths(spec):
         is_dense = path == "logits" and spec.head is None
         if path.endswith("/bn"):
             kind = "batch_normalization"
@@ -272,18 +264,8 @@ def pairs(library: str, spec: NetSpec) -> list[Pair]:
 
 
 def _kernels(spec: NetSpec) -> dict[str, tuple[int, int, int, int]]:
-    """Path of each convolution -> shape of its kernel [height, width, in, out]."""
-    shapes = {}
-    for layer in cost.layers(spec):
-        plain = layer.name in ("head", "logits") or "/se/" in layer.name
-        fan_in = 1 if layer.name.endswith("/depthwise") else layer.inputs[2]
-        shapes[layer.name if plain else f"{layer.name}/conv"] = (
-            layer.kernel,
-            layer.kernel,
-            fan_in,
-            layer.outputs[2],
-        )
-    return shapes
+    """The path of each convolution -> the shape of its kernel [k, k, in, out]."""
+    return {conv.path: conv.kernel_shape for conv in convolutions(spec)}
 
 
 def problems(table: list[Pair], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -1,34 +1,40 @@
-"""A network cut into the pieces that latency tables have: stem, blocks, tail.
+"""A network cut into the pieces that a latency table lists: stem, blocks, tail.
 
-Equal pieces of different networks are one entry of a table. A piece is measured with all inside
-it, as runtimes fuse a convolution with its nonlinearity.
+Equal pieces of different networks share an entry of the table. A piece is measured as a whole,
+because runtimes fuse a convolution with its nonlinearity.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
-from mbv3_jax.arch.cost import out_size
 from mbv3_jax.arch.spec import BlockSpec, ConvSpec, HeadSpec, NetSpec, SESpec
+from mbv3_jax.arch.traversal import Convolution, Operation, ResidualAdd, stages, strided_size
 from mbv3_jax.latency.subjects import random_folded
-from mbv3_jax.nn import fake_quant
-from mbv3_jax.nn.folded import Forms, Tensor, Walk
+from mbv3_jax.nn.fake_quant import FastForward
+from mbv3_jax.nn.folded import NATIVE, FoldedForward, Forms, Tensor
 
 KINDS = ("stem", "block", "tail")
 
 
 @dataclasses.dataclass(frozen=True, order=True, kw_only=True)
 class Piece:
-    """The key of a table.
+    """The key of a latency table.
 
-    kind: "stem", "block", or "tail": last 1x1 convolution, pooling, head, logits.
-    size: side of its input in pixels.
-    inputs, expansion, out: channels; of a tail, `expansion` are the last convolution's and `out`
-      the classes; of a stem, `expansion` is 0.
-    head: channels of a tail's head, 0 for none.
-    squeezed: of squeeze-and-excite, 0 for none; gate: its, or "".
-    shortcut: whether the input is added.
+    Attributes:
+      kind: "stem", "block", or "tail" (last 1x1 convolution, pooling, head, logits).
+      size: side of the input in pixels.
+      inputs: input channels.
+      expansion: expansion channels of a block; channels of a tail's last 1x1; 0 for a stem.
+      out: output channels; of a tail, the number of classes.
+      kernel, stride, act: of a block's depthwise layer, or of the stem or the last 1x1.
+      head: channels of a tail's head, 0 for none.
+      squeezed: channels inside squeeze-and-excite, 0 for none.
+      gate: of squeeze-and-excite, "" for none.
+      shortcut: whether the block's input is added.
+      padding: see `NetSpec`; "same" if it makes no difference.
     """
 
     kind: str
@@ -47,68 +53,102 @@ class Piece:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """The name of its file."""
         return "-".join(str(v) for v in dataclasses.astuple(self) if v != "")
 
     @property
     def out_size(self) -> int:
-        """Side of its output in pixels; of a tail, of its last convolution."""
-        return out_size(self.size, self.stride)
+        """Side of the output in pixels; for a tail, of its last convolution's output."""
+        return strided_size(self.size, self.stride)
 
 
 def pieces(spec: NetSpec) -> list[Piece]:
-    """The pieces of a network, in order; one for each block, and two."""
-    found, size, width = [], spec.resolution, spec.in_channels
+    """The pieces of a network, in order: the stem, one for each block, and the tail."""
+    grouped = stages(spec)
+    last, head, logits = (_convolutions(grouped.get(s, ())) for s in ("last", "head", "logits"))
+    tail = {
+        "expansion": last["last"].out_shape[2],
+        "out": logits["logits"].out_shape[2],
+        "head": head["head"].out_shape[2] if head else 0,
+    }
+    return [
+        _piece(spec, "stem", grouped["stem"], "stem", expansion=0, out=spec.stem.out),
+        *(
+            _piece(
+                spec,
+                "block",
+                operations,
+                f"{stage}/depthwise",
+                expansion=_convolutions(operations)[f"{stage}/depthwise"].out_shape[2],
+                out=operations[-1].out_shape[2],
+                shortcut=isinstance(operations[-1], ResidualAdd),
+            )
+            for stage, operations in grouped.items()
+            if stage.startswith("block")
+        ),
+        _piece(spec, "tail", grouped["last"], "last", **tail),
+    ]
 
-    def add(kind, layer, expansion, **rest):
-        nonlocal size, width
-        gate = squeezed = None
-        if layer.se:
-            wide = expansion or layer.out
-            squeezed = layer.se.channels(expansion=wide, block_input=width)
-            gate = layer.se.gate
-        fields = {"kernel": layer.kernel, "stride": layer.stride, "act": layer.act}
-        piece = Piece(
-            kind=kind,
-            size=size,
-            inputs=width,
-            expansion=expansion,
-            squeezed=squeezed or 0,
-            gate=gate or "",
-            padding=spec.padding if layer.kernel > 1 and layer.stride > 1 else "same",
-            **fields,
-            **rest,
-        )
-        found.append(piece)
-        size, width = piece.out_size, piece.out
 
-    add("stem", spec.stem, 0, out=spec.stem.out)
-    for i, block in enumerate(spec.blocks):
-        add("block", block, block.expansion, out=block.out, shortcut=spec.has_shortcut(i))
-    head = spec.head.out if spec.head else 0
-    add("tail", spec.last, spec.last.out, out=spec.num_classes, head=head)
-    return found
+def _convolutions(operations: Sequence[Operation]) -> dict[str, Convolution]:
+    return {op.name: op for op in operations if isinstance(op, Convolution)}
+
+
+def _piece(
+    spec: NetSpec, kind: str, operations: Sequence[Operation], main: str, **fields: Any
+) -> Piece:
+    """The piece of a stage; its kernel, stride and activation are those of the layer `main`."""
+    convs = _convolutions(operations)
+    conv, size, inputs = convs[main], operations[0].in_shape[0], operations[0].in_shape[2]
+    reduce = convs.get(f"{conv.stage}/se/reduce")
+    expand = convs.get(f"{conv.stage}/se/expand")
+    return Piece(
+        kind=kind,
+        size=size,
+        inputs=inputs,
+        kernel=conv.kernel,
+        stride=conv.stride,
+        act=conv.act or "",
+        squeezed=reduce.out_shape[2] if reduce else 0,
+        gate=(expand.gate or "") if expand else "",
+        # Both paddings are the same without a stride.
+        padding=spec.padding if conv.kernel > 1 and conv.stride > 1 else "same",
+        **fields,
+    )
 
 
 def network(piece: Piece) -> NetSpec:
-    """A network that has the piece; the rest of it is as small as can be."""
+    """A network that contains the piece; everything else in it is as small as possible."""
     se = None
     if piece.squeezed:
         ratio = piece.squeezed / (piece.expansion or piece.out)
         se = SESpec(ratio=ratio, divisor=1, gate=piece.gate)
-    layer = {"kernel": piece.kernel, "stride": piece.stride, "act": piece.act, "se": se}
     stem = ConvSpec(kernel=1, out=piece.inputs, act="relu")
     block = BlockSpec(kernel=1, expansion=1, out=piece.inputs, act="relu")
     last, head = ConvSpec(kernel=1, out=1, act="relu"), None
-    if piece.kind == "stem":
-        stem = ConvSpec(out=piece.out, **layer)
-    elif piece.kind == "block":
+    if piece.kind == "block":
         block = BlockSpec(
-            expansion=piece.expansion, out=piece.out, shortcut=piece.shortcut, **layer
+            kernel=piece.kernel,
+            expansion=piece.expansion,
+            out=piece.out,
+            act=piece.act,
+            stride=piece.stride,
+            se=se,
+            shortcut=piece.shortcut,
         )
     else:
-        last = ConvSpec(out=piece.expansion, **layer)
-        head = HeadSpec(out=piece.head, act=piece.act) if piece.head else None
+        conv = ConvSpec(
+            kernel=piece.kernel,
+            out=piece.out if piece.kind == "stem" else piece.expansion,
+            act=piece.act,
+            stride=piece.stride,
+            se=se,
+        )
+        if piece.kind == "stem":
+            stem = conv
+        else:
+            last = conv
+            head = HeadSpec(out=piece.head, act=piece.act) if piece.head else None
     return NetSpec(
         name=piece.kind,
         stem=stem,
@@ -121,35 +161,21 @@ def network(piece: Piece) -> NetSpec:
     )
 
 
-class _AsTrained(Walk):
-    """Depthwise convolutions in the form that is fast in XLA on this device."""
-
-    def convolve(self, x, kernel, stride):
-        return fake_quant.convolve(self.spec, x, kernel, stride, "auto")
-
-
 def function(piece: Piece, runtime: str) -> Callable[[jax.Array], jax.Array]:
-    """[1, size, size, inputs] -> what the piece computes, with random weights."""
+    """The piece as a function with random weights: [1, size, size, inputs] -> its output.
+
+    Args:
+      piece: which.
+      runtime: "xla" uses the forms of convolutions that are fast in XLA on this device; others are
+        written as `export.formats.write` writes them.
+    """
     spec = network(piece)
-    folded = random_folded(spec)
+    folded, grouped = random_folded(spec), stages(spec)
+    forward: FoldedForward
     if runtime == "xla":
-        walk = _AsTrained(spec, folded, Forms())
-    else:  # as export.writing has it
-        walk = Walk(spec, folded, Forms(hard_sigmoid="rescaled"))
-
-    def run(images):
-        x = Tensor("input", images)
-        if piece.kind == "block":
-            return walk.bneck(0, x).value
-        part, layer = ("stem", spec.stem) if piece.kind == "stem" else ("last", spec.last)
-        x = walk.activated(part, layer.act, f"{part}/conv", x, layer.stride)
-        if layer.se:
-            x = walk.squeeze_excite(f"{part}/se", layer.se, x)
-        if piece.kind == "stem":
-            return x.value
-        x = walk.pool("pool", x)
-        if spec.head:
-            x = walk.activated("head", spec.head.act, "head", x)
-        return walk.conv("logits", x)
-
-    return run
+        forward = FastForward(spec, folded, NATIVE)
+    else:
+        forward = FoldedForward(spec, folded, Forms(hard_sigmoid="rescaled"))
+    names = {"stem": ["stem"], "block": ["block1"], "tail": ["last", "pool", "head", "logits"]}
+    operations = [op for name in names[piece.kind] for op in grouped.get(name, ())]
+    return lambda images: forward.run(operations, Tensor("input", images)).value

@@ -1,6 +1,6 @@
-"""Networks as pure functions of plain nested dicts: the one adapter around the Flax modules.
+"""Networks as pure functions of plain nested dicts: the only adapter around the Flax modules.
 
-`variables` is {"params": {...}, "batch_stats": {...}}, both nested by layer name, all float32;
+`variables` is {"params": {...}, "batch_stats": {...}}, both nested by layer name and all float32:
 `params["block3"]["depthwise"]["conv"]["kernel"]` is a kernel [k, k, 1, channels].
 """
 
@@ -22,11 +22,11 @@ Variables = dict[str, dict]
 
 
 def init(spec: NetSpec, key: jax.Array) -> Variables:
-    """Fresh variables of the network.
+    """Initialises the variables of the network.
 
-    Kernels are normal with variance 2 / fan-out (He et al. 2015, as MnasNet and torchvision
-    initialise MobileNets), head and logits normal with deviation .01; biases and running means
-    are zero, BatchNorm scales and running variances one.
+    Kernels are drawn from a normal distribution of variance 2 / fan-out (He et al. 2015, as MnasNet
+    and torchvision initialise MobileNets), those of head and logits with standard deviation 0.01.
+    Biases and running means are zero, BatchNorm scales and running variances one.
     """
     return _init(spec, key)
 
@@ -34,11 +34,12 @@ def init(spec: NetSpec, key: jax.Array) -> Variables:
 @functools.partial(jax.jit, static_argnums=0)
 def _init(spec: NetSpec, key: jax.Array) -> Variables:
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes(spec))
-    # One draw for all kernels: a draw a kernel takes XLA ten seconds to compile.
+    # One draw for all kernels: with one for each kernel, XLA compiles for ten seconds.
     total = sum(math.prod(x.shape) for path, x in leaves if path[-1].key == "kernel")
     noise, used, values = jax.random.normal(key, (total,)), 0, []
     for path, x in leaves:
-        *layer, kind = (p.key for p in path)
+        keys = [p.key for p in path]
+        layer, kind = keys[:-1], keys[-1]
         if kind == "kernel":
             size = math.prod(x.shape)
             deviation = _deviation(layer, x.shape)
@@ -50,23 +51,24 @@ def _init(spec: NetSpec, key: jax.Array) -> Variables:
 
 
 def _deviation(layer: list[str], shape: tuple[int, ...]) -> float:
-    """Standard deviation of a fresh kernel [k, k, in, out]."""
+    """Standard deviation of a newly drawn kernel [k, k, in, out]."""
     if layer[-1] in ("head", "logits"):
         return 0.01
-    # Each output of a depthwise layer's input channel belongs to that channel alone.
+    # Each input channel of a depthwise layer reaches one output channel only.
     channels_out = 1 if "depthwise" in layer else shape[3]
     return math.sqrt(2 / (shape[0] * shape[1] * channels_out))
 
 
 @functools.lru_cache(maxsize=64)
 def _template(spec: NetSpec, compute: Compute):
-    """The module's structure and the shapes of its variables, without any array."""
+    """The module's structure and the shapes of its variables, without allocating arrays."""
     model = nnx.eval_shape(lambda: MobileNet(spec, compute))
     return nnx.graphdef(model), _variables(model)
 
 
 def _variables(model: MobileNet) -> Variables:
-    _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    _, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, batch_stats = states
     return {
         "params": nnx.to_pure_dict(params),
         "batch_stats": nnx.to_pure_dict(batch_stats),
@@ -75,24 +77,21 @@ def _variables(model: MobileNet) -> Variables:
 
 def shapes(spec: NetSpec) -> Variables:
     """The variables as `jax.ShapeDtypeStruct`s: what a checkpoint of this network holds."""
-    # A copy: the cached dicts must not change with what a caller does to its own.
-    found = jax.tree.map(lambda x: x, _template(spec, Compute())[1])
+    # A copy, so that callers cannot change the cached dicts.
+    variables = jax.tree.map(lambda x: x, _template(spec, Compute())[1])
     if spec.quant:
-        found["batch_stats"]["quant"] = fake_quant.state_shapes(spec)
-    return found
+        variables["batch_stats"]["quant"] = fake_quant.state_shapes(spec)
+    return variables
 
 
 def check(spec: NetSpec, variables: Variables) -> None:
-    """Holds variables against the network they are meant for.
+    """Checks that variables fit a network.
 
     Raises:
-      ValueError: listing every missing, surplus or misshapen entry by path with both shapes.
+      ValueError: some do not; the message lists every missing, surplus or misshapen entry by its
+        path, with both shapes.
     """
-    flatten = jax.tree_util.tree_leaves_with_path
-    got = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in flatten(variables)}
-    want = {
-        jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in flatten(shapes(spec))
-    }
+    got, want = _by_path(variables), _by_path(shapes(spec))
     problems = [f"{path}: missing, expected {want[path].shape}" for path in want.keys() - got]
     problems += [f"{path}: surplus, has {got[path].shape}" for path in got.keys() - want]
     problems += [
@@ -102,6 +101,11 @@ def check(spec: NetSpec, variables: Variables) -> None:
     ]
     if problems:
         raise ValueError(f"variables do not fit {spec.name}:\n  " + "\n  ".join(sorted(problems)))
+
+
+def _by_path(variables: Variables) -> dict:
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
 
 
 def apply(
@@ -117,21 +121,20 @@ def apply(
 
     Args:
       spec: the network.
-      variables: what `init` returned or training made of it.
+      variables: from `init` or training.
       images: normalised [N, H, W, in_channels]; H and W need not be `spec.resolution`.
-      train: normalise by the batch's statistics and move the running ones; drop out.
-      key: randomness for dropout and drop-path, needed for training with either.
+      train: normalise by the batch's statistics, update the running ones, and use dropout.
+      key: random key for dropout and drop-path; training with either needs it.
       compute: types and forms of computation.
 
     Returns:
-      Float32 logits [N, num_classes] and the new batch_stats (the old ones unless `train`).
+      Float32 logits [N, num_classes], and the new batch_stats (the given ones unless `train`).
 
     Raises:
-      ValueError: the images do not fit, or the key is missing.
+      ValueError: the images do not fit, or training needs a key and has none.
     """
     if spec.quant:
-        how = {"train": train, "key": key, "compute": compute}
-        return fake_quant.apply(spec, variables, images, **how)
+        return fake_quant.apply(spec, variables, images, train=train, key=key, compute=compute)
     model = _merge(spec, variables, compute)
     logits = model(images, train=train, key=key)
     if not train:
@@ -141,9 +144,9 @@ def apply(
 
 def _merge(spec: NetSpec, variables: Variables, compute: Compute) -> MobileNet:
     graphdef, _ = _template(spec, compute)
-    # A module would write new statistics into NumPy arrays, which are the caller's.
+    # The module updates statistics in place, and NumPy arrays belong to the caller.
     batch_stats = jax.tree.map(jnp.asarray, variables["batch_stats"])
-    batch_stats.pop("quant", None)  # maps and embeddings are those of the float network
+    batch_stats.pop("quant", None)  # features and embeddings come from the float network
     return nnx.merge(graphdef, variables["params"], batch_stats)
 
 
@@ -152,7 +155,13 @@ def _merge(spec: NetSpec, variables: Variables, compute: Compute) -> MobileNet:
 )
 @dataclasses.dataclass(frozen=True)
 class FeatureMap:
-    """The output of a stage: values [N, ceil(H / stride), ceil(W / stride), C]."""
+    """The output of a stage.
+
+    Attributes:
+      values: [N, ceil(H / stride), ceil(W / stride), C].
+      stage: its name, a key of `NetSpec.strides`.
+      stride: pixels of the image between neighbouring values.
+    """
 
     values: jax.Array
     stage: str
@@ -167,38 +176,38 @@ def features(
     stages: Sequence[str] | None = None,
     compute: Compute = Compute(),  # noqa: B008 (frozen)
 ) -> tuple[FeatureMap, ...]:
-    """Runs the network as a backbone, for heads of detection or segmentation.
+    """Runs the network as a backbone for detection or segmentation.
 
-    Works under `jax.jit` with `spec`, `stages` (a tuple) and `compute` static; strides stay
-    plain integers. BatchNorm takes its running statistics. What comes after the last stage asked
-    for is not computed.
+    It works under `jax.jit` with `spec`, `stages` (a tuple) and `compute` static; strides stay
+    plain integers. BatchNorm uses its running statistics. Nothing after the last requested stage
+    is computed.
 
     Args:
       spec: the network.
       variables: as for `apply`.
       images: as for `apply`.
-      stages: names of `spec.strides()`: "stem", "block1", ..., "last". None: the last stage of
-        each stride, whichever strides the network has (2, 4, 8, 16 and 32).
+      stages: names from `spec.strides()`: "stem", "block1", ..., "last". None takes the last stage
+        of each stride that the network has (usually 2, 4, 8, 16 and 32).
       compute: types and forms of computation.
 
     Returns:
-      A map for each of `stages`, in that order, of the compute type.
+      One map for each of `stages`, in that order, in the compute type.
 
     Raises:
       ValueError: an unknown stage, or images that do not fit.
     """
     strides = spec.strides()
     if stages is None:
-        stages = tuple({stride: name for name, stride in strides.items()}.values())
+        stages = tuple({stride: stage for stage, stride in strides.items()}.values())
     for name in stages:
         choose("stages", name, strides)
-    model, found = _merge(spec, variables, compute), {}
+    model, maps = _merge(spec, variables, compute), {}
     for name, values in model.maps(images):
         if name in stages:
-            found[name] = FeatureMap(values, name, strides[name])
-        if len(found) == len(set(stages)):
+            maps[name] = FeatureMap(values, name, strides[name])
+        if len(maps) == len(set(stages)):
             break
-    return tuple(found[name] for name in stages)
+    return tuple(maps[name] for name in stages)
 
 
 def embed(
@@ -208,7 +217,11 @@ def embed(
     *,
     compute: Compute = Compute(),  # noqa: B008 (frozen)
 ) -> jax.Array:
-    """What the logits are a linear function of: float32 [N, channels]; arguments as `apply`."""
+    """The features that the logits are a linear function of, float32 [N, channels].
+
+    Args:
+      spec, variables, images, compute: as for `apply`.
+    """
     model = _merge(spec, variables, compute)
-    *_, (_, last) = model.maps(images)
+    last = next(values for name, values in model.maps(images) if name == "last")
     return model.embed(last)[:, 0, 0].astype(jnp.float32)

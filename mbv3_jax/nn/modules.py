@@ -1,4 +1,8 @@
-"""The layers of a MobileNet as Flax modules: convolution with BatchNorm, SE, the bneck."""
+"""MobileNetV3 as Flax modules: convolution with BatchNorm, squeeze-and-excite, inverted residual.
+
+Read it from the bottom: `MobileNet` is a whole network, `InvertedResidual` a row of the paper's
+tables 1 and 2. Modules declare shapes only; `functional.init` fills the parameters.
+"""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,26 +11,28 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mbv3_jax.arch.activations import ACTIVATIONS, GATES
 from mbv3_jax.arch.spec import BlockSpec, ConvSpec, NetSpec, SESpec
 from mbv3_jax.core.checks import choose
 from mbv3_jax.nn import ops
-from mbv3_jax.nn.activations import ACTIVATIONS, GATES
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How a network is computed; none of it changes what is computed beyond rounding, except
-    `bn_groups` and `frozen_bn`.
+    """How a network is computed.
 
-    dtype: type of activations and of the matrix products; parameters, BatchNorm statistics and
-      logits stay float32.
-    depthwise: which form of the depthwise convolution (`ops.DEPTHWISE_IMPLS`).
-    bn_groups: into how many groups a training batch is split for BatchNorm statistics. 1 takes
-      the whole batch, across devices; the number of devices gives per-device statistics.
-    frozen_bn: the stages ("stem", "block1", ..., "last") whose BatchNorm normalises by its
-      running statistics in training too, and leaves them as they are.
+    Only `bn_groups` and `frozen_bn` change the result by more than rounding.
+
+    Attributes:
+      dtype: type of activations and of the matrix products; parameters, BatchNorm statistics and
+        logits stay float32.
+      depthwise: which form of the depthwise convolution to use (`ops.DEPTHWISE_IMPLS`).
+      bn_groups: into how many groups a training batch is split for BatchNorm statistics. 1 takes
+        the whole batch, across devices; the number of devices gives per-device statistics.
+      frozen_bn: the stages ("stem", "block1", ..., "last") whose BatchNorm normalises by its
+        running statistics in training too, and does not update them.
     """
 
     dtype: str = "float32"
@@ -40,10 +46,7 @@ class Compute:
 
 
 class Conv(nnx.Module):
-    """Holds a convolution kernel [k, k, in, out], and a bias [out] where asked for.
-
-    Values are zero here: modules declare shapes, `functional.init` fills them.
-    """
+    """Holds a convolution kernel [k, k, in, out] and, if asked for, a bias [out]."""
 
     def __init__(self, kernel: int, inputs: int, out: int, *, bias: bool = False):
         self.kernel = nnx.Param(jnp.zeros((kernel, kernel, inputs, out), jnp.float32))
@@ -51,7 +54,7 @@ class Conv(nnx.Module):
             self.bias = nnx.Param(jnp.zeros((out,), jnp.float32))
 
     def pointwise(self, x: jax.Array) -> jax.Array:
-        """[N, H, W, in] -> [N, H, W, out] for a 1x1 kernel."""
+        """[N, H, W, in] -> [N, H, W, out], for a 1x1 kernel."""
         bias = self.bias[...] if hasattr(self, "bias") else None
         return ops.pointwise_conv(x, self.kernel[...], bias)
 
@@ -68,10 +71,13 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones((channels,), jnp.float32))
 
     def __call__(self, x: jax.Array, train: bool, act: str | None) -> jax.Array:
-        """[N, H, W, C], by batch statistics (moving the running ones) or by running ones; then
-        the nonlinearity `act`, if any, for which training keeps nothing further in memory."""
+        """Normalises [N, H, W, C], then applies the activation `act`, if any.
+
+        Training normalises by the batch's statistics and moves the running ones. It applies the
+        activation inside the normalisation, which keeps nothing more in memory for the gradient.
+        """
         scale, bias, mean, var = self.scale[...], self.bias[...], self.mean[...], self.var[...]
-        function = ACTIVATIONS[act] if act else None
+        function = ACTIVATIONS[act].fn if act else None
         if not train or self.frozen:
             y = ops.batch_norm_infer(x, scale, bias, mean, var, eps=self.eps)
             return function(y) if function else y
@@ -83,11 +89,11 @@ class BatchNorm(nnx.Module):
         return y
 
 
-class ConvBN(nnx.Module):
-    """Convolution, BatchNorm, nonlinearity; `act` None is the linear projection of a bneck.
+class ConvNormAct(nnx.Module):
+    """Convolution, BatchNorm, activation; `act` None is the linear projection of a block.
 
-    A 1x1 kernel runs as a matrix product, `depthwise` as one kernel a channel, anything else
-    as a dense convolution.
+    A 1x1 kernel runs as a matrix product, `depthwise` with one kernel for each channel, anything
+    else as a dense convolution.
     """
 
     def __init__(
@@ -110,13 +116,13 @@ class ConvBN(nnx.Module):
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[N, H, W, in] -> [N, H', W', out]."""
-        kernel, how = self.conv.kernel[...], {"stride": self.stride, "padding": self.padding}
+        kernel, stride, padding = self.conv.kernel[...], self.stride, self.padding
         if self.is_pointwise:
             x = self.conv.pointwise(x)
         elif self.impl is None:
-            x = ops.conv(x, kernel, **how)
+            x = ops.conv(x, kernel, stride=stride, padding=padding)
         else:
-            x = ops.depthwise_conv(x, kernel, impl=self.impl, **how)
+            x = ops.depthwise_conv(x, kernel, stride=stride, padding=padding, impl=self.impl)
         return self.bn(x, train, self.act)
 
 
@@ -136,8 +142,8 @@ class SqueezeExcite(nnx.Module):
         return x * GATES[self.gate](self.expand.pointwise(squeezed))
 
 
-class ConvBNSE(ConvBN):
-    """A `ConvSpec` as a layer: the stem, or the last 1x1; squeeze-and-excite if it says so."""
+class ConvStage(ConvNormAct):
+    """The stem, or the last 1x1 before pooling, with squeeze-and-excite if the spec has it."""
 
     def __init__(self, conv: ConvSpec, inputs: int, *, spec: NetSpec, compute: Compute):
         super().__init__(
@@ -150,11 +156,7 @@ class ConvBNSE(ConvBN):
             compute=compute,
         )
         if conv.se:
-            self.se = SqueezeExcite(
-                conv.se,
-                conv.out,
-                inputs,
-            )
+            self.se = SqueezeExcite(conv.se, conv.out, inputs)
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[N, H, W, in] -> [N, H', W', out]."""
@@ -162,17 +164,11 @@ class ConvBNSE(ConvBN):
         return self.se(x) if hasattr(self, "se") else x
 
 
-def drop_path(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-    """Zeroes whole examples of [N, H, W, C] with probability `rate`, scaling up the others.
+class InvertedResidual(nnx.Module):
+    """A block ("bneck" in the paper): expand, filter each channel, excite, project, add.
 
-    Stochastic depth, Huang et al. 2016, per example.
+    See `arch.spec.BlockSpec`.
     """
-    keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1, 1))
-    return jnp.where(keep, x / (1 - rate), 0)
-
-
-class Bneck(nnx.Module):
-    """The inverted residual, see `arch.spec.BlockSpec`."""
 
     def __init__(
         self,
@@ -185,30 +181,26 @@ class Bneck(nnx.Module):
         spec: NetSpec,
         compute: Compute,
     ):
-        common = {"spec": spec, "compute": compute}
-        width = block.expansion
+        width, act = block.expansion, block.act
         self.has_shortcut, self.drop_path_rate = shortcut, drop_path_rate
         if expand:
-            self.expand = ConvBN(1, inputs, width, act=block.act, **common)
-        self.depthwise = ConvBN(
+            self.expand = ConvNormAct(1, inputs, width, act=act, spec=spec, compute=compute)
+        self.depthwise = ConvNormAct(
             block.kernel,
             width,
             width,
-            act=block.act,
+            act=act,
             stride=block.stride,
             depthwise=True,
-            **common,
+            spec=spec,
+            compute=compute,
         )
         if block.se:
-            self.se = SqueezeExcite(
-                block.se,
-                width,
-                inputs,
-            )
-        self.project = ConvBN(1, width, block.out, act=None, **common)
+            self.se = SqueezeExcite(block.se, width, inputs)
+        self.project = ConvNormAct(1, width, block.out, act=None, spec=spec, compute=compute)
 
     def __call__(self, x: jax.Array, train: bool, key: jax.Array | None) -> jax.Array:
-        """[N, H, W, in] -> [N, H', W', out]; `key` drives drop-path, if any."""
+        """[N, H, W, in] -> [N, H', W', out]; drop-path draws from `key`, if the block has it."""
         y = self.expand(x, train) if hasattr(self, "expand") else x
         y = self.depthwise(y, train)
         if hasattr(self, "se"):
@@ -217,32 +209,28 @@ class Bneck(nnx.Module):
         if not self.has_shortcut:
             return y
         if train and self.drop_path_rate:
-            y = drop_path(y, self.drop_path_rate, key)
+            y = ops.drop_path(y, self.drop_path_rate, key)
         return x + y
-
-
-# A whole network as a Flax module, built from its spec.
 
 
 class MobileNet(nnx.Module):
     """Stem, block1 ... blockN, last 1x1, pooling, head, dropout, logits, as `spec` says."""
 
     def __init__(self, spec: NetSpec, compute: Compute):
-        common = {"spec": spec, "compute": compute}
         self.spec, self.compute = spec, compute
-        self.stem = ConvBNSE(spec.stem, spec.in_channels, **common)
-        count = len(spec.blocks)
+        self.stem = ConvStage(spec.stem, spec.in_channels, spec=spec, compute=compute)
         for i, (block, inputs) in enumerate(zip(spec.blocks, spec.block_inputs(), strict=True)):
-            module = Bneck(
+            module = InvertedResidual(
                 block,
                 inputs,
                 expand=spec.has_expand(i),
                 shortcut=spec.has_shortcut(i),
-                drop_path_rate=spec.drop_path * i / max(count - 1, 1),
-                **common,
+                drop_path_rate=spec.drop_path_rate(i),
+                spec=spec,
+                compute=compute,
             )
             setattr(self, f"block{i + 1}", module)
-        self.last = ConvBNSE(spec.last, spec.blocks[-1].out, **common)
+        self.last = ConvStage(spec.last, spec.blocks[-1].out, spec=spec, compute=compute)
         width = spec.last.out
         if spec.head:
             self.head = Conv(1, width, spec.head.out, bias=True)
@@ -250,31 +238,27 @@ class MobileNet(nnx.Module):
         self.logits = Conv(1, width, spec.num_classes, bias=True)
         for stage in compute.frozen_bn:
             choose("compute.frozen_bn", stage, spec.strides())
-            for _, module in nnx.iter_modules(getattr(self, stage)):
-                if isinstance(module, BatchNorm):
-                    module.frozen = True
+            for _, part in nnx.iter_modules(getattr(self, stage)):
+                if isinstance(part, BatchNorm):
+                    part.frozen = True
 
     def __call__(self, images: jax.Array, *, train: bool, key: jax.Array | None) -> jax.Array:
         """Normalised [N, H, W, in_channels] -> float32 logits [N, num_classes].
 
         Raises:
-          ValueError: the images have another number of channels; or a key is needed (training
-            with dropout or drop-path) and absent.
+          ValueError: the images have another number of channels, or training with dropout or
+            drop-path got no key.
         """
-        spec = self.spec
-        if train and key is None and (spec.dropout or spec.drop_path):
-            raise ValueError("key: training with dropout or drop_path needs a random key")
         *_, (_, x) = self.maps(images, train=train, key=key)
         x = self.embed(x)
-        if train and spec.dropout:
-            keep = jax.random.bernoulli(jax.random.fold_in(key, 0), 1 - spec.dropout, x.shape)
-            x = jnp.where(keep, x / (1 - spec.dropout), 0)
+        if train and self.spec.dropout:
+            x = ops.dropout(x, self.spec.dropout, ops.dropout_key(key))
         return self.logits.pointwise(x.astype(jnp.float32))[:, 0, 0]
 
     def maps(
         self, images: jax.Array, *, train: bool = False, key: jax.Array | None = None
     ) -> Iterator[tuple[str, jax.Array]]:
-        """The output [N, H', W', C] of each stage of `spec.strides()`, by name, as it is made."""
+        """Yields the output [N, H', W', C] of each stage of `spec.strides()` with its name."""
         if images.ndim != 4 or images.shape[3] != self.spec.in_channels:
             raise ValueError(
                 f"images: got shape {images.shape}, expected [N, H, W, {self.spec.in_channels}]"
@@ -282,13 +266,13 @@ class MobileNet(nnx.Module):
         x = self.stem(images.astype(DTYPES[self.compute.dtype]), train)
         yield "stem", x
         for i in range(1, len(self.spec.blocks) + 1):
-            block_key = None if key is None else jax.random.fold_in(key, i)
+            block_key = None if key is None else ops.block_key(key, i)
             x = getattr(self, f"block{i}")(x, train, block_key)
             yield f"block{i}", x
         yield "last", self.last(x, train)
 
     def embed(self, x: jax.Array) -> jax.Array:
-        """The map of "last" [N, H, W, C] -> what the logits are computed from, [N, 1, 1, C']."""
+        """The map of "last" [N, H, W, C] -> the input of the logits [N, 1, 1, C']."""
         x = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
         if not self.spec.head:
             return x

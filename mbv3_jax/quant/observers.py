@@ -1,15 +1,16 @@
-"""Ranges of activations from what calibration images make of them.
+"""Ranges of activations, observed on calibration images.
 
-Two passes over the images: minima and maxima, then a histogram of every tensor between the two,
-on the device; each observer chooses from these.
+There are two passes over the images: the first finds minima and maxima, the second counts a
+histogram of every tensor between the two, on the device. Each observer chooses from these.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mbv3_jax.arch.activations import fixed_range
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.checks import choose
 from mbv3_jax.nn import fake_quant
@@ -17,7 +18,7 @@ from mbv3_jax.nn.folded import INT8, apply_folded
 
 BINS = 2048
 OBSERVERS = ("min_max", "percentile", "mse")
-# Candidates of the MSE observer: this share of the range on either side.
+# Candidates of the MSE observer: these shares of the range on either side.
 _SHARES = np.linspace(0.3, 1.0, 36)
 
 
@@ -29,48 +30,50 @@ def observe(
     observer: str = "mse",
     percentile: float = 99.99,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Finds a range for every tensor.
+    """Finds a range for every tensor that an int8 runtime stores.
 
     Args:
       spec: the network.
       folded: see `nn.folded.fold`.
       batches: normalised images [N, H, W, C]; iterated twice.
-      observer: "min_max" takes all that occurs; "percentile" leaves out the outermost
-        (100 - percentile) / 2 per cent on each side; "mse" takes the range whose rounding and
+      observer: "min_max" takes all values; "percentile" leaves out the outermost
+        (100 - percentile) / 2 per cent on each side; "mse" takes the range for which rounding and
         clipping together have the least mean square error.
-      percentile: of that observer, above 50 and at most 100.
+      percentile: for the observer "percentile", above 50 and at most 100.
 
     Returns:
-      low [tensors] and high [tensors], float32; those of fixed range have it.
+      low [tensors] and high [tensors], float32, in the order of `fake_quant.tensors(spec)`;
+      tensors whose range is fixed have that range.
 
     Raises:
-      ValueError: an unknown observer, a percentile out of range, no images, or values that are not
-        finite.
+      ValueError: the observer is unknown, the percentile is out of range, there are no images, or
+        some values are not finite.
     """
     choose("observer", observer, OBSERVERS)
     if not 50 < percentile <= 100:
         raise ValueError(f"percentile: got {percentile}, expected above 50 and at most 100")
     names = fake_quant.tensors(spec)
 
-    def all_of(folded, images, reduce):
-        found = []
+    def statistics(folded: dict, images: jax.Array, reduce: Callable) -> jax.Array:
+        """reduce(index, values) of every tensor, stacked."""
+        reduced: list[jax.Array] = []
 
         def note(name, x):
-            found.append(reduce(len(found), x))
+            reduced.append(reduce(len(reduced), x))
             return x
 
         apply_folded(spec, folded, images, forms=INT8, on_activation=note)
-        return jnp.stack(found)
+        return jnp.stack(reduced)
 
     @jax.jit
     def extremes(folded, images):
-        return all_of(folded, images, lambda _, t: jnp.stack([jnp.min(t), jnp.max(t)]))
+        return statistics(folded, images, lambda _, x: jnp.stack([jnp.min(x), jnp.max(x)]))
 
-    found = [np.asarray(extremes(folded, images)) for images in batches]
-    if not found:
+    observed = [np.asarray(extremes(folded, images)) for images in batches]
+    if not observed:
         raise ValueError("calibration: no images")
-    low = np.min([f[:, 0] for f in found], axis=0)
-    high = np.max([f[:, 1] for f in found], axis=0)
+    low = np.min([pairs[:, 0] for pairs in observed], axis=0)
+    high = np.max([pairs[:, 1] for pairs in observed], axis=0)
     if not np.all(np.isfinite([low, high])):
         bad = names[int(np.argmin(np.isfinite(low) & np.isfinite(high)))]
         raise ValueError(f"calibration: the values of {bad} are not finite")
@@ -79,13 +82,15 @@ def observe(
 
         @jax.jit
         def histogram(folded, images, low, width):
-            def count(i, t):
-                place = jnp.clip((t - low[i]) / width[i] * BINS, 0, BINS - 1).astype(jnp.int32)
-                return jnp.zeros(BINS, jnp.int32).at[place.ravel()].add(1)
+            def count(i, x):
+                bins = jnp.clip((x - low[i]) / width[i] * BINS, 0, BINS - 1).astype(jnp.int32)
+                return jnp.zeros(BINS, jnp.int32).at[bins.ravel()].add(1)
 
-            return all_of(folded, images, count)
+            return statistics(folded, images, count)
 
-        counts = sum(np.asarray(histogram(folded, x, low, width), np.int64) for x in batches)
+        counts = np.zeros((len(names), BINS), np.int64)
+        for images in batches:
+            counts += np.asarray(histogram(folded, images, low, width), np.int64)
         for i in range(len(names)):
             edges = low[i] + width[i] * np.arange(BINS + 1) / BINS
             if observer == "percentile":
@@ -93,7 +98,7 @@ def observe(
             else:
                 low[i], high[i] = _least_error(counts[i], edges)
     for i, name in enumerate(names):
-        low[i], high[i] = fake_quant.FIXED_RANGES.get(name.rpartition("/")[2], (low[i], high[i]))
+        low[i], high[i] = fixed_range(name) or (low[i], high[i])
     return low.astype(np.float32), high.astype(np.float32)
 
 
@@ -106,8 +111,10 @@ def _percentile(counts: np.ndarray, edges: np.ndarray, percentile: float) -> tup
 
 
 def _least_error(counts: np.ndarray, edges: np.ndarray) -> tuple[float, float]:
-    """The range around zero of the least mean square error, the ends cut in the same proportion
-    and each alone."""
+    """The range around zero with the least mean square error.
+
+    Candidates cut both ends in the same proportion, or one end alone.
+    """
     centres, low, high = (edges[:-1] + edges[1:]) / 2, min(edges[0], 0), max(edges[-1], 0)
     used = counts > 0
     centres, weights = centres[used], counts[used]
@@ -118,5 +125,5 @@ def _least_error(counts: np.ndarray, edges: np.ndarray) -> tuple[float, float]:
         integers = np.clip(np.round(centres / scale) + zero, -128, 127)
         return float(np.sum(weights * np.square((integers - zero) * scale - centres)))
 
-    tried = [(low * a, high * b) for s in _SHARES for a, b in ((s, s), (1, s), (s, 1))]
-    return min(tried, key=lambda pair: error(*pair))
+    candidates = [(low * a, high * b) for s in _SHARES for a, b in ((s, s), (1, s), (s, 1))]
+    return min(candidates, key=lambda pair: error(*pair))

@@ -1,30 +1,30 @@
-"""A network with all that its int8 form needs: folded weights, and a range for every tensor."""
+"""Post-training quantization: folded weights, and a range for every tensor, for int8 exports."""
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.checks import choose, flag
 from mbv3_jax.data.source import Source
 from mbv3_jax.nn import fake_quant
-from mbv3_jax.nn.fake_quant import convolve, fake_weight
-from mbv3_jax.nn.folded import INT8, Walk, fold
+from mbv3_jax.nn.folded import fold
 from mbv3_jax.quant.observers import OBSERVERS, observe
+from mbv3_jax.quant.weight_corrections import correct_bias, equalize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Int8Network:
-    """What an int8 file is written from.
+    """A network with everything that an int8 file needs.
 
-    spec: the network, `spec.quant` None.
-    folded: see `nn.folded.fold`; NumPy float32.
-    low, high: [tensors], the range of each tensor of `nn.quantized.tensors(spec)`.
-    how: how the ranges were found, for people.
+    Attributes:
+      spec: the network, with `spec.quant` None.
+      folded: see `nn.folded.fold`; NumPy float32.
+      low, high: [tensors], the range of each tensor of `nn.fake_quant.tensors(spec)`.
+      how: a description of how the ranges were determined, for people.
     """
 
     spec: NetSpec
@@ -34,23 +34,23 @@ class Int8Network:
     how: str
 
     def ranges(self) -> dict[str, tuple[float, float]]:
-        """(low, high) of every tensor by its name; fixed ones as the runtime has them."""
+        """(low, high) of every tensor by its name."""
         pairs = zip(self.low.tolist(), self.high.tolist(), strict=True)
         return dict(zip(fake_quant.tensors(self.spec), pairs, strict=True))
 
     @functools.cached_property
-    def simulate(self):
-        """Normalised images [N, H, W, C] -> the logits of simulated int8; jitted."""
-        # As arguments: XLA would spend seconds to fold constants.
-        run = jax.jit(lambda weights, x: fake_quant.simulate(self.spec, *weights, x))
-        return functools.partial(run, (self.folded, self.low, self.high))
+    def simulate(self) -> Callable:
+        """A jitted function: normalised images [N, H, W, C] -> logits of simulated int8."""
+        # The weights are arguments because XLA would spend seconds folding them as constants.
+        run = jax.jit(functools.partial(fake_quant.simulate, self.spec))
+        return functools.partial(run, self.folded, self.low, self.high)
 
 
 def trained_int8(spec: NetSpec, variables: dict) -> Int8Network:
-    """The int8 form of a network that was trained for it.
+    """The int8 form of a network that was trained for int8.
 
     Raises:
-      ValueError: it was not, or ended before the delay was over.
+      ValueError: it was not, or its training ended before the delay was over.
     """
     if spec.quant is None:
         raise ValueError("the network was not trained for int8 (config.quant)")
@@ -66,139 +66,14 @@ def trained_int8(spec: NetSpec, variables: dict) -> Int8Network:
     return Int8Network(spec=plain, folded=folded, low=low, high=high, how="training")
 
 
-# Cross-layer equalisation (Nagel et al. 2019, arXiv:1906.04721, section 4.1).
-#
-# Multiplying output channel i of a layer by 1/s_i and the next layer's input channel i by s_i
-# changes nothing where what lies between commutes with a positive factor: ReLU does, and so does
-# squeeze-and-excite, whose first convolution gets s_i too. ReLU6 does not (its 6 would become 6 /
-# s_i, one for each channel), h-swish and swish do not: these are left alone.
-
-_LIMIT = 1e4  # factors beyond it are of channels that do next to nothing
-
-
-def equalize(spec: NetSpec, folded: dict) -> tuple[dict, int]:
-    """Makes the kernels' channels alike in magnitude, wherever that is exact.
-
-    Args:
-      spec: the network.
-      folded: see `nn.folded.fold`.
-
-    Returns:
-      The same function as folded weights (float32 rounding apart), and the number of blocks with
-      something to equalise.
-    """
-    copied = _copy(folded)
-    changed = 0
-    for index, block in enumerate(spec.blocks):
-        if block.act != "relu":
-            continue
-        changed += 1
-        layers = copied[f"block{index + 1}"]
-        depthwise, project = layers["depthwise"]["conv"], layers["project"]["conv"]
-        # Nagel's equation (11), solved for three layers at once: all get one magnitude.
-        r2 = np.max(np.abs(depthwise["kernel"]), axis=(0, 1, 2))
-        readers = [project["kernel"]]
-        if block.se:
-            readers.append(layers["se"]["reduce"]["kernel"])
-        r3 = np.max(np.abs(readers[0]), axis=(0, 1, 3))
-        if spec.has_expand(index):
-            expand = layers["expand"]["conv"]
-            r1 = np.max(np.abs(expand["kernel"]), axis=(0, 1, 2))
-            mean = np.cbrt(r1 * r2 * r3)
-            first, second = _factor(r1, mean), _factor(mean, r3)  # s of each of the two gaps
-            expand["kernel"] = expand["kernel"] / first
-            expand["bias"] = expand["bias"] / first
-            depthwise["kernel"] = depthwise["kernel"] * first / second
-        else:
-            second = _factor(r2, np.sqrt(r2 * r3))
-            depthwise["kernel"] = depthwise["kernel"] / second
-        depthwise["bias"] = depthwise["bias"] / second
-        project["kernel"] = project["kernel"] * second[:, None]
-        if block.se:
-            reduce = layers["se"]["reduce"]
-            reduce["kernel"] = reduce["kernel"] * second[:, None]
-    return copied, changed
-
-
-def _factor(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """above / below, 1 where that is no sensible number."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        s = above / below
-    return np.where((s > 1 / _LIMIT) & (s < _LIMIT), s, 1).astype(np.float32)
-
-
-def _copy(tree: dict) -> dict:
-    return {k: _copy(v) if isinstance(v, dict) else np.asarray(v) for k, v in tree.items()}
-
-
-# Bias correction (Nagel et al. 2019, arXiv:1906.04721, section 4.2), from calibration images.
-#
-# Rounding a kernel moves the mean of its output channels, most in depthwise layers, whose channels
-# sum only 9 or 25 products. The mean shift on the images, of inputs as they are in float, is taken
-# off the bias.
-
-
-class _Shifts(Walk):
-    """Computes in float, and notes what rounding each kernel would add to each channel."""
-
-    def __init__(self, spec: NetSpec, folded: dict):
-        super().__init__(spec, folded, INT8)
-        self.shifts = {}
-
-    def conv(self, name, x, *, stride=1, factor=1.0, offset=0.0):
-        self.current, self.factor = name, factor
-        return super().conv(name, x, stride=stride, factor=factor, offset=offset)
-
-    def convolve(self, x, kernel, stride):
-        error = convolve(self.spec, x, fake_weight(kernel) - kernel, stride, "auto")
-        # In units of the network, whose tensor may be a sixth of the stored one.
-        self.shifts[self.current] = jnp.mean(error, axis=(0, 1, 2)) / self.factor
-        return convolve(self.spec, x, kernel, stride, "auto")
-
-
-def correct_bias(spec: NetSpec, folded: dict, batches: Iterable[np.ndarray]) -> dict:
-    """Takes off the biases what rounding the kernels adds to them in the mean.
-
-    Args:
-      spec: the network.
-      folded: see `nn.folded.fold`.
-      batches: normalised images [N, H, W, C].
-
-    Returns:
-      Folded weights with new biases.
-    """
-
-    @jax.jit
-    def shifts(folded, images):
-        walk = _Shifts(spec, folded)
-        walk.logits(images)
-        return walk.shifts
-
-    total, images = None, 0
-    for batch in batches:
-        count, found = len(batch), shifts(folded, batch)
-        total = total or dict.fromkeys(found, 0.0)
-        total = {name: total[name] + np.asarray(found[name]) * count for name in found}
-        images += count
-    corrected = jax.tree.map(np.asarray, folded)
-    for name, shift in total.items():
-        layer = corrected
-        for part in name.split("/"):
-            layer = layer[part]
-        layer["bias"] = (layer["bias"] - shift / images).astype(np.float32)
-    return corrected
-
-
-# Post-training quantization of a trained float network.
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """How to quantize after training.
 
-    observer, percentile: of activations, see `observers.observe`.
-    equalize: cross-layer equalisation, where it is exact, see `equalization.py`.
-    correct_bias: see `bias_correction.py`.
+    Attributes:
+      observer, percentile: how to choose the ranges of activations, see `observers.observe`.
+      equalize: whether to use `weight_corrections.equalize`.
+      correct_bias: whether to use `weight_corrections.correct_bias`.
     """
 
     observer: str = "mse"
@@ -218,16 +93,16 @@ def quantize(
     batches: Sequence[np.ndarray],
     options: Options = Options(),
 ) -> Int8Network:
-    """Quantizes: folds BatchNorm, then what `options` ask for.
+    """Quantizes a network that was trained in float.
 
     Args:
-      spec: the network, `spec.quant` None.
+      spec: the network, with `spec.quant` None.
       variables: {"params", "batch_stats"}.
-      batches: normalised images [N, H, W, C] of the training data, as evaluation crops them.
-      options: how.
+      batches: normalised images [N, H, W, C] of the training data, cropped as for evaluation.
+      options: which methods to use.
 
     Raises:
-      ValueError: as `observers.observe`.
+      ValueError: as for `observers.observe`.
     """
     folded = jax.tree.map(np.asarray, jax.jit(lambda v: fold(spec, v))(variables))
     if options.equalize:
@@ -246,30 +121,30 @@ def quantize(
 
 
 def calibration_batches(
-    source: Source, preprocess, *, images: int = 512, batch: int = 64
+    source: Source, preprocess: Callable, *, images: int = 512, batch: int = 64
 ) -> list[np.ndarray]:
-    """Images of the training data, as evaluation crops and normalises them, without augmentation.
+    """Images of the training data, cropped and normalised as for evaluation.
 
     Args:
       source: the training data.
-      preprocess: uint8 images -> normalised ones.
-      images: how many, spread over all of the data by a fixed shuffle; fewer if there are fewer.
-      batch: how many at a time.
+      preprocess: uint8 images -> normalised images.
+      images: how many, chosen from all of the data by a fixed shuffle; all if there are fewer.
+      batch: images in each array.
 
     Returns:
       Float32 [N, R, R, C] arrays; images that cannot be read are left out.
 
     Raises:
-      ValueError: none could be read.
+      ValueError: no image could be read.
     """
     order = np.random.default_rng(0).permutation(len(source))[:images]
-    prepared, found = jax.jit(preprocess), []
+    prepare, batches = jax.jit(preprocess), []
     for start in range(0, len(order), batch):
         indices = order[start : start + batch]
         loaded, problems = source.load(indices)
         good = [i for i in range(len(indices)) if i not in problems]
         if good:
-            found.append(np.asarray(prepared(loaded["image"][good])))
-    if not found:
+            batches.append(np.asarray(prepare(loaded["image"][good])))
+    if not batches:
         raise ValueError("calibration: no image could be read")
-    return found
+    return batches

@@ -1,19 +1,22 @@
 """The layer table of a network, laid out like the tables of the MobileNetV3 paper."""
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
 from mbv3_jax.arch import cost
 from mbv3_jax.arch.published import published
-from mbv3_jax.arch.spec import NetSpec, SESpec
+from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.arch.traversal import Convolution, Operation, ResidualAdd, stages
 
 _BYTES = 4  # of a float32
 
 
 def layer_table(spec: NetSpec) -> Table:
-    """One row per part: input shape, operator, k, exp, out, SE, NL, s, and what it costs.
+    """One row for each part: input shape, operator, k, exp, out, SE, NL, s, and its costs.
 
-    SE is the squeezed width. Activations are the feature maps that the part writes for one image
-    in float32: what training keeps for the backward pass.
+    SE is the squeezed width. Activations are the feature maps that the part writes for one image in
+    float32, which training keeps for the backward pass.
     """
     table = Table(title=f"{spec.name}, {spec.resolution} pixels", header_style="bold")
     for name in ("part", "input", "operator"):
@@ -23,12 +26,13 @@ def layer_table(spec: NetSpec) -> Table:
     parts: dict[str, list[cost.Layer]] = {}
     for layer in cost.layers(spec):
         parts.setdefault(layer.part, []).append(layer)
-    for (part, layers), description in zip(parts.items(), _descriptions(spec), strict=True):
+    operations = stages(spec)
+    for part, layers in parts.items():
         height, width, channels = layers[0].inputs
         table.add_row(
             part,
             f"{height}x{width}x{channels}",
-            *description,
+            *_description(operations[part], is_pooled=part == "logits" and not spec.head),
             f"{sum(x.params for x in layers):,}",
             f"{sum(x.madds for x in layers):,}",
             _kib(sum(x.activations for x in layers)),
@@ -37,27 +41,24 @@ def layer_table(spec: NetSpec) -> Table:
     return table
 
 
-def _descriptions(spec: NetSpec):
-    """Operator, k, exp, out, SE, NL, s of each part, as text."""
-
-    def squeezed(se: SESpec | None, expansion: int, block_input: int) -> str:
-        return str(se.channels(expansion=expansion, block_input=block_input)) if se else "-"
-
-    def conv(c, inputs: int):
-        se = squeezed(c.se, c.out, inputs)
-        operator = f"conv {c.kernel}x{c.kernel}, BN"
-        return operator, str(c.kernel), "-", str(c.out), se, c.act, str(c.stride)
-
-    yield conv(spec.stem, spec.in_channels)
-    for i, (b, inputs) in enumerate(zip(spec.blocks, spec.block_inputs(), strict=True)):
-        operator = "bneck" + (", shortcut" if spec.has_shortcut(i) else "")
-        se = squeezed(b.se, b.expansion, inputs)
-        yield (operator, str(b.kernel), str(b.expansion), str(b.out), se, b.act, str(b.stride))
-    yield conv(spec.last, spec.blocks[-1].out)
-    if spec.head:
-        yield ("pool, conv 1x1", "1", "-", str(spec.head.out), "-", spec.head.act, "1")
-    operator = "conv 1x1" if spec.head else "pool, conv 1x1"
-    yield (operator, "1", "-", str(spec.num_classes), "-", "-", "1")
+def _description(operations: Sequence[Operation], is_pooled: bool) -> tuple[str, ...]:
+    """Operator, k, exp, out, SE, NL, s of a stage, as text; `is_pooled`: pooling precedes it."""
+    convs = {op.name: op for op in operations if isinstance(op, Convolution)}
+    stage = operations[-1].stage
+    reduce = convs.get(f"{stage}/se/reduce")
+    squeezed = str(reduce.out_shape[2]) if reduce else "-"
+    if depthwise := convs.get(f"{stage}/depthwise"):
+        has_shortcut = any(isinstance(op, ResidualAdd) for op in operations)
+        operator = "bneck, shortcut" if has_shortcut else "bneck"
+        conv, expansion = depthwise, str(depthwise.out_shape[2])
+        out = convs[f"{stage}/project"].out_shape[2]
+    else:
+        conv, expansion = convs[stage], "-"
+        out = conv.out_shape[2]
+        operator = f"conv {conv.kernel}x{conv.kernel}" + (", BN" if conv.batch_norm else "")
+        operator = f"pool, {operator}" if is_pooled or stage == "head" else operator
+    kernel, stride = str(conv.kernel), str(conv.stride)
+    return operator, kernel, expansion, str(out), squeezed, conv.act or "-", stride
 
 
 def totals_table(spec: NetSpec) -> Table:

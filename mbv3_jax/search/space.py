@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mbv3_jax.arch.spec import ACTIVATIONS, BlockSpec, NetSpec, SESpec, make_divisible
+from mbv3_jax.arch.activations import ACTIVATIONS
+from mbv3_jax.arch.spec import BlockSpec, NetSpec, SESpec, make_divisible
 from mbv3_jax.core.checks import choose
 
 Point = tuple[int, ...]

@@ -8,6 +8,7 @@ import dataclasses
 import pytest
 
 from mbv3_jax.arch import BlockSpec, ConvSpec, HeadSpec, NetSpec, SESpec, build, cost
+from mbv3_jax.arch.traversal import strided_size
 
 NET = NetSpec(
     name="net",
@@ -75,5 +76,5 @@ def test_madds_scale_with_the_area():
 
 
 @pytest.mark.parametrize(("size", "stride", "rows"), [(224, 2, 112), (7, 2, 4), (7, 1, 7)])
-def test_out_size(size, stride, rows):
-    assert cost.out_size(size, stride) == rows
+def test_strided_size(size, stride, rows):
+    assert strided_size(size, stride) == rows

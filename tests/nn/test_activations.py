@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbv3_jax.arch import spec
-from mbv3_jax.nn.activations import ACTIVATIONS, GATES
+from mbv3_jax.arch.activations import ACTIVATIONS, GATES
 
 FUNCTIONS = ACTIVATIONS | GATES
 KINKS = {"relu": [0], "relu6": [0, 6], "h_swish": [-3, 3], "hard_sigmoid": [-3, 3]}
@@ -37,9 +36,9 @@ def gradient(name, x):
     return jax.vmap(jax.grad(FUNCTIONS[name]))(jnp.asarray(x, jnp.float32))
 
 
-def test_names_are_those_that_specs_accept():
-    assert set(ACTIVATIONS) == set(spec.ACTIVATIONS)
-    assert set(GATES) == set(spec.GATES)
+def test_every_function_is_checked():
+    assert set(ACTIVATIONS) == {"relu", "relu6", "h_swish", "swish"}
+    assert set(GATES) == {"hard_sigmoid", "sigmoid"}
     assert set(FUNCTIONS) == set(EXPECTED)
 
 
@@ -76,6 +75,26 @@ def test_h_swish_known_points():
     np.testing.assert_allclose(h_swish(x), [0, 0, -0.375, 0, 2 / 3, 3, 5], rtol=1e-6)
     # Keras' former hard sigmoid, 0.2 x + 0.5, is already 1 at 2.5; ours is 11/12 there.
     np.testing.assert_allclose(hard_sigmoid(jnp.float32(2.5)), 11 / 12, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_entries_tell_the_truth(name):
+    """Whether it is homogeneous, and what it is the product with."""
+    entry, x = ACTIVATIONS[name], jnp.linspace(-9, 9, 101)
+    scales = bool(jnp.allclose(entry(2.5 * x), 2.5 * entry(x), atol=1e-5))
+    assert entry.homogeneous == scales
+    if entry.gate:
+        np.testing.assert_allclose(entry(x), x * GATES[entry.gate](x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_gates_tell_the_truth(name):
+    gate, x = GATES[name], jnp.linspace(-9, 9, 101)
+    assert float(gate(x).min()) >= 0 and float(gate(x).max()) <= 1
+    if form := gate.relu6_form:
+        np.testing.assert_allclose(
+            form.factor * gate(x), jax.nn.relu6(x + form.offset), rtol=1e-5, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

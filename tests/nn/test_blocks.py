@@ -10,7 +10,8 @@ from small_net import NET, apply, random_images
 
 from mbv3_jax.arch import BlockSpec, ConvSpec, SESpec
 from mbv3_jax.nn import functional
-from mbv3_jax.nn.modules import Bneck, Compute, MobileNet, SqueezeExcite, drop_path
+from mbv3_jax.nn.modules import Compute, InvertedResidual, MobileNet, SqueezeExcite
+from mbv3_jax.nn.ops import drop_path
 
 # Squeeze-and-excite
 
@@ -149,11 +150,18 @@ def test_drop_path_rises_from_zero_to_its_rate_with_depth():
     np.testing.assert_allclose(rates, [0, 0.05, 0.1, 0.15, 0.2])
 
 
-def bneck(*, shortcut: bool, rate: float) -> Bneck:
+def block_of_ones(*, shortcut: bool, rate: float) -> InvertedResidual:
     """A block that computes one everywhere: its kernels are zero, the last bias is one."""
     block = BlockSpec(kernel=3, expansion=16, out=8, act="relu")
-    how = {"expand": True, "shortcut": shortcut, "drop_path_rate": rate}
-    module = Bneck(block, 8, **how, spec=NET, compute=Compute())
+    module = InvertedResidual(
+        block,
+        8,
+        expand=True,
+        shortcut=shortcut,
+        drop_path_rate=rate,
+        spec=NET,
+        compute=Compute(),
+    )
     module.project.bn.bias[...] = jnp.ones(8)
     return module
 
@@ -161,9 +169,9 @@ def bneck(*, shortcut: bool, rate: float) -> Bneck:
 def test_shortcut_adds_the_input():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((6, 4, 4, 8)), jnp.float32)
     for train in (False, True):
-        added = bneck(shortcut=True, rate=0.0)(x, train, None)
+        added = block_of_ones(shortcut=True, rate=0.0)(x, train, None)
         np.testing.assert_allclose(added, x + 1, rtol=1e-6)
-        alone = bneck(shortcut=False, rate=0.0)(x, train, None)
+        alone = block_of_ones(shortcut=False, rate=0.0)(x, train, None)
         np.testing.assert_allclose(alone, np.ones(x.shape), rtol=1e-6)
 
 
@@ -172,12 +180,16 @@ def test_drop_path_spares_the_shortcut():
     is nothing to drop, and nothing is dropped in evaluation."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((32, 2, 2, 8)), jnp.float32)
     key = jax.random.key(3)
-    change = np.asarray(bneck(shortcut=True, rate=0.5)(x, True, key) - x)
+    change = np.asarray(block_of_ones(shortcut=True, rate=0.5)(x, True, key) - x)
     by_example = change[:, 0, 0, 0].round(5)
     np.testing.assert_allclose(change, np.broadcast_to(change[:, :1, :1, :1], x.shape), atol=1e-5)
     assert set(by_example) == {0, 2} and 8 <= np.sum(by_example == 2) <= 24
-    np.testing.assert_allclose(bneck(shortcut=True, rate=0.5)(x, False, key), x + 1, rtol=1e-6)
-    np.testing.assert_allclose(bneck(shortcut=False, rate=0.5)(x, True, key), np.ones(x.shape))
+    np.testing.assert_allclose(
+        block_of_ones(shortcut=True, rate=0.5)(x, False, key), x + 1, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        block_of_ones(shortcut=False, rate=0.5)(x, True, key), np.ones(x.shape)
+    )
 
 
 def test_blocks_draw_their_own_paths():
@@ -186,7 +198,7 @@ def test_blocks_draw_their_own_paths():
     spec = NET.replace(blocks=(block,) * 3, drop_path=0.5)
     keys = {}
 
-    class Spy(Bneck):
+    class Spy(InvertedResidual):
         def __call__(self, x, train, key):
             keys[id(self)] = np.asarray(jax.random.key_data(key)).tobytes()
             return x

@@ -152,10 +152,10 @@ def test_one_layer_equals_integer_arithmetic():
     plain = {k: v for k, v in two["batch_stats"].items() if k != "quant"}
     folded = fold(NET, {"params": two["params"], "batch_stats": plain})
     state, found = two["batch_stats"]["quant"], {}
-    walk = fake_quant.Simulated(NET, folded, state["low"], state["high"])
-    rounded = walk.on_activation
-    walk.on_activation = lambda name, x: found.setdefault(name, rounded(name, x))
-    walk.logits(jnp.asarray(random_images(NET, batch=1)))
+    forward = fake_quant.SimulatedForward(NET, folded, state["low"], state["high"])
+    rounded = forward.on_activation
+    forward.on_activation = lambda name, x: found.setdefault(name, rounded(name, x))
+    forward.logits(jnp.asarray(random_images(NET, batch=1)))
 
     def integers(i, x):
         scale, zero = fake_quant.activation_scale(state["low"][i], state["high"][i])

@@ -10,8 +10,8 @@ from reference_net import random_variables
 from small_net import NET, apply, random_images
 
 from mbv3_jax.arch import build
+from mbv3_jax.arch.activations import ACTIVATIONS
 from mbv3_jax.nn import functional
-from mbv3_jax.nn.activations import ACTIVATIONS
 from mbv3_jax.nn.modules import Compute
 
 VARIABLES = random_variables(functional.shapes(NET))

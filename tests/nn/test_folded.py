@@ -10,9 +10,11 @@ from reference_net import random_variables
 from small_net import NET, apply, random_images
 
 from mbv3_jax.arch import build
-from mbv3_jax.arch.spec import ACTIVATIONS, SESpec
+from mbv3_jax.arch.activations import ACTIVATIONS
+from mbv3_jax.arch.spec import SESpec
+from mbv3_jax.arch.traversal import parameter_paths
 from mbv3_jax.nn import functional
-from mbv3_jax.nn.folded import INT8, NATIVE, Forms, apply_folded, fold
+from mbv3_jax.nn.folded import INT8, NATIVE, Forms, apply_folded, fold, folded_shapes
 
 SMALL = functools.partial(build, resolution=32, num_classes=10, width=0.5)
 
@@ -46,6 +48,16 @@ def test_equals_the_network(spec):
     )
     for got in both(folded, images):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_shapes_are_those_of_the_list_of_operations(spec):
+    shapes = functional.shapes(spec)
+    folded = jax.eval_shape(functools.partial(fold, spec), shapes)
+    assert folded == folded_shapes(spec)
+    leaves = jax.tree_util.tree_leaves_with_path(shapes["params"])
+    layers = {jax.tree_util.keystr(p[:-1], simple=True, separator="/") for p, _ in leaves}
+    assert layers == set(parameter_paths(spec))
 
 
 def test_hooks_see_every_tensor_once_and_may_change_it():

@@ -10,7 +10,8 @@ from mbv3_jax.arch import BlockSpec, ConvSpec, HeadSpec, NetSpec, SESpec
 from mbv3_jax.nn import fake_quant, functional
 from mbv3_jax.nn.folded import apply_folded, fold
 from mbv3_jax.quant import observers
-from mbv3_jax.quant.post_training import Options, correct_bias, equalize, quantize, trained_int8
+from mbv3_jax.quant.post_training import Options, quantize, trained_int8
+from mbv3_jax.quant.weight_corrections import correct_bias, equalize
 
 NET = NetSpec(
     name="net",

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from mbv3_jax.data.embedded import Synthetic
 from ml_collections.config_dict import placeholder
 from rich.console import Console
 from supernet_parts import extract
@@ -12,7 +13,6 @@ from tiny_config import SPEC
 
 from mbv3_jax.arch import spec_to_json
 from mbv3_jax.core.errors import UsageError
-from mbv3_jax.data.embedded import Synthetic
 from mbv3_jax.nn import functional
 from mbv3_jax.run.checkpoint import Checkpoints
 from mbv3_jax.search.objective import COUNTS, Costs, Problem, Reward

@@ -70,7 +70,10 @@ WRONG = [
     ("total_epochs=2", "total: got total_steps=24, total_epochs=2.0, expected exactly one of"),
     ("total_steps=0", "total: the run has no step"),
     ("total_steps=None", "total: got none, expected exactly one of total_steps, total_epochs"),
-    ("data.name=cifar", "data.name: got 'cifar', expected one of 'clutter', 'digits', 'folder:PATH',"),
+    (
+        "data.name=cifar",
+        "data.name: got 'cifar', expected one of 'clutter', 'digits', 'folder:PATH',",
+    ),
     ("data.num_threads=0", "num_threads: got 0, expected 1 or more"),
     ("net.num_classes=7", "net.num_classes: got 7, but the data 'synthetic' has 10 classes"),
     ("net.in_channels=1", "net.in_channels: got 1, but the images have 3"),

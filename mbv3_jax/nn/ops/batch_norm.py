@@ -1,9 +1,9 @@
-"""BatchNorm with float32 statistics, together with the nonlinearity behind it.
+"""BatchNorm with float32 statistics, together with the nonlinearity that follows it.
 
-Gradients are written by hand. Only the input of the layer is kept for them; the normalised
-values are computed again, which costs less than storing and loading them. Statistics are plain
-sums, one each: XLA on CPU runs those through a library at the speed of memory, but a reduction
-of several operands at once as scalar code.
+The gradients are written out. They keep only the layer's input; the normalised values are computed
+again, which costs less than storing and loading them. Each statistic is a plain sum of its own:
+XLA on CPU runs plain sums through a library at the speed of memory, but compiles a reduction of
+several operands to scalar code.
 """
 
 import functools
@@ -33,8 +33,8 @@ def batch_norm_train(
       eps: added to the variance.
       groups: the batch is split into this many contiguous groups, each normalised by its own
         statistics (1: the whole batch, across devices too).
-      act: elementwise and differentiable, applied in float32; a function that lives as long as
-        the module (not a fresh lambda a call, which would be compiled anew).
+      act: elementwise and differentiable, applied in float32. It must be the same object at every
+        call: a new lambda would be compiled again.
 
     Returns:
       y [N, H, W, C] in the type of `x`, and the float32 mean and biased variance [C], averaged
@@ -65,7 +65,7 @@ def batch_norm_infer(
 def batch_norm_affine(
     scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, *, eps: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Factor and shift that `batch_norm_infer` comes down to, [C] float32 each."""
+    """The factor and the shift that `batch_norm_infer` applies, [C] float32 each."""
     factor = scale * jax.lax.rsqrt(var + eps)
     return factor, bias - mean * factor
 
@@ -98,8 +98,8 @@ def _normalise_backward(eps, act, saved, cotangents):
     pixels = x.size // x.shape[-1]
     dbias = jnp.sum(dy, axis=_PIXELS)
     dscale = (jnp.sum(dy * x32, axis=_PIXELS) - mean * dbias) * inverse
-    # dx = factor * (dy - mean(dy) - normalised * mean(dy * normalised)) and what comes in by
-    # the statistics themselves, gathered into one multiple of x and one constant a channel.
+    # dx = factor * (dy - mean(dy) - normalised * mean(dy * normalised)), plus the gradients of the
+    # returned statistics, collected into one multiple of x and one constant for each channel.
     slope = (2 * dvar - factor * inverse * dscale) / pixels
     constant = (dmean - factor * dbias) / pixels - slope * mean
     dx = dy * factor + x32 * slope + constant

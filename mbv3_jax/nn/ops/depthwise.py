@@ -1,8 +1,8 @@
 """Depthwise convolution and its gradients.
 
-XLA's grouped convolution is slow on CPU (jax issue 13800), and so are its gradients on GPU
-(jax issue 26266). So there are two forms of it, `grouped.py` (XLA's) and `shifted.py` (for CPU);
-the choice between them is here.
+XLA's grouped convolution (`geometry.py`) is slow on CPU (jax issue 13800), and its gradients are
+slow on GPU (jax issue 26266). `shifted.py` has another form, which is fast on CPU; this file
+chooses between the two.
 
 The convolution y = F(x, kernel) is bilinear, and so are its two gradients: by the input
 X(g, kernel), by the kernel K(x, g). Each of the three has the other two as its own gradients,
@@ -10,10 +10,12 @@ so three functions with custom gradients are closed under differentiation of any
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 
-from mbv3_jax.nn.ops import grouped, shifted
+from mbv3_jax.core.checks import choose
+from mbv3_jax.nn.ops import shifted
 from mbv3_jax.nn.ops.geometry import Geometry
 
 DEPTHWISE_IMPLS = ("auto", "grouped", "shifted")
@@ -37,8 +39,8 @@ def depthwise_conv(
       padding: "same" or "symmetric", see `geometry.pad_amounts`.
       dilation: distance of neighbouring taps, the same in both directions.
       impl: "grouped" is XLA's own convolution and gradients; "shifted" sums shifted inputs;
-        "auto" chooses when it is lowered: "shifted" for CPU, where it is many times faster,
-        "grouped" for other platforms (not measured there).
+        "auto" takes "shifted" when lowered for CPU, where it is many times faster, and "grouped"
+        for other platforms (not measured there).
 
     Returns:
       [N, H', W', C] in the type of `x`.
@@ -52,65 +54,69 @@ def depthwise_conv(
     return _convolution(x, kernel, geometry, impl)
 
 
-def _check(x, kernel, stride, padding, dilation, impl):
+def _check(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: str, dilation: int, impl: str
+) -> tuple[Geometry, jax.Array]:
     """The geometry, and the kernel in the type of `x`; see `depthwise_conv`."""
     if kernel.ndim != 4 or x.ndim != 4 or kernel.shape[2:] != (1, x.shape[3]):
         raise ValueError(
             f"depthwise_conv: got x {x.shape} and kernel {kernel.shape}, expected "
             "[N, H, W, C] and [k, k, 1, C]"
         )
-    if impl not in DEPTHWISE_IMPLS:
-        listed = ", ".join(repr(i) for i in DEPTHWISE_IMPLS)
-        raise ValueError(f"depthwise: got {impl!r}, expected one of {listed}")
+    choose("depthwise", impl, DEPTHWISE_IMPLS)
     geometry, kernel = Geometry.of(x, kernel, stride, padding, dilation), kernel.astype(x.dtype)
     return (geometry, kernel) if impl == "grouped" else geometry.trim(kernel)
 
 
-def _run(operation, impl, geometry, *arrays):
-    """Runs `operation` in the form that `impl` stands for on what it is lowered for."""
-
-    def of(form):
-        return functools.partial(getattr(form, operation), geometry=geometry)
-
+def _run(
+    shifted_form: Callable,
+    grouped_form: Callable,
+    impl: str,
+    geometry: Geometry,
+    *arrays: jax.Array,
+) -> jax.Array:
+    """Runs the form that `impl` names; "auto" decides when it is lowered for a platform."""
+    shifted_form = functools.partial(shifted_form, geometry=geometry)
     if impl == "shifted":
-        return of(shifted)(*arrays)
-    return jax.lax.platform_dependent(*arrays, cpu=of(shifted), default=of(grouped))
+        return shifted_form(*arrays)
+    grouped_form = functools.partial(grouped_form, geometry)
+    return jax.lax.platform_dependent(*arrays, cpu=shifted_form, default=grouped_form)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolution(x, kernel, geometry, impl):
     """F: x [N, H, W, C], kernel [k, k, 1, C] -> [N, H', W', C]."""
-    return _run("convolution", impl, geometry, x, kernel)
+    return _run(shifted.convolution, Geometry.convolve, impl, geometry, x, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _input_gradient(g, kernel, geometry, impl):
     """X: g [N, H', W', C], kernel [k, k, 1, C] -> [N, H, W, C]."""
-    return _run("input_gradient", impl, geometry, g, kernel)
+    return _run(shifted.input_gradient, Geometry.input_gradient, impl, geometry, g, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _kernel_gradient(x, g, geometry, impl):
     """K: x [N, H, W, C], g [N, H', W', C] -> [k, k, 1, C] in the type of `x`."""
-    return _run("kernel_gradient", impl, geometry, x, g)
+    return _run(shifted.kernel_gradient, Geometry.kernel_gradient, impl, geometry, x, g)
 
 
 _convolution.defvjp(
-    lambda x, kernel, *how: (_convolution(x, kernel, *how), (x, kernel)),
+    lambda x, kernel, *static: (_convolution(x, kernel, *static), (x, kernel)),
     lambda geometry, impl, saved, g: (
         _input_gradient(g, saved[1], geometry, impl),
         _kernel_gradient(saved[0], g, geometry, impl),
     ),
 )
 _input_gradient.defvjp(
-    lambda g, kernel, *how: (_input_gradient(g, kernel, *how), (g, kernel)),
+    lambda g, kernel, *static: (_input_gradient(g, kernel, *static), (g, kernel)),
     lambda geometry, impl, saved, x: (
         _convolution(x, saved[1], geometry, impl),
         _kernel_gradient(x, saved[0], geometry, impl),
     ),
 )
 _kernel_gradient.defvjp(
-    lambda x, g, *how: (_kernel_gradient(x, g, *how), (x, g)),
+    lambda x, g, *static: (_kernel_gradient(x, g, *static), (x, g)),
     lambda geometry, impl, saved, kernel: (
         _input_gradient(saved[1], kernel, geometry, impl),
         _convolution(saved[0], kernel, geometry, impl),

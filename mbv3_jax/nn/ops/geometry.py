@@ -1,42 +1,44 @@
-"""The static part of a convolution: padding, strides, and which input each tap sees."""
+"""The static part of a convolution: padding, strides, and which input each kernel tap reads.
+
+XLA's own convolution and its gradients are methods of `Geometry`.
+"""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 
-PADDINGS = ("same", "symmetric")
+from mbv3_jax.arch.spec import PADDINGS
+from mbv3_jax.core.checks import choose
 
 
 def pad_amounts(
     size: int, *, kernel: int, stride: int, dilation: int, padding: str
 ) -> tuple[int, int]:
-    """Zeros to put before and after one spatial dimension.
+    """The number of zeros before and after one spatial dimension.
 
-    "same" is TensorFlow's: ceil(size / stride) outputs, the odd zero at the end, so that an even
-    size is padded asymmetrically at stride 2. "symmetric" is PyTorch's `padding=dilation *
-    (kernel - 1) // 2` on both sides. The two agree at stride 1.
+    "same" is TensorFlow's padding: ceil(size / stride) outputs, and an odd zero goes to the end, so
+    that an even size is padded asymmetrically at stride 2. "symmetric" is PyTorch's
+    `padding=dilation * (kernel - 1) // 2` on both sides. The two agree at stride 1.
 
     Raises:
       ValueError: `padding` is neither.
     """
+    choose("padding", padding, PADDINGS)
     reach = dilation * (kernel - 1)
     if padding == "same":
         outputs = -(-size // stride)
         total = max((outputs - 1) * stride + reach + 1 - size, 0)
         return total // 2, total - total // 2
-    if padding == "symmetric":
-        return reach // 2, reach // 2
-    listed = ", ".join(repr(p) for p in PADDINGS)
-    raise ValueError(f"padding: got {padding!r}, expected one of {listed}")
+    return reach // 2, reach // 2
 
 
-def pad_image(x: jax.Array, pads) -> jax.Array:
-    """Zeros around the height and width of [N, H, W, C].
+def pad_image(x: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
+    """[N, H, W, C] with zeros around height and width: `pads` is (before, after) of each.
 
     The barrier keeps XLA from undoing the padding for the taps that stay inside the image: it
-    would then compute whatever made `x` a second time in the loop that uses it.
+    would then compute `x` a second time in the loop that uses it.
     """
     if not any(map(any, pads)):
         return x
@@ -45,9 +47,14 @@ def pad_image(x: jax.Array, pads) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """How a kernel moves over images of one size; lengths along height and width.
+    """How a kernel moves over images of one size; pairs are (height, width).
 
-    `size` is the images', `kernel` the kernel's, `pads` the zeros (before, after).
+    Attributes:
+      size: of the images.
+      kernel: of the kernel.
+      stride: the same in both directions.
+      dilation: distance of neighbouring taps, the same in both directions.
+      pads: zeros (before, after) along height and along width.
     """
 
     size: tuple[int, int]
@@ -57,22 +64,31 @@ class Geometry:
     pads: tuple[tuple[int, int], tuple[int, int]]
 
     @classmethod
-    def of(cls, x, kernel, stride: int, padding: str, dilation: int = 1) -> "Geometry":
-        """For x [N, H, W, C] and a kernel [k, k, in, out].
+    def of(
+        cls, x: jax.Array, kernel: jax.Array, stride: int, padding: str, dilation: int = 1
+    ) -> "Geometry":
+        """The geometry for x [N, H, W, C] and a kernel [k, k, in, out].
 
         Raises:
           ValueError: see `pad_amounts`.
         """
-        pads = tuple(
-            pad_amounts(size, kernel=k, stride=stride, dilation=dilation, padding=padding)
-            for size, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)
+        (height, width), (rows, columns) = x.shape[1:3], kernel.shape[:2]
+
+        def pads(size: int, taps: int) -> tuple[int, int]:
+            return pad_amounts(size, kernel=taps, stride=stride, dilation=dilation, padding=padding)
+
+        return cls(
+            size=(height, width),
+            kernel=(rows, columns),
+            stride=stride,
+            dilation=dilation,
+            pads=(pads(height, rows), pads(width, columns)),
         )
-        return cls(x.shape[1:3], kernel.shape[:2], stride, dilation, pads)
 
     def trim(self, kernel: jax.Array) -> tuple["Geometry", jax.Array]:
-        """The same convolution without the outer taps that see nothing but padding.
+        """The same convolution without the outer taps that read only padding.
 
-        On a map of 1x1 only the middle one of 5x5 taps does anything, on 2x2 the middle 3x3.
+        On a map of 1x1 only the middle one of 5x5 taps reads a pixel, on 2x2 the middle 3x3.
 
         Args:
           kernel: [k, k, in, out].
@@ -89,23 +105,28 @@ class Geometry:
                 for i, start in enumerate(starts)
                 if any(0 <= start + o * self.stride < size for o in range(outputs))
             ] or [0, k - 1]
-            # A tap goes together with its part of the padding.
+            # Removing a tap removes the padding that only it reads.
             first = min(used[0], before // self.dilation)
             surplus = min(k - 1 - used[-1], after // self.dilation)
             spans.append(slice(first, k - surplus))
             pads.append((before - first * self.dilation, after - surplus * self.dilation))
         kernel = kernel[tuple(spans)]
-        return dataclasses.replace(self, kernel=kernel.shape[:2], pads=tuple(pads)), kernel
+        trimmed = dataclasses.replace(
+            self, kernel=(kernel.shape[0], kernel.shape[1]), pads=(pads[0], pads[1])
+        )
+        return trimmed, kernel
 
     def outputs(self) -> tuple[int, int]:
-        """Height and width of what the convolution returns."""
-        return tuple(
+        """Height and width of the convolution's output."""
+        height, width = (
             (size + sum(pad) - self.dilation * (k - 1) - 1) // self.stride + 1
             for size, pad, k in zip(self.size, self.pads, self.kernel, strict=True)
         )
+        return height, width
 
     def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """XLA's convolution; depthwise where the kernel has one input channel."""
+        """XLA's convolution of x [N, H, W, C] by a kernel [k, k, in, out], where `in` may be C or,
+        for a grouped (depthwise) convolution, a part of it."""
         groups = x.shape[3] // kernel.shape[2]
         return jax.lax.conv_general_dilated(
             x,
@@ -117,8 +138,24 @@ class Geometry:
             feature_group_count=groups,
         )
 
+    def input_gradient(self, g: jax.Array, kernel: jax.Array) -> jax.Array:
+        """XLA's gradient of a depthwise `convolve` by its input, as autodiff makes it.
+
+        g [N, H', W', C], kernel [k, k, 1, C] -> [N, H, W, C].
+        """
+        shape = jax.ShapeDtypeStruct((g.shape[0], *self.size, g.shape[3]), g.dtype)
+        return jax.linear_transpose(lambda x: self.convolve(x, kernel), shape)(g)[0]
+
+    def kernel_gradient(self, x: jax.Array, g: jax.Array) -> jax.Array:
+        """XLA's gradient of a depthwise `convolve` by its kernel, as autodiff makes it.
+
+        x [N, H, W, C], g [N, H', W', C] -> [k, k, 1, C] in the type of `x`.
+        """
+        shape = jax.ShapeDtypeStruct((*self.kernel, 1, x.shape[3]), x.dtype)
+        return jax.linear_transpose(lambda kernel: self.convolve(x, kernel), shape)(g)[0]
+
     def pad(self, x: jax.Array) -> jax.Array:
-        """[N, H, W, C] with the convolution's zeros around."""
+        """[N, H, W, C] with the convolution's zeros around it."""
         return pad_image(x, self.pads)
 
     def views(self, padded: jax.Array) -> Iterator[tuple[tuple[int, int], jax.Array]]:
@@ -138,7 +175,7 @@ class Geometry:
                 )
 
     def phases(self, axis: int) -> tuple[list[int], list[list[int | None]]]:
-        """Which tap reaches which input, along one dimension.
+        """Which tap reads which input, along one dimension.
 
         Input stride * q + phase receives tap i of output q + offset where stride * offset =
         phase + pad - dilation * i.

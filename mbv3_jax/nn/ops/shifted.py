@@ -1,7 +1,9 @@
 """The shifted form of the depthwise convolution and its gradients, which is fast on CPU.
 
-Every tap multiplies a shifted view of the padded input; XLA fuses all of them into one pass.
+Every tap multiplies a shifted view of the padded input; XLA fuses all taps into one pass.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ _TERMS = 14  # see kernel_gradient
 
 def convolution(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """x [N, H, W, C], kernel [k, k, 1, C] -> [N, H', W', C]."""
-    total = 0.0
+    total: Any = 0.0
     for tap, view in geometry.views(geometry.pad(x)):
         total += view.astype(jnp.float32) * kernel[tap].astype(jnp.float32)
     return total.astype(x.dtype)
@@ -23,8 +25,8 @@ def input_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.A
     """g [N, H', W', C], kernel [k, k, 1, C] -> [N, H, W, C].
 
     Every phase of the input (odd or even row, odd or even column, at stride 2) is a small
-    convolution of `g`. The kernels of all phases are laid side by side, with zeros where a phase
-    has fewer taps than another, so that the phases come out interleaved from one loop.
+    convolution of `g`. The kernels of all phases lie side by side, with zeros where a phase has
+    fewer taps than another, so that one loop writes the phases interleaved.
     """
     (rows, row_taps), (columns, column_taps) = geometry.phases(0), geometry.phases(1)
     n, c, s = g.shape[0], g.shape[3], geometry.stride
@@ -36,7 +38,7 @@ def input_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.A
         )
     ]
     padded = pad_image(g, pads)
-    total = 0.0
+    total: Any = 0.0
     for row, at_row in zip(rows, row_taps, strict=True):
         for column, at_column in zip(columns, column_taps, strict=True):
             top, left = row + pads[0][0], column + pads[1][0]
@@ -48,7 +50,7 @@ def input_gradient(g: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.A
     return full[:, : geometry.size[0], : geometry.size[1]]
 
 
-def _tap(kernel, i, j):
+def _tap(kernel: jax.Array, i: int | None, j: int | None) -> jax.Array:
     """[C] float32; zeros where `i` or `j` is None."""
     if i is None or j is None:
         return jnp.zeros(kernel.shape[3:], jnp.float32)
@@ -58,22 +60,22 @@ def _tap(kernel, i, j):
 def kernel_gradient(x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array:
     """x [N, H, W, C], g [N, H', W', C] -> [k, k, 1, C] in the type of `x`.
 
-    Sums over parts of each row, for all taps in one loop; then over the rest of the pixels.
+    It first sums over parts of each row, for all taps in one loop, then over the other pixels.
 
     The first sum is written out term by term, so that the loop over channels is the innermost
     and LLVM vectorises it: a reduction is scalar code, 1.3 to 1.6 times as slow for 72 channels
-    and more. It stops doing so somewhere between 14 and 28 terms. The taps go through a gather,
-    whose index becomes a loop. They come in two halves because XLA on CPU hands a sum of
-    products to a library, for which it would first write out every slice of the image; it does
-    not where a concatenation is summed.
+    and more. LLVM stops vectorising somewhere between 14 and 28 terms. The taps are read by a
+    gather, whose index becomes a loop. They are processed in two halves because XLA on CPU hands a
+    sum of products to a library, for which it would first write out every slice of the image; it
+    does not do so when it sums a concatenation.
     """
     stride, dilation = geometry.stride, geometry.dilation
     n, height, width, c = g.shape
     step = -(-width // min(width, _TERMS))
     terms = -(-width // step)
     surplus = terms * step - width
-    (top, left) = geometry.pads
-    padded = pad_image(x, (top, (left[0], left[1] + surplus * stride)))
+    rows, (before, after) = geometry.pads
+    padded = pad_image(x, (rows, (before, after + surplus * stride)))
     g = pad_image(g, ((0, 0), (0, surplus)))
     window = (n, (height - 1) * stride + 1, (width + surplus - 1) * stride + 1, c)
     # [N, H, taps, W, C], of which only the loop below ever sees a part
@@ -90,7 +92,7 @@ def kernel_gradient(x: jax.Array, g: jax.Array, geometry: Geometry) -> jax.Array
         views = jax.lax.gather(
             padded, jnp.asarray(half), dimensions, window, mode="promise_in_bounds"
         )[:, ::stride]
-        total = 0.0
+        total: Any = 0.0
         for term in range(terms):
             start = term * step
             left = start * stride

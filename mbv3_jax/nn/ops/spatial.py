@@ -1,13 +1,14 @@
 """Dense convolutions: the stem, and the 1x1 convolutions that do most of the arithmetic."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mbv3_jax.nn.ops.geometry import Geometry
 
-# Up to so many inputs a pixel (taps x channels) a dense convolution on CPU is faster as
+# Up to this many inputs for each pixel (taps x channels), a dense convolution on CPU is faster as
 # multiply-adds of shifted inputs than as XLA's convolution (9.5 ms against 26 for the stem).
 _MAX_SHIFTED_INPUTS = 32
 
@@ -59,8 +60,8 @@ def _conv_backward(geometry, saved, g):
 _conv.defvjp(_conv_forward, _conv_backward)
 
 
-def _shifted(x, kernel, geometry):
-    total = 0.0
+def _shifted(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    total: Any = 0.0
     for tap, view in geometry.views(geometry.pad(x)):
         for channel in range(x.shape[3]):
             weights = kernel[(*tap, channel)].astype(jnp.float32)
@@ -103,7 +104,7 @@ def _matmul(x, kernel):
 
 
 def _matmul_backward(saved, g):
-    # What autodiff makes of an einsum over [N, H, W, C] has XLA on CPU transpose `g` first.
+    # Autodiff's gradient of an einsum over [N, H, W, C] makes XLA on CPU transpose `g` first.
     x, kernel = saved
     return _dot(g, kernel, ((1,), (1,))), _dot(x, g, ((0,), (0,)))
 

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mbv3_jax.arch.activations import ACTIVATIONS, GATES
 from mbv3_jax.arch.spec import BlockSpec, NetSpec, make_divisible
 from mbv3_jax.nn import ops
-from mbv3_jax.nn.activations import ACTIVATIONS, GATES
 from mbv3_jax.nn.modules import DTYPES, Compute
 from mbv3_jax.search.space import Point, Space
 
