@@ -21,7 +21,76 @@ from mbv3_jax.core.checks import choose
 from mbv3_jax.latency.pieces import KINDS, Piece, pieces
 from mbv3_jax.latency.table import Table
 
-# Kinds of work that take time; see `work`.
+# With fewer pieces than this, trees would not learn a correction.
+_FOR_TREES = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """factor * x ** power: converts another measure of a network to milliseconds."""
+
+    factor: float
+    power: float
+
+    def __call__(self, x) -> np.ndarray:
+        return self.factor * np.asarray(x, float) ** self.power
+
+
+def calibrate(x: Sequence[float], ms: Sequence[float], *, linear: bool = False) -> Calibration:
+    """Fits a calibration by least squares of logarithms, so that relative errors count.
+
+    Args:
+      x: The measure of each network: multiply-adds, milliseconds elsewhere, ...
+      ms: The milliseconds of each network.
+      linear: Whether to fix the power at 1.
+
+    Raises:
+      ValueError: There are fewer than two networks, or the numbers of values differ.
+    """
+    if len(x) != len(ms) or len(x) < 2:
+        raise ValueError(f"got {len(x)} and {len(ms)} values, expected as many, two or more")
+    log_x, log_ms = np.log(np.asarray(x, float)), np.log(np.asarray(ms, float))
+    power, offset = (1.0, np.mean(log_ms - log_x)) if linear else np.polyfit(log_x, log_ms, 1)
+    return Calibration(float(np.exp(offset)), float(power))
+
+
+def work(piece: Piece) -> dict[str, float]:
+    """Returns the work of a piece by kind, in millions of operations or values; "call" is 1."""
+    before, after = piece.size**2, piece.out_size**2
+    kernel, wide = piece.kernel**2, piece.expansion
+    counts = dict.fromkeys(_columns(), 0.0)
+    activated = after * wide
+    if piece.kind == "stem":
+        counts["conv"] = after * kernel * piece.inputs * piece.out
+        counts["written"], activated = after * piece.out, after * piece.out
+    elif piece.kind == "block":
+        expands = wide != piece.inputs
+        counts["expand"] = before * piece.inputs * wide * expands
+        counts["project"] = after * wide * piece.out
+        side = piece.kernel if piece.kernel in (3, 5) else 7
+        counts[f"depthwise{side}"] = after * kernel * wide
+        counts["strided"] = after * kernel * wide * (piece.stride > 1)
+        counts["written"] = before * wide * expands + after * (wide + piece.out)
+        counts["added"] = after * piece.out * piece.shortcut
+        activated += before * wide * expands
+    else:
+        counts["expand"] = after * kernel * piece.inputs * wide
+        counts["dense"] = wide * piece.head + (piece.head or wide) * piece.out
+        counts["written"] = counts["pooled"] = after * wide
+    if not ACTIVATIONS[choose("act", piece.act, ACTIVATIONS)].fused:
+        counts[piece.act] = activated
+    if piece.squeezed:
+        counts["dense"] += 2 * (wide or piece.out) * piece.squeezed
+        counts["scaled"] = after * (wide or piece.out)
+        counts["gates"] = 1e6
+    counts["call"] = 1e6
+    return {name: value / 1e6 for name, value in counts.items()}
+
+
+_WORK: tuple[str, ...] = (
+    *("conv", "expand", "project", "depthwise3", "depthwise5", "depthwise7", "strided"),
+    *("dense", "written", "added", "pooled", "scaled"),
+)
 
 
 def _columns() -> tuple[str, ...]:
