@@ -11,8 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mbv3_jax.core.checks import call_with_options, choose, option_names
+from mbv3_jax.core.checks import choose
 from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.registry import call_with_options, option_names
 from mbv3_jax.sweep import plan, state
 from mbv3_jax.sweep.conduct import conduct
 from mbv3_jax.sweep.executors import EXECUTORS

@@ -16,18 +16,18 @@ class InUse(UsageError):
 
 
 class RunError(Exception):
-    """The run could not go on; what it had saved is intact."""
+    """The run cannot continue; what it had saved is intact."""
 
     exit_code = 1
 
 
 class Preempted(Exception):
-    """The run was asked to leave, and has saved; the same command goes on."""
+    """The run was preempted and has saved its state; the same command resumes it."""
 
     exit_code = EXIT_RESTART
 
 
-def first_line(e: Exception) -> str:
+def first_line(e: BaseException) -> str:
     """The first line of an exception's message, shortened, for a message of one line."""
     text = str(e).strip()
     line = text.splitlines()[0] if text else type(e).__name__

@@ -1,11 +1,17 @@
-"""Files that a reader or a kill finds whole."""
+"""Files that a reader, or a kill, finds whole, and reading them with the types that they hold."""
 
 import contextlib
+import json
 import os
 import secrets
-from collections.abc import Iterator
+import typing
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
+
+from mbv3_jax.core.errors import RunError, first_line
+
+T = TypeVar("T")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -47,3 +53,71 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def read_file(
+    path: Path,
+    parse: Callable[[str], T],
+    *,
+    error: type[Exception] = RunError,
+    advice: str = "",
+) -> T:
+    """Reads a text file and makes something of it.
+
+    Args:
+      path: the file.
+      parse: from its text to the result; KeyError, TypeError and ValueError mean that the file is
+        damaged.
+      error: the class of what is raised.
+      advice: what a person can do about a damaged file, for the message.
+
+    Raises:
+      error: the file cannot be read or parsed; the message has its path and the reason.
+    """
+    try:
+        return parse(path.read_text())
+    except KeyError as e:
+        reason = f"it has no {e}"
+    except (OSError, TypeError, ValueError) as e:
+        reason = getattr(e, "strerror", None) or first_line(e)
+    raise error(f"{path} is damaged: {reason}" + (f"; {advice}" if advice else ""))
+
+
+def read_json(
+    path: Path, kind: type[T], *, error: type[Exception] = RunError, advice: str = ""
+) -> T:
+    """Reads a JSON file whose value is of type `kind`; raises as `read_file`.
+
+    Args:
+      path: the file.
+      kind: dict, list, or one of them with the types of what it holds, as list[str] or
+        dict[str, int].
+      error, advice: as for `read_file`.
+    """
+    return read_file(path, lambda text: parse_json(text, kind), error=error, advice=advice)
+
+
+def parse_json(text: str, kind: type[T]) -> T:
+    """The value of a JSON text.
+
+    Raises:
+      ValueError: the text is not JSON, or its value is not of type `kind`; the message says what
+        was expected.
+    """
+    value = json.loads(text)
+    if not _is_of(value, kind):
+        got = repr(value)
+        got = got if len(got) <= 60 else f"{got[:60]}..."
+        name = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else kind
+        raise ValueError(f"got {got}, expected a JSON value of type {name}")
+    return value
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if not isinstance(value, origin):
+        return False
+    if not arguments:
+        return True
+    items = value.values() if isinstance(value, dict) else value  # the keys of JSON are strings
+    return all(_is_of(item, arguments[-1]) for item in items)

@@ -1,9 +1,10 @@
-"""Optional packages, which are imported only where something needs them."""
+"""Packages that are imported only when they are used: optional ones, and ones slow to import."""
 
 import importlib
 import importlib.util
 import os
 from types import ModuleType
+from typing import Any
 
 from mbv3_jax.core.errors import UsageError
 
@@ -32,3 +33,17 @@ def need(module: str, what: str, *, requirements: str = "requirements-export.txt
 def installed(*modules: str) -> bool:
     """Whether all of them can be imported; they are not."""
     return all(importlib.util.find_spec(module) for module in modules)
+
+
+class LazyModule:
+    """Stands in for a module, which is imported at the first use of one of its names.
+
+    For modules whose signatures a configuration needs (`registry.Registry.fields`), but which
+    use JAX: importing JAX takes ten times as long as reading a configuration.
+    """
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)

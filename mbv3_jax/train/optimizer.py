@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import optax
 
 from mbv3_jax.arch.spec import NetSpec
-from mbv3_jax.core.checks import call_with_options, check_number, choose
+from mbv3_jax.core.checks import check_number, choose
+from mbv3_jax.core.registry import call_with_options
 from mbv3_jax.train.schedules import Schedule
 
 Rule = str | Sequence[tuple[str, bool]]

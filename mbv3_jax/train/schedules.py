@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from mbv3_jax.core.checks import call_with_options, check_number, check_whole, choose
+from mbv3_jax.core.checks import check_number, check_whole, choose
+from mbv3_jax.core.registry import call_with_options
 
 Schedule = Callable[[ArrayLike], jax.Array]
 

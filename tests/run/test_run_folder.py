@@ -7,7 +7,6 @@ import pytest
 
 from mbv3_jax.arch.spec import spec_from_json
 from mbv3_jax.core.errors import RunError, UsageError
-from mbv3_jax.core.files import write_atomically
 from mbv3_jax.run.folder import claim_folder, read_config, read_summary
 
 
@@ -115,10 +114,3 @@ def test_damaged_files_are_named(tmp_path, tiny_config, tiny_spec, text):
 def test_a_folder_without_configuration_is_no_run(tmp_path):
     with pytest.raises(UsageError, match=r"is no run folder: it has no config.json"):
         read_config(tmp_path)
-
-
-def test_writing_replaces_the_whole_text(tmp_path):
-    path = tmp_path / "summary.json"
-    for text in (json.dumps({"long": "text"}), "{}"):
-        write_atomically(path, text)
-        assert files(tmp_path) == {"summary.json": text.encode()}
