@@ -111,7 +111,7 @@ def expected(experiment) -> Counter:
     import jax
 
     from mbv3_jax.nn import functional
-    from mbv3_jax.train.optimizer import parameter_paths
+    from mbv3_jax.train.optimizers import parameter_paths
     from mbv3_jax.train.sharding import spread
 
     shapes = functional.shapes(experiment.spec)
@@ -121,7 +121,7 @@ def expected(experiment) -> Counter:
     for path, leaf in zip(parameter_paths(params), leaves, strict=True):
         found[BN_BACKWARD if "/bn/" in path else GRADIENTS] += 4 * leaf.size
     found[BN_FORWARD] = sum(4 * leaf.size for leaf in jax.tree.leaves(shapes["batch_stats"]))
-    if experiment.config.compute.shard_optimizer:
+    if experiment.plan.compute.shard_optimizer:
         places = jax.tree.leaves(spread(params, experiment.mesh))
         cut = [x for x, p in zip(leaves, places, strict=True) if not p.is_fully_replicated]
         found["all-gather"] = sum(4 * leaf.size for leaf in cut)
@@ -138,8 +138,8 @@ def of_step(experiment) -> list[Collective]:
     import jax
     import numpy as np
 
-    config, spec = experiment.config, experiment.spec
-    shape = (config.batch_size, spec.resolution, spec.resolution, spec.in_channels)
+    spec = experiment.spec
+    shape = (experiment.plan.batch_size, spec.resolution, spec.resolution, spec.in_channels)
     batch = {
         "image": jax.ShapeDtypeStruct(shape, np.uint8),
         "label": jax.ShapeDtypeStruct(shape[:1], np.int32),

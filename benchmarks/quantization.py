@@ -35,7 +35,8 @@ from mbv3_jax.quant.post_training import (
 )
 from mbv3_jax.run.folder import read_config
 from mbv3_jax.run.model import load_model
-from mbv3_jax.train.experiment import make_experiment
+from mbv3_jax.train.experiment import compile_evaluation, open_data
+from mbv3_jax.train.plan import read_plan
 
 WAYS = {
     "min_max": Options(observer="min_max"),
@@ -57,16 +58,18 @@ NETWORKS = {
 @functools.cache
 def held_out(data: str, resolution: int, run: Path):
     """Images uint8 and labels of the evaluation split, and the training data."""
-    experiment = make_experiment(read_config(run), run)
-    loaded, problems = experiment.eval_source.load(np.arange(len(experiment.eval_source)))
+    plan = read_plan(read_config(run), run)
+    evaluation = compile_evaluation(plan, open_data(plan))
+    data = evaluation.data
+    loaded, problems = data.held_out.load(np.arange(len(data.held_out)))
     if problems:
         raise SystemExit(f"{run}: {len(problems)} images cannot be read")
-    prepare = jax.jit(experiment.eval_preprocess)
+    prepare = jax.jit(evaluation.eval_preprocess)
     images = check.in_batches(prepare, loaded["image"], 100)
     return (
         images,
         loaded["label"],
-        calibration_batches(experiment.train_source, experiment.eval_preprocess),
+        calibration_batches(data.training, evaluation.eval_preprocess),
     )
 
 

@@ -3,6 +3,11 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from mbv3_jax.core.registry import Registry
+from mbv3_jax.train.losses import LOSSES
+from mbv3_jax.train.optimizers import OPTIMIZERS
+from mbv3_jax.train.schedules import SCHEDULES
+
 
 def default(network: str) -> ConfigDict:
     """A complete configuration of `network`, but for the durations. None means "not given".
@@ -52,7 +57,7 @@ def default(network: str) -> ConfigDict:
     # augment.normalize and the evaluation crop of config.data are as there too where they are None.
     config.init = placeholder(str)
 
-    # What learns, and how fast; see mbv3_jax.train.optimizer.
+    # What learns, and how fast; see mbv3_jax.train.finetune.
     config.finetune = dict(
         frozen="",  # stages that stay as they are: "stem-block6", "stem,1-6"
         freeze_bn=False,  # all BatchNorm by running statistics, which stay; in frozen stages always
@@ -137,34 +142,28 @@ def default(network: str) -> ConfigDict:
     config.total_epochs = placeholder(float)
     config.total_examples = placeholder(int)
 
-    # See mbv3_jax.train.optimizer.make. An option that the optimizer does not have must be None.
+    # The options of an optimizer, a schedule and a loss are those of its entry in
+    # mbv3_jax.train.optimizers, .schedules and .losses. An option that the chosen one does not have
+    # must be None.
     config.optimizer = dict(
         name="rmsprop_tf",  # rmsprop_tf, sgd, adamw, lamb
         weight_decay=1e-5,
         decay_rule="kernels",  # kernels, kernels_but_depthwise, all_but_batch_norm, all, none
         clip_norm=placeholder(float),
-        rho=placeholder(float),  # rmsprop_tf
-        momentum=placeholder(float),  # rmsprop_tf, sgd
-        nesterov=placeholder(bool),  # sgd
-        b1=placeholder(float),  # adamw, lamb
-        b2=placeholder(float),  # adamw, lamb
-        eps=placeholder(float),  # rmsprop_tf, adamw, lamb
-        trust_rule=placeholder(str),  # lamb
+        **_options(OPTIMIZERS),  # rho, momentum, nesterov, b1, b2, eps, trust_rule
     )
-
-    # See mbv3_jax.train.schedules.make. An option that the schedule does not have must be None.
     config.schedule = dict(
         name="cosine",  # constant, exponential, cosine, step
         base_lr=0.1,  # for the whole batch
         warmup_steps=placeholder(int),
         warmup_epochs=placeholder(float),
         warmup_examples=placeholder(int),
-        decay_rate=placeholder(float),  # exponential
-        decay_epochs=placeholder(float),  # exponential
-        decay_from=placeholder(str),  # exponential, cosine: start, warmup_end
-        final_lr_factor=placeholder(float),  # cosine
-        boundary_epochs=placeholder(tuple),  # step
-        factor=placeholder(float),  # step
+        # decay_rate, decay_epochs, decay_from, final_lr_factor, boundary_epochs, factor
+        **_options(SCHEDULES),
+    )
+    config.loss = dict(
+        name="cross_entropy",
+        **_options(LOSSES, without=("label_smoothing",)),
     )
     config.label_smoothing = 0.0
     config.ema_decay = placeholder(float)  # of weights and BatchNorm statistics; None: no average
@@ -181,3 +180,8 @@ def default(network: str) -> ConfigDict:
     config.keep_best = False  # the checkpoint of the best held-out top-1 too: --step=best
     config.save_predictions = False  # of every held-out image, at the end: predictions.npz
     return config.lock()
+
+
+def _options(registry: Registry, without: tuple[str, ...] = ()) -> dict:
+    """A field for each option of the entries of a registry; None: the default of the entry."""
+    return {k: placeholder(kind) for k, kind in registry.fields().items() if k not in without}

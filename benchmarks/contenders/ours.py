@@ -9,7 +9,7 @@ from mbv3_jax.data.augment import make_preprocess
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.modules import Compute
 from mbv3_jax.train import schedules
-from mbv3_jax.train.optimizer import make_optimizer
+from mbv3_jax.train.optimizers import make_optimizer
 from mbv3_jax.train.sharding import make_mesh, put_batch
 from mbv3_jax.train.state import create_state
 from mbv3_jax.train.step import make_train_step

@@ -59,10 +59,10 @@ def _summary(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     if config.init is None:
         spec = spec_of(config)
     if config.init is not None or config.net.num_classes is None:  # as many as the data has
-        from mbv3_jax.train.experiment import open_data
-        from mbv3_jax.train.warm_start import read_start
+        from mbv3_jax.train.experiment import open_sources
+        from mbv3_jax.train.plan import read_plan
 
-        spec, *_ = open_data(config, read_start(config))
+        spec, *_ = open_sources(read_plan(config))
     console = _console()
     console.print(layer_table(spec))
     console.print(totals_table(spec))

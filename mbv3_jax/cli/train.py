@@ -40,8 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     A configuration with `program = "search"` is a search, any other is trained.
 
     0: trained to the end. 1: the run failed, its checkpoints are intact. 2: the command or the
-    configuration is wrong, nothing was started. 75: asked to leave, or another process of the run
-    was lost; the same command goes on. 130: interrupted.
+    configuration is wrong, nothing was started. 75: preempted, or another process of the run has
+    died; the same command resumes. 130: interrupted.
     """
     flags, overrides = _parser().parse_known_args(arguments)
     workdir = flags.workdir or default_workdir(flags.config)
@@ -63,16 +63,16 @@ def main(arguments: Sequence[str]) -> int:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         code = _ended(e, e.exit_code, f"error: {process_label()}{e}", console, style="red")
     except Preempted as e:
-        reason = str(e) or "stopped on request, before anything was trained"
+        reason = str(e) or "preempted before anything was trained"
         code = _ended(e, EXIT_RESTART, f"{process_label()}{reason}", console)
     except KeyboardInterrupt as e:
-        text = f"interrupted; the same command goes on from the last checkpoint in {workdir}"
-        code = _ended(e, EXIT_INTERRUPTED, f"{process_label()}{text}", console)
+        advice = f"run the same command again to resume from the last checkpoint in {workdir}"
+        code = _ended(e, EXIT_INTERRUPTED, f"{process_label()}interrupted; {advice}", console)
     except Exception as e:
         if not other_processes():
             raise
         if not is_loss_of_a_process(e):
-            other_processes().failed(f"{type(e).__name__}: {e}".splitlines()[0], 1)
+            other_processes().report_failure(f"{type(e).__name__}: {e}".splitlines()[0], 1)
             raise
         code = _ended(e, 1, "", console)
     if peers := other_processes():
@@ -100,9 +100,9 @@ def _ended(error: BaseException, code: int, text: str, console: Console, **how) 
     console.quiet = False
     peers = other_processes()
     if peers and is_loss_of_a_process(error):
-        peers.lost(error)
+        peers.end_after_loss(error)
     if peers:
-        peers.failed(text.removeprefix("error: ").removeprefix(process_label()), code)
+        peers.report_failure(text.removeprefix("error: ").removeprefix(process_label()), code)
     if text:
         console.print(text, **how)
     return code

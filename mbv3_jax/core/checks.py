@@ -56,7 +56,7 @@ def check_whole(
     Raises:
       ValueError: it is not; the message has `path`, the value and the bounds.
     """
-    ok = isinstance(got, numbers.Integral) and not isinstance(got, bool) and got >= at_least
+    ok = isinstance(got, numbers.Integral) and not isinstance(got, bool) and int(got) >= at_least
     if not ok or (at_most is not None and got > at_most) or (odd and got % 2 == 0):
         expected = f"{'an odd' if odd else 'a'} whole number of at least {at_least}"
         expected += f" and at most {at_most}" if at_most is not None else ""

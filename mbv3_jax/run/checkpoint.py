@@ -1,7 +1,12 @@
-"""Checksums over the files of a checkpoint.
+"""Checkpoints by Orbax: everything that a run is, in one atomic step, written in the background.
+
+A step holds `state` (parameters, BatchNorm statistics, optimizer, average), `position` (how far
+training has come in the data), `spec` (the network) and `config`, and checksums of their files.
+Orbax writes into a temporary folder and renames it when it is complete, so that a killed writer
+leaves nothing that looks like a checkpoint.
 
 The storage below Orbax checks its own indices, but not the bytes of arrays: with a bit flipped in
-one of them, a run would silently go on from other weights.
+one of them a run would silently resume from other weights. Hence the checksums.
 """
 
 import contextlib
@@ -9,6 +14,7 @@ import dataclasses
 import json
 import sys
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,78 +27,28 @@ from ml_collections import ConfigDict
 
 from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
 from mbv3_jax.core.errors import RunError, UsageError, first_line
+from mbv3_jax.core.files import parse_json
 from mbv3_jax.nn import functional
 from mbv3_jax.run import metrics
 from mbv3_jax.run.config import config_from_json, config_to_json
 from mbv3_jax.run.folder import read_config
 
-DIGESTS = "digests.json"
-_CHUNK = 1 << 24
-
-
-def write_digests(folder: epath.Path) -> None:
-    """Adds to `folder` the checksums of all files in its subfolders."""
-    (folder / DIGESTS).write_text(json.dumps(_digests(folder), indent=1))
-
-
-def check_digests(folder: epath.Path) -> None:
-    """Holds the files to what `write` found.
-
-    Raises:
-      ValueError: a file is missing, surplus or changed; the message names the first.
-    """
-    try:
-        expected = json.loads((folder / DIGESTS).read_text())
-    except (OSError, ValueError) as e:
-        raise ValueError(f"its {DIGESTS} is missing or damaged") from e
-    got = _digests(folder)
-    for name in sorted(expected.keys() | got.keys()):
-        if name not in got:
-            raise ValueError(f"its file {name} is missing")
-        if got[name] != expected.get(name):
-            raise ValueError(f"its file {name} is damaged: other bytes than were written")
-
-
-def _digests(folder: epath.Path) -> dict[str, int]:
-    """Path within `folder` -> CRC-32 of the file's bytes."""
-    found, folders = {}, [item for item in folder.iterdir() if item.is_dir()]
-    for inner in folders:
-        for path in inner.iterdir():
-            if path.is_dir():
-                folders.append(path)
-            else:
-                found[path.relative_to(folder).as_posix()] = _crc(path)
-    return found
-
-
-def _crc(path: epath.Path) -> int:
-    crc = 0
-    with path.open("rb") as f:
-        while chunk := f.read(_CHUNK):
-            crc = zlib.crc32(chunk, crc)
-    return crc
-
-
-# Checkpoints by Orbax: everything that a run is, in one atomic step, written in the background.
-#
-# A step holds `state` (parameters, BatchNorm statistics, optimizer, average), `position` (where in
-# the data it stands), `spec` (the network) and `config`, under checksums. Orbax writes into a
-# temporary folder and renames it when complete, so that a killed writer leaves nothing that looks
-# like a checkpoint.
-
 FOLDER = "checkpoints"
-State = Any  # what the trainer keeps: a pytree of arrays with a field `step`
+DIGESTS = "digests.json"
+_CHUNK = 1 << 24  # bytes
+
+State = Any  # what the trainer trains: a pytree of arrays with a field `step`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Position:
-    """Where in the data training stands; with it, a resumed run sees just what was to come.
+class Progress:
+    """How far training has come; with it a resumed run sees exactly the data that was next.
 
     examples: how many the run has seen, over all epochs and processes.
-    fingerprint: of the training source; another one means that the data has changed.
+    fingerprint: of the training source; a different one means that the data has changed.
     unlogged: metrics of the latest steps, which the next record is to average.
-    evaluation_due: whether the run was asked to leave before or while it evaluated this step.
-    extra: what else the program that trains must remember, as JSON has it.
+    evaluation_due: whether the run was preempted before or while it evaluated this step.
+    extra: what else the training program must remember, as JSON can hold it.
     """
 
     examples: int
@@ -109,9 +65,9 @@ class Checkpoints:
 
     Args:
       run: the run folder.
-      keep: how many to keep, the newest.
-      keep_best: keep the one of the best evaluation too, see `logging.best_record`.
-      read_only: never write, create or clean up.
+      keep: how many of the newest to keep.
+      keep_best: whether to keep that of the best evaluation too, see `metrics.best_record`.
+      read_only: whether never to write, create or clean up anything.
 
     Raises:
       RunError: the folder cannot be made or read.
@@ -120,7 +76,7 @@ class Checkpoints:
     def __init__(
         self, run: Path | str, *, keep: int = 1, keep_best: bool = False, read_only: bool = False
     ):
-        # Orbax wants absolute paths; epath leaves bucket paths as they are.
+        # Orbax needs absolute paths; epath leaves the paths of buckets as they are.
         self.folder = epath.Path(run).resolve() / FOLDER
         self._writing: int | None = None
         _keep_quiet()
@@ -147,15 +103,15 @@ class Checkpoints:
             raise RunError(f"cannot use {self.folder}: {first_line(e)}") from e
 
     def steps(self) -> list[int]:
-        """The steps that have a complete checkpoint, ascending."""
+        """The steps that have a complete checkpoint, in ascending order."""
         return sorted(self._manager.all_steps())
 
     def find(self, step: int | str | None) -> int:
-        """The step itself, of the newest checkpoint for None, of the best for "best".
+        """The step that is meant by a number, by None (the newest checkpoint) or by "best".
 
         Raises:
           RunError: there is no checkpoint yet.
-          UsageError: the run does not keep the best.
+          UsageError: the run does not keep the best one.
         """
         run, steps = Path(self.folder.parent), self.steps()
         if not steps:
@@ -168,15 +124,15 @@ class Checkpoints:
                     "nothing was evaluated yet)"
                 )
             return best["step"]
-        return steps[-1] if step is None else step
+        return steps[-1] if step is None else int(step)
 
     def discard_after(self, step: int) -> None:
-        """Deletes the checkpoints past a step, which a run that goes on from there writes again."""
+        """Deletes the checkpoints past a step; a run that resumes there writes them again."""
         for later in self.steps():
             if later > step:
                 self._manager.delete(later)
 
-    def save(self, state: State, position: Position, spec: NetSpec, config: ConfigDict) -> None:
+    def save(self, state: State, progress: Progress, spec: NetSpec, config: ConfigDict) -> None:
         """Starts to write a checkpoint; the state may be donated as soon as this returns.
 
         Raises:
@@ -185,7 +141,7 @@ class Checkpoints:
         step = int(state.step)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            position=ocp.args.JsonSave(dataclasses.asdict(position)),
+            position=ocp.args.JsonSave(dataclasses.asdict(progress)),
             spec=ocp.args.JsonSave({"json": spec_to_json(spec)}),
             config=ocp.args.JsonSave({"json": config_to_json(config)}),
         )
@@ -195,14 +151,14 @@ class Checkpoints:
 
     def _seal(self) -> None:
         """Adds checksums to the checkpoint being written, just before Orbax renames its folder."""
-        if jax.process_index():  # the first process renames it, when all have written
+        if jax.process_index():  # the first process renames it when all have written
             return
         name = str(self._writing)
         (folder,) = (p for p in self.folder.iterdir() if p.name.partition(".")[0] == name)
         write_digests(folder)
 
     def wait(self) -> None:
-        """Returns when what `save` started is on disk.
+        """Waits until the checkpoint that `save` started is on disk.
 
         Raises:
           RunError: it could not be written.
@@ -211,47 +167,53 @@ class Checkpoints:
         self._write(what, self._manager.wait_until_finished)
 
     def close(self) -> None:
-        """Waits for what is being written and ends the threads. Raises nothing; `wait` does."""
+        """Waits for what is being written and ends the threads; it raises nothing, `wait` does."""
         with contextlib.suppress(Exception):
             self._manager.close()
 
     def advice(self) -> str:
-        """For messages: the newest complete checkpoint, and how to go on from it."""
+        """For messages: how to resume, and from which checkpoint."""
         with contextlib.suppress(Exception):
             self._manager.wait_until_finished()
         self._manager.reload()
         steps = self.steps()
-        where = f"from its last checkpoint, step {steps[-1]}" if steps else "from the start"
-        return f"the same command run again goes on {where}"
+        if not steps:
+            return "run the same command again to start over"
+        return f"run the same command again to resume from its last checkpoint, step {steps[-1]}"
 
-    def _write(self, what: str, action) -> None:
+    def _write(self, what: str, action: Callable[[], Any]) -> None:
         try:
             action()
         except Exception as e:  # Orbax passes on whatever its storage raises
             raise RunError(
-                f"could not write {what} in {self.folder}: {first_line(e)}. When there is room "
-                f"and the path is mended, {self.advice()}"
+                f"could not write {what} in {self.folder}: {first_line(e)}. Once there is room and "
+                f"the path is fixed, {self.advice()}"
             ) from e
 
-    def restore(self, step: int, abstract: State) -> tuple[State, Position]:
+    def restore(self, step: int, abstract: State) -> tuple[State, Progress]:
         """Reads a checkpoint into the shapes, types and placement of `abstract`.
 
         Raises:
-          RunError: it is not there, damaged, or of another network.
+          RunError: it does not exist, is damaged, or is of another network.
         """
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore()
         )
         restored = self._read(step, lambda: self._manager.restore(step, args=args))
-        return restored["state"], Position(**restored["position"])
+        return restored["state"], Progress(**restored["position"])
 
     def variables(
         self, step: int, abstract: functional.Variables, *, averaged: bool
     ) -> functional.Variables:
         """Reads only the network's variables, or their average, as NumPy arrays.
 
+        Args:
+          step: which checkpoint.
+          abstract: the structure of the variables, see `functional.shapes`.
+          averaged: whether to read the average.
+
         Raises:
-          RunError: the checkpoint is not there, or damaged.
+          RunError: the checkpoint does not exist, or is damaged.
         """
         name, folder = "ema" if averaged else "variables", self.folder / str(step) / "state"
         return self._read(step, lambda: read_arrays(folder, {name: abstract})[name])
@@ -260,14 +222,14 @@ class Checkpoints:
         """The network and the configuration stored with a checkpoint.
 
         Raises:
-          RunError: it is not there or damaged.
+          RunError: it does not exist, or is damaged.
         """
         args = ocp.args.Composite(spec=ocp.args.JsonRestore(), config=ocp.args.JsonRestore())
         restored = self._read(step, lambda: self._manager.restore(step, args=args))
         spec = spec_from_json(restored["spec"]["json"])
         return spec, config_from_json(restored["config"]["json"])
 
-    def _read(self, step: int, action):
+    def _read(self, step: int, action: Callable[[], Any]) -> Any:
         steps = self.steps()
         if step not in steps:
             listed = ", ".join(map(str, steps)) or "none"
@@ -275,9 +237,9 @@ class Checkpoints:
         try:
             check_digests(self.folder / str(step))
             return action()
-        except Exception as e:  # whatever a damaged file makes the storage raise
+        except Exception as e:  # a damaged file can make the storage raise anything
             earlier = [s for s in steps if s < step]
-            advice = f"to go on from step {earlier[-1]}, remove" if earlier else "remove"
+            advice = f"to resume from step {earlier[-1]}, remove" if earlier else "remove"
             raise RunError(
                 f"the checkpoint {self.folder / str(step)} cannot be read: {first_line(e)}; "
                 f"{advice} that folder and run the same command again"
@@ -286,12 +248,12 @@ class Checkpoints:
 
 @dataclasses.dataclass
 class _Newest:
-    """Which checkpoints to keep: the newest `keep`, and the best of the run folder `run`."""
+    """Orbax's policy that keeps the newest `keep` checkpoints, and the best of the folder `run`."""
 
     keep: int
     run: epath.Path | None
 
-    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         best = metrics.best_record(Path(self.run)) if self.run else None
         first = len(checkpoints) - self.keep
         return [
@@ -301,14 +263,14 @@ class _Newest:
 
 
 def write_arrays(folder: epath.Path, tree: functional.Variables) -> None:
-    """Writes nested dicts of NumPy arrays into a new folder; returns when they are on disk."""
+    """Writes nested dicts of NumPy arrays into a new folder, and waits until they are on disk."""
     _keep_quiet()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
         writer.save(folder, ocp.args.PyTreeSave(tree))
 
 
 def read_arrays(folder: epath.Path, abstract: functional.Variables) -> functional.Variables:
-    """Reads what `abstract` has of the arrays in a folder, as NumPy arrays."""
+    """Reads those arrays of a folder that `abstract` has, as NumPy arrays."""
     one = ocp.RestoreArgs(restore_type=np.ndarray)
     args = ocp.args.PyTreeRestore(
         item=jax.tree.map(lambda _: 0, abstract),
@@ -321,10 +283,10 @@ def read_arrays(folder: epath.Path, abstract: functional.Variables) -> functiona
 
 
 def is_averaged(run: Path, config: ConfigDict, weights: str) -> bool:
-    """Whether "auto", "ema" or "raw" means the average of this run's weights.
+    """Whether the choice "auto", "ema" or "raw" means the average of this run's weights.
 
     Raises:
-      UsageError: "ema" of a run that keeps no average.
+      UsageError: "ema" was chosen for a run that keeps no average.
     """
     has_average = config.ema_decay is not None
     if weights == "ema" and not has_average:
@@ -333,17 +295,66 @@ def is_averaged(run: Path, config: ConfigDict, weights: str) -> bool:
 
 
 def _keep_quiet() -> None:
-    """Leaves errors to the exceptions that report them.
+    """Keeps Orbax from printing errors that exceptions report anyway.
 
     Orbax logs what it raises as well. And when one of many reads or writes fails, it closes the
-    event loop that the others then report to, with a traceback each.
+    event loop that the others then report to, each with a traceback.
     """
     absl_logging.set_verbosity(absl_logging.FATAL)
-    if sys.unraisablehook is not _all_but_closed_loops:
-        _all_but_closed_loops.hook = sys.unraisablehook
-        sys.unraisablehook = _all_but_closed_loops
+    if not isinstance(sys.unraisablehook, _AllButClosedLoops):
+        sys.unraisablehook = _AllButClosedLoops(sys.unraisablehook)
 
 
-def _all_but_closed_loops(unraisable) -> None:
-    if str(unraisable.exc_value) != "Event loop is closed":
-        _all_but_closed_loops.hook(unraisable)
+class _AllButClosedLoops:
+    """The hook before it, which is not called for event loops that have been closed."""
+
+    def __init__(self, hook: Callable[[Any], Any]):
+        self._hook = hook
+
+    def __call__(self, unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self._hook(unraisable)
+
+
+def write_digests(folder: epath.Path) -> None:
+    """Adds the checksums of all files in the subfolders of `folder` to it."""
+    (folder / DIGESTS).write_text(json.dumps(_digests(folder), indent=1))
+
+
+def check_digests(folder: epath.Path) -> None:
+    """Compares the files with the checksums that `write_digests` has noted.
+
+    Raises:
+      ValueError: a file is missing, surplus or changed; the message names the first.
+    """
+    try:
+        expected = parse_json((folder / DIGESTS).read_text(), dict)
+    except (OSError, ValueError) as e:
+        raise ValueError(f"its {DIGESTS} is missing or damaged") from e
+    got = _digests(folder)
+    for name in sorted(expected.keys() | got.keys()):
+        if name not in got:
+            raise ValueError(f"its file {name} is missing")
+        if got[name] != expected.get(name):
+            raise ValueError(f"its file {name} is damaged: other bytes than were written")
+
+
+def _digests(folder: epath.Path) -> dict[str, int]:
+    """Path within `folder` -> CRC-32 of the file's bytes."""
+    digests: dict[str, int] = {}
+    folders = [item for item in folder.iterdir() if item.is_dir()]
+    for inner in folders:
+        for path in inner.iterdir():
+            if path.is_dir():
+                folders.append(path)
+            else:
+                digests[path.relative_to(folder).as_posix()] = _crc(path)
+    return digests
+
+
+def _crc(path: epath.Path) -> int:
+    crc = 0
+    with path.open("rb") as f:
+        while chunk := f.read(_CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return crc

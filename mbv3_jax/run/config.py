@@ -1,15 +1,23 @@
-"""How long something lasts, in the unit that its author prefers, as a number of steps."""
+"""Configurations: read from a file with overrides, compared, and turned into a network.
 
+A configuration is a locked `ml_collections.ConfigDict` made by a file's `get_config(argument)`.
+Its fields are listed with their meaning in `configs/common.py`. ConfigDicts end in this module, in
+`folder.py` and `checkpoint.py`, which store them, and in `train/plan.py`, which turns them into a
+typed plan; everything else takes typed arguments.
+"""
+
+import dataclasses
 import functools
 import importlib.util
 import inspect
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from operator import getitem
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
@@ -18,6 +26,57 @@ from mbv3_jax.arch import NetSpec, build
 from mbv3_jax.arch.spec import spec_from_json
 from mbv3_jax.core.checks import check_number, check_whole
 from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.files import parse_json
+
+# Fields of config.net that are None where config.init brings the network: as they are there.
+INIT_FIELDS = ("name", "resolution", "bn_decay", "dropout", "drop_path")
+# Fields of config.net that may change the network of config.spec; None: as in the file.
+_SPEC_FIELDS = (*INIT_FIELDS[1:], "in_channels", "padding", "bn_eps")
+
+# Runs that differ only in where the data lies, who reads it, what happens when that fails, and
+# where the optimizer's state lies are the same run.
+_SAME_RUN = {
+    f"data.{name}"
+    for name in ("data_dir", "num_workers", "num_threads", "prefetch_batches", "on_error")
+} | {"compute.shard_optimizer"}
+
+UNITS = ("steps", "epochs", "examples")
+
+
+@dataclasses.dataclass(frozen=True)
+class Duration:
+    """How long something lasts, in the unit that its author prefers; see `to_steps`.
+
+    name: what lasts, for messages: "warmup".
+    steps, epochs, examples: one of them; the others are None.
+    """
+
+    name: str
+    steps: int | None = None
+    epochs: float | None = None
+    examples: int | None = None
+
+    @classmethod
+    def read(cls, group: ConfigDict, name: str, path: str = "") -> "Duration":
+        """Reads NAME_steps, NAME_epochs and NAME_examples of a group of fields.
+
+        Args:
+          group: the configuration, or a group in it.
+          name: the field's name without its unit.
+          path: of the group, for messages: "schedule.".
+        """
+        return cls(path + name, **{unit: group[f"{name}_{unit}"] for unit in UNITS})
+
+    def in_steps(self, *, batch_size: int, train_examples: int) -> int:
+        """The number of optimizer steps; raises as `to_steps`."""
+        return to_steps(
+            self.name,
+            steps=self.steps,
+            epochs=self.epochs,
+            examples=self.examples,
+            batch_size=batch_size,
+            train_examples=train_examples,
+        )
 
 
 def to_steps(
@@ -31,8 +90,8 @@ def to_steps(
 ) -> int:
     """Converts a duration, given in exactly one unit, to steps.
 
-    Epochs and examples are rounded up to whole steps: a run sees at least what it was asked to
-    see, and no duration above zero becomes zero steps. The arithmetic is exact, on the decimal
+    Epochs and examples are rounded up to whole steps: a run sees at least as much as was asked
+    for, and no duration above zero becomes zero steps. The arithmetic is exact, on the decimal
     number as written: 2.4 epochs of 1000 examples are 2400 examples, never 2400.0000000000005.
 
     Args:
@@ -53,11 +112,11 @@ def to_steps(
     check_whole("batch_size", batch_size, at_least=1)
     check_whole("train_examples", train_examples, at_least=1)
     units = {f"{name}_steps": steps, f"{name}_epochs": epochs, f"{name}_examples": examples}
-    given = {field: value for field, value in units.items() if value is not None}
-    if len(given) != 1:
-        got = ", ".join(f"{field}={value!r}" for field, value in given.items()) or "none"
+    typed = {field: value for field, value in units.items() if value is not None}
+    if len(typed) != 1:
+        got = ", ".join(f"{field}={value!r}" for field, value in typed.items()) or "none"
         raise ValueError(f"{name}: got {got}, expected exactly one of {', '.join(units)}")
-    (field,) = given
+    (field,) = typed
     if steps is not None:
         return check_whole(field, steps, at_least=0)
     if examples is not None:
@@ -68,37 +127,30 @@ def to_steps(
     return math.ceil(seen / batch_size)
 
 
-# Configurations: read from a file with overrides, compared, and turned into a network.
-#
-# A configuration is a locked `ml_collections.ConfigDict` made by a file's `get_config(argument)`.
-# Its fields are listed with their meaning in `configs/common.py`. ConfigDicts stop in this module
-# and `experiment.py`; everything below takes typed arguments.
-
-
 def parse_config(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Reads a configuration.
 
     Args:
       config: path of a Python file with `get_config(argument: str)`, and after a colon the
         argument: "configs/small.py" or "configs/small.py:imagenet".
-      overrides: flags such as "--config.seed=1" or "--config.net.width=0.5". Fields that need
-        not be given take "None" too.
+      overrides: flags such as "--config.seed=1" or "--config.net.width=0.5". Optional fields take
+        "None" too.
 
     Returns:
       The configuration, locked.
 
     Raises:
-      UsageError: no such file, one that fails, an argument it does not take, an unknown field
-        (the valid ones are listed), or a value of the wrong type.
+      UsageError: there is no such file, it fails, it does not take the argument, or a flag has an
+        unknown field (the valid ones are listed) or a value of the wrong type.
     """
     path, _, _ = config.partition(":")
     if not Path(path).is_file() or Path(path).suffix != ".py":
         raise UsageError(f"--config: no Python file {path!r}; see configs/ for those there are")
     loaded = _load(config)
-    cleared = [name for name in overrides if _clears(name, loaded)]
+    cleared = [override for override in overrides if _clears(override, loaded)]
     arguments = [path, f"--config={config}", *(o for o in overrides if o not in cleared)]
     registry = flags.FlagValues()
-    # It looks for overrides in sys.argv unless told where they are.
+    # Without sys_argv it looks for overrides in this process's own arguments.
     config_flags.DEFINE_config_file("config", flag_values=registry, sys_argv=arguments)
     try:
         surplus = registry(arguments)[1:]
@@ -117,6 +169,7 @@ def parse_config(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
 def _load(config: str) -> ConfigDict:
     path, _, argument = config.partition(":")
     module_spec = importlib.util.spec_from_file_location("config_file", path)
+    assert module_spec and module_spec.loader, "the path ends in .py"
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
@@ -126,7 +179,7 @@ def _load(config: str) -> ConfigDict:
         loaded = get_config(argument) if argument else get_config()
         if not isinstance(loaded, ConfigDict):
             raise TypeError(f"get_config returned {loaded!r}, expected a ConfigDict")
-    except Exception as e:  # whatever the file does
+    except Exception as e:  # whatever the file raises
         kind = "" if isinstance(e, ValueError) else f"{type(e).__name__}: "
         raise UsageError(f"--config={config}: {kind}{e}") from e
     return loaded
@@ -143,8 +196,8 @@ def _clears(override: str, config: ConfigDict) -> bool:
     """Whether the override sets a field to None.
 
     Raises:
-      UsageError: there is no such field (ml_collections suggests one near name, this lists all),
-        or it cannot be None.
+      UsageError: the field does not exist (ml_collections suggests one similar name, this lists
+        all of them), or it cannot be None.
     """
     path = _field_path(override)
     if not path:
@@ -177,26 +230,43 @@ def _wrong_value(message: str, config: ConfigDict) -> str:
 
 
 def config_to_json(config: ConfigDict) -> str:
-    """The configuration as JSON text; `from_json` gives back one without `differences`."""
+    """The configuration as JSON text; `config_from_json` reads back an equal one."""
     return json.dumps(config.to_dict(), indent=1)
 
 
 def config_from_json(text: str) -> ConfigDict:
-    """Reads what `to_json` wrote, locked; tuples have become lists.
+    """Reads what `config_to_json` wrote, now or in an older version, and locks it.
+
+    Tuples have become lists. What an older version wrote is read as it would be written now.
 
     Raises:
-      ValueError: it is no JSON object.
+      ValueError: the text is not a JSON object.
     """
-    tree = json.loads(text)
-    if not isinstance(tree, dict):
-        raise ValueError(f"got {tree!r}, expected a JSON object")
+    tree = parse_json(text, dict)
+    _upgrade(tree)
     return ConfigDict(tree).lock()
+
+
+def _upgrade(tree: dict[str, Any]) -> None:
+    """Fills in what a training configuration of an older version lacks, also one within a search.
+
+    Fields that have been added since get their defaults here unless that is None: an absent field
+    and None are the same, see `config_differences`.
+    """
+    for value in tree.values():
+        if isinstance(value, dict):
+            _upgrade(value)
+    if {"optimizer", "schedule"} <= tree.keys():
+        tree.setdefault("loss", {"name": "cross_entropy"})  # since version 2
+    compute = tree.get("compute")
+    if isinstance(compute, dict) and compute.get("depthwise") == "pallas":  # until version 1
+        compute["depthwise"] = "auto"
 
 
 def flatten_config(config: ConfigDict) -> dict[str, object]:
     """Every field by its dotted path."""
 
-    def walk(node, path):
+    def walk(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, object]]:
         for name, value in node.items():
             inner = f"{path}{name}"
             if isinstance(value, dict):
@@ -207,55 +277,45 @@ def flatten_config(config: ConfigDict) -> dict[str, object]:
     return dict(walk(json.loads(config_to_json(config)), ""))
 
 
-# Where the data lies, who reads it, what to do when that fails, and where the optimizer's state
-# lies make no other run of it.
-_NO_DIFFERENCE = {
-    f"data.{name}"
-    for name in ("data_dir", "num_workers", "num_threads", "prefetch_batches", "on_error")
-} | {"compute.shard_optimizer"}
+def config_differences(ours: ConfigDict, theirs: ConfigDict) -> dict[str, tuple[object, object]]:
+    """The fields that make two runs different: dotted path -> (value in `ours`, in `theirs`).
 
-
-def config_differences(ours: ConfigDict, theirs: ConfigDict) -> dict[str, tuple]:
-    """The fields that make another run: dotted path -> (value in `ours`, value in `theirs`)."""
-    a, b = flatten_config(ours), flatten_config(theirs)
+    A field that only one of them has, because the other was written before the field existed or
+    because only one was read where an optimizer of the user's own is registered, counts as None
+    there, which means "not given".
+    """
+    first, second = flatten_config(ours), flatten_config(theirs)
+    pairs = {
+        path: (first.get(path), second.get(path))
+        for path in sorted((first.keys() | second.keys()) - _SAME_RUN)
+    }
     absent = "(absent)"
     return {
-        path: (a.get(path, absent), b.get(path, absent))
-        for path in sorted((a.keys() | b.keys()) - _NO_DIFFERENCE)
-        if a.get(path, absent) != b.get(path, absent)
+        path: (first.get(path, absent), second.get(path, absent))
+        for path, (a, b) in pairs.items()
+        if a != b
     }
-
-
-OF_INIT = (
-    "name",
-    "resolution",
-    "bn_decay",
-    "dropout",
-    "drop_path",
-)  # None: as config.init has them
-# Fields of config.net that may change the network of config.spec; None: as the file has it.
-_OF_SPEC = (*OF_INIT[1:], "in_channels", "padding", "bn_eps")
 
 
 def spec_of(config: ConfigDict, *, num_classes: int = 1000) -> NetSpec:
     """The network that a configuration asks for.
 
     `config.net` holds the arguments of `build`; with `config.spec` the network is that of the
-    file, and config.net may only change what is no layer of it.
+    file, and config.net may change only what is not a layer of it.
 
     Args:
       config: the configuration.
       num_classes: how many if config.net.num_classes is None: as many as the data has.
 
     Raises:
-      UsageError: an option is unknown or out of range, or the file holds no network.
+      UsageError: an option is unknown or out of range, or the file does not hold a network.
     """
     options = config.net.to_dict()
-    known = inspect.signature(build).parameters
-    unknown = sorted(set(options) - set(known))
+    parameters = inspect.signature(build).parameters
+    unknown = sorted(set(options) - set(parameters))
     if unknown:
         raise UsageError(
-            f"config.net: unknown fields {', '.join(unknown)}; they are {', '.join(known)}"
+            f"config.net: unknown fields {', '.join(unknown)}; they are {', '.join(parameters)}"
         )
     if options.get("num_classes") is None:
         options["num_classes"] = num_classes
@@ -263,8 +323,8 @@ def spec_of(config: ConfigDict, *, num_classes: int = 1000) -> NetSpec:
     if file is not None:
         if config.init is not None:
             raise UsageError("config.spec: got a file, but config.init brings a network; one only")
-        return _spec_of_file(Path(file).expanduser(), options, known)
-    if config.init is None and None in [options[name] for name in OF_INIT]:
+        return _spec_of_file(Path(file).expanduser(), options, parameters)
+    if config.init is None and None in [options[name] for name in INIT_FIELDS]:
         raise UsageError(
             "config.init: got None, expected the folder to start from: a run folder or an import "
             "folder, as --config.init=DIR"
@@ -275,19 +335,21 @@ def spec_of(config: ConfigDict, *, num_classes: int = 1000) -> NetSpec:
         raise UsageError(f"config.net.{e}") from e
 
 
-def _spec_of_file(file: Path, options: dict, known) -> NetSpec:
+def _spec_of_file(
+    file: Path, options: dict[str, Any], parameters: Mapping[str, inspect.Parameter]
+) -> NetSpec:
     try:
         spec = spec_from_json(file.read_text())
     except (OSError, ValueError) as e:
         raise UsageError(f"config.spec: {file}: {getattr(e, 'strerror', None) or e}") from e
     if options.pop("name") not in (None, spec.name):
         raise UsageError(f"config.net.name: None is the network of {file}, a {spec.name}")
-    changes = {name: options.pop(name) for name in (*_OF_SPEC, "num_classes")}
+    changes = {name: options.pop(name) for name in (*_SPEC_FIELDS, "num_classes")}
     for name, value in options.items():
-        if value not in (None, known[name].default):
+        if value not in (None, parameters[name].default):
             raise UsageError(
                 f"config.net.{name}: got {value!r}, but the network is that of config.spec={file}; "
-                f"leave it at {known[name].default!r}"
+                f"leave it at {parameters[name].default!r}"
             )
     try:
         return spec.replace(**{k: v for k, v in changes.items() if v is not None})

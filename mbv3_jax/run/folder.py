@@ -1,4 +1,18 @@
-"""sessions.jsonl of a run folder: how, where and with what the run was started, each time."""
+"""The folder of a run: its configuration, metrics, checkpoints and result.
+
+format.json       the version of what is in the folder; runs of version 1 have no such file
+config.json       what the run was started with; another configuration is refused
+spec.json         the network
+classes.json      the names of the classes, by label
+sessions.jsonl    a line for each start: command, commit, versions, devices
+init.json         the folder whose weights the run started from, if any; see `train/warm_start.py`
+metrics.jsonl     a line per log and evaluation; see `metrics.py`
+events.out.*      the same for TensorBoard
+checkpoints/      a folder per step; see `checkpoint.py`
+predictions.npz   of every held-out image, if config.save_predictions; see `train/inference.py`
+summary.json      the result, once the run has ended
+lock              held by the command that writes here
+"""
 
 import contextlib
 import functools
@@ -21,14 +35,217 @@ from rich.console import Console
 
 from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
 from mbv3_jax.core.errors import InUse, RunError, UsageError
-from mbv3_jax.core.files import temporary_of, write_atomically
+from mbv3_jax.core.files import read_file, read_json, temporary_of, write_atomically
 from mbv3_jax.run.config import config_differences, config_from_json, config_to_json
 
+# The version of run folders and import folders that this code writes; it reads all up to it.
+# 1: commit c7ffdd9 and earlier; has no format.json.
+# 2: format.json; config.json has the group `loss`.
+FORMAT_VERSION = 2
+FORMAT_FILE = "format.json"
+
+LOCK = "lock"
 SESSIONS = "sessions.jsonl"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_OTHER_WORKDIR = "choose another --workdir"
 
 
-def note_session(run: Path) -> None:
+def claim_folder(
+    run: Path,
+    config: ConfigDict,
+    spec: NetSpec,
+    class_names: Sequence[str] = (),
+    init: dict | None = None,
+) -> contextlib.AbstractContextManager:
+    """Makes the folder of a new run, or checks that an existing one has the same configuration.
+
+    Args:
+      run: the folder.
+      config: of the run.
+      spec: its network.
+      class_names: by label.
+      init: what init.json is to hold, for a run that starts from trained weights.
+
+    Returns:
+      A context manager at whose end another command may use the folder; so it may when this
+      process has died, in whatever way.
+
+    Raises:
+      UsageError: the path is not a folder, cannot be written, looks like a pattern, is in use by
+        another command, or holds a run of another configuration (the message lists the fields
+        that differ), of another network, or of a newer version.
+    """
+    path = run / "config.json"
+    if wild := set("*?[") & set(str(run.absolute())):
+        raise UsageError(
+            f"{run}: checkpoints cannot be read from a path with {' '.join(sorted(wild))} in it, "
+            f"which Orbax takes for a pattern; {_OTHER_WORKDIR}"
+        )
+    lock = contextlib.ExitStack()
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            stored = read_config(run)
+            check_same_config(run, config, stored)
+            _check_same_network(run, spec)
+            lock = lock_folder(run)
+            if config_to_json(config) != config_to_json(stored):  # where the data lies now
+                write_atomically(path, config_to_json(config))
+        elif foreign := sorted({p.name for p in run.iterdir()} - _files_before_config(run)):
+            raise UsageError(
+                f"{run} is not a run folder (it holds {foreign[0]} and no config.json); "
+                "choose another with --workdir"
+            )
+        else:
+            lock = lock_folder(run)
+            write_format(run)  # before config.json, which makes it a run folder
+            write_atomically(path, config_to_json(config))
+        if not (run / "spec.json").exists():  # new, or killed since it wrote config.json
+            write_atomically(run / "spec.json", spec_to_json(spec))
+        if class_names and not (run / "classes.json").exists():
+            names = json.dumps(class_names, indent=1, ensure_ascii=False)
+            write_atomically(run / "classes.json", names)
+        if init:
+            write_atomically(run / "init.json", json.dumps(init, indent=1, ensure_ascii=False))
+        if not (run / "summary.json").exists():
+            _write_session(run)
+    except OSError as e:
+        lock.close()
+        raise UsageError(f"cannot write to {run}: {e.strerror}; {_OTHER_WORKDIR}") from e
+    return lock
+
+
+def _files_before_config(run: Path) -> set[str]:
+    """What a claim that was killed before it wrote config.json may have left."""
+    files = (run / "config.json", run / FORMAT_FILE)
+    return {LOCK, FORMAT_FILE, *(temporary_of(file).name for file in files)}
+
+
+def write_format(folder: Path) -> None:
+    """Notes in a folder that is being made that it is of `FORMAT_VERSION`."""
+    write_atomically(folder / FORMAT_FILE, json.dumps({"version": FORMAT_VERSION}))
+
+
+def check_format(folder: Path) -> None:
+    """Checks that a run folder or an import folder can be read.
+
+    Raises:
+      UsageError: it is of a newer version, or its format.json is damaged.
+    """
+    path = folder / FORMAT_FILE
+    if not path.is_file():  # version 1
+        return
+    version = read_json(path, dict, error=UsageError).get("version")
+    if not isinstance(version, int):
+        raise UsageError(f"{path} is damaged: version: got {version!r}, expected a whole number")
+    if version > FORMAT_VERSION:
+        raise UsageError(
+            f"{folder} was written by a newer version of mbv3_jax, in format {version}; this one "
+            f"reads formats up to {FORMAT_VERSION}"
+        )
+
+
+def lock_folder(run: Path) -> contextlib.ExitStack:
+    """Locks a folder until the result is closed; the kernel drops the lock when the process dies.
+
+    Raises:
+      InUse: another command holds the lock.
+    """
+    lock = contextlib.ExitStack()
+    if (run / "summary.json").exists():  # nothing more will be written
+        return lock
+    try:
+        import fcntl  # not on Windows
+
+        file = lock.enter_context((run / LOCK).open("a+"))
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        lock.close()
+        raise InUse(
+            f"{run} is in use by another command ({(run / LOCK).read_text()}); wait for it, stop "
+            f"it, or {_OTHER_WORKDIR}"
+        ) from e
+    except (ImportError, OSError) as e:  # Windows, or a file system without locks
+        reason = getattr(e, "strerror", None) or e
+        note = f"note: {run} cannot be locked ({reason}); make sure that no other command uses it"
+        Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True).print(note)
+        return lock
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return lock
+
+
+def wait_for_folder(run: Path, *, seconds: float = 30.0) -> None:
+    """Waits until the folder that the first process has claimed is visible here too.
+
+    Raises:
+      RunError: it does not appear; each machine has a folder of its own under that name.
+    """
+    end = time.monotonic() + seconds
+    while not (run / "config.json").exists():
+        if time.monotonic() > end:
+            raise RunError(
+                f"{run} is not the folder that the first process made: all processes need one "
+                "--workdir, on a file system that they share"
+            )
+        time.sleep(0.1)
+
+
+def check_same_config(run: Path, config: ConfigDict, stored: ConfigDict) -> None:
+    """Raises UsageError, naming the fields, where the folder's configuration differs."""
+    different = config_differences(config, stored)
+    if different:
+        listed = "\n".join(
+            f"  {field}: this command {ours!r}, the folder {theirs!r}"
+            for field, (ours, theirs) in different.items()
+        )
+        raise UsageError(
+            f"{run} holds a run with another configuration:\n{listed}\n"
+            "give these values, or choose another folder with --workdir"
+        )
+
+
+def _check_same_network(run: Path, spec: NetSpec) -> None:
+    """The same configuration gives another network if the file of config.spec has changed."""
+    path = run / "spec.json"
+    if not path.exists():  # killed before it was written
+        return
+    stored = read_file(path, spec_from_json, error=UsageError, advice=_OTHER_WORKDIR)
+    if stored != spec:
+        raise UsageError(
+            f"{run} holds a run of another network than the configuration gives now, "
+            f"{spec.name}; choose another folder with --workdir"
+        )
+
+
+def read_config(run: Path) -> ConfigDict:
+    """The configuration of an existing run folder.
+
+    Raises:
+      UsageError: it is not a run folder, its config.json is damaged, or it was written by a newer
+        version.
+    """
+    path = run / "config.json"
+    if not path.is_file():
+        raise UsageError(f"{run} is not a run folder: it has no config.json")
+    check_format(run)
+    return read_file(path, config_from_json, error=UsageError, advice=_OTHER_WORKDIR)
+
+
+def read_summary(run: Path) -> dict | None:
+    """The result of a run, see `train.loop.train`; None if the run has not ended.
+
+    Raises:
+      RunError: the file is damaged.
+    """
+    path = run / "summary.json"
+    if not path.is_file():
+        return None
+    return read_json(path, dict, advice="remove it and run the same command again")
+
+
+def _write_session(run: Path) -> None:
     """Adds a line about this process: time, command, host, devices, versions, commit."""
     devices = jax.devices()
     session = {
@@ -57,212 +274,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
-
-
-# The folder of a run: its configuration, metrics, checkpoints and result.
-#
-# config.json       what the run was started with; another configuration is refused
-# spec.json         the network
-# classes.json      the names of the classes, by label
-# sessions.jsonl    a line for each start: command, commit, versions, devices
-# init.json         the folder whose weights the run started from, if any; see `start.py`
-# metrics.jsonl     a line per log and evaluation
-# events.out.*      the same for TensorBoard
-# checkpoints/      a folder per step, see `checkpoint.py`
-# predictions.npz   of every held-out image, if config.save_predictions; see `predictions.py`
-# summary.json      the result, once the run has ended
-# lock              held by the command that writes here
-
-# The version of run folders and import folders that this code writes; it reads all up to it.
-# 1: commit c7ffdd9 and earlier; has no format.json.
-# 2: format.json.
-FORMAT_VERSION = 2
-FORMAT_FILE = "format.json"
-
-LOCK = "lock"
-
-
-def claim_folder(
-    run: Path,
-    config: ConfigDict,
-    spec: NetSpec,
-    class_names: Sequence[str] = (),
-    init: dict | None = None,
-) -> contextlib.AbstractContextManager:
-    """Makes the folder of a new run, or finds that an old one is of the same configuration.
-
-    Returns:
-      A context manager at whose end another command may use the folder; so it may when this
-      process has died, however it did.
-
-    Raises:
-      UsageError: the path is no folder, cannot be written, looks like a pattern, is in use by
-        another command, or holds a run of another configuration (the message lists the fields
-        that differ) or network.
-    """
-    path = run / "config.json"
-    ours = (temporary_of(path).name, LOCK)
-    if wild := set("*?[") & set(str(run.absolute())):
-        raise UsageError(
-            f"{run}: checkpoints cannot be read from a path with {' '.join(sorted(wild))} in it, "
-            "which Orbax takes for a pattern; choose another --workdir"
-        )
-    lock = contextlib.ExitStack()
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            stored = read_config(run)
-            check_same_config(run, config, stored)
-            _compare_network(run, spec)
-            lock = lock_folder(run)
-            if config_to_json(config) != config_to_json(stored):  # where the data lies now
-                write_atomically(path, config_to_json(config))
-        elif foreign := [p.name for p in run.iterdir() if p.name not in ours]:
-            raise UsageError(
-                f"{run} is no run folder (it holds {foreign[0]} and no config.json); "
-                "choose another with --workdir"
-            )
-        else:
-            lock = lock_folder(run)
-            write_atomically(path, config_to_json(config))
-        if not (run / "spec.json").exists():  # new, or killed since it wrote the other
-            write_atomically(run / "spec.json", spec_to_json(spec))
-        if class_names and not (run / "classes.json").exists():
-            names = json.dumps(class_names, indent=1, ensure_ascii=False)
-            write_atomically(run / "classes.json", names)
-        if init:
-            write_atomically(run / "init.json", json.dumps(init, indent=1, ensure_ascii=False))
-        if not (run / "summary.json").exists():
-            note_session(run)
-    except OSError as e:
-        lock.close()
-        raise UsageError(f"cannot write to {run}: {e.strerror}; choose another --workdir") from e
-    return lock
-
-
-def write_format(folder: Path) -> None:
-    """Notes in a folder that is being made that it is of `FORMAT_VERSION`."""
-    write_atomically(folder / FORMAT_FILE, json.dumps({"version": FORMAT_VERSION}))
-
-
-def check_format(folder: Path) -> None:
-    """Checks that a run folder or an import folder can be read.
-
-    Raises:
-      UsageError: it is of a newer version, or its format.json is damaged.
-    """
-    path = folder / FORMAT_FILE
-    if not path.is_file():  # version 1
-        return
-    try:
-        version = json.loads(path.read_text())["version"]
-    except (ValueError, KeyError, TypeError) as e:
-        raise UsageError(f"{path} is damaged ({e!r})") from e
-    if not isinstance(version, int):
-        raise UsageError(f"{path} is damaged: version: got {version!r}, expected a whole number")
-    if version > FORMAT_VERSION:
-        raise UsageError(
-            f"{folder} was written by a newer version of mbv3_jax, in format {version}; this one "
-            f"reads formats up to {FORMAT_VERSION}"
-        )
-
-
-def lock_folder(run: Path) -> contextlib.ExitStack:
-    """Holds the lock of the folder until closed; the kernel drops it when the process dies."""
-    held = contextlib.ExitStack()
-    if (run / "summary.json").exists():  # nothing more will be written
-        return held
-    try:
-        import fcntl
-
-        file = held.enter_context((run / LOCK).open("a+"))
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        held.close()
-        raise InUse(
-            f"{run} is in use by another command ({(run / LOCK).read_text()}); wait for it, stop "
-            "it, or choose another --workdir"
-        ) from e
-    except (ImportError, OSError) as e:  # Windows, or a file system that has no locks
-        reason = getattr(e, "strerror", None) or e
-        note = f"note: {run} cannot be locked ({reason}); see that no other command uses it"
-        Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True).print(note)
-        return held
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    return held
-
-
-def wait_for_folder(run: Path, *, seconds: float = 30.0) -> None:
-    """Waits until the folder that another process has claimed is seen here too.
-
-    Raises:
-      RunError: it is not; each machine has its own folder of that name.
-    """
-    end = time.monotonic() + seconds
-    while not (run / "config.json").exists():
-        if time.monotonic() > end:
-            raise RunError(
-                f"{run} is not the folder that the first process made: all processes need one "
-                "--workdir, on a file system that they share"
-            )
-        time.sleep(0.1)
-
-
-def check_same_config(run: Path, config: ConfigDict, stored: ConfigDict) -> None:
-    """Raises UsageError, naming the fields, where the folder's configuration is another."""
-    different = config_differences(config, stored)
-    if different:
-        listed = "\n".join(
-            f"  {field}: this command {ours!r}, the folder {theirs!r}"
-            for field, (ours, theirs) in different.items()
-        )
-        raise UsageError(
-            f"{run} holds a run with another configuration:\n{listed}\n"
-            "give these values, or choose another folder with --workdir"
-        )
-
-
-def _compare_network(run: Path, spec: NetSpec) -> None:
-    """The same configuration may have another network: the file of config.spec has changed."""
-    path = run / "spec.json"
-    if not path.exists():  # killed before it was written
-        return
-    try:
-        stored = spec_from_json(path.read_text())
-    except ValueError as e:
-        raise UsageError(f"{path} is damaged ({e}); choose another --workdir") from e
-    if stored != spec:
-        raise UsageError(
-            f"{run} holds a run of another network than the configuration gives now, "
-            f"{spec.name}; choose another folder with --workdir"
-        )
-
-
-def read_config(run: Path) -> ConfigDict:
-    """The configuration of an existing run folder.
-
-    Raises:
-      UsageError: the folder is none.
-    """
-    path = run / "config.json"
-    if not path.is_file():
-        raise UsageError(f"{run} is no run folder: it has no config.json")
-    try:
-        return config_from_json(path.read_text())
-    except ValueError as e:
-        raise UsageError(f"{path} is damaged ({e}); choose another --workdir") from e
-
-
-def read_summary(run: Path) -> dict | None:
-    """What the run ended with, or None if it has not ended.
-
-    Raises:
-      RunError: the file is damaged.
-    """
-    path = run / "summary.json"
-    try:
-        return json.loads(path.read_text()) if path.is_file() else None
-    except ValueError as e:
-        raise RunError(f"{path} is damaged ({e}); remove it and run the same command again") from e

@@ -1,12 +1,15 @@
-"""Ctrl-C and pre-emption as requests that are met between steps."""
+"""Ctrl-C and preemption as requests that are answered between steps."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 from mbv3_jax.core.errors import Preempted
 from mbv3_jax.run.processes import Peers
+
+T = TypeVar("T")
 
 # SIGTERM announces the end of a machine (Kubernetes, Google's spot and maintenance notices, SLURM
 # before it kills); SIGUSR1 is what SLURM's --signal=USR1@SECONDS sends.
@@ -14,16 +17,16 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 @contextlib.contextmanager
-def stops_at_once():
-    """In it a signal of `STOP_SIGNALS` raises Preempted where it comes: nothing is to be saved yet.
+def stops_at_once() -> Iterator[None]:
+    """Within it a signal of `STOP_SIGNALS` raises Preempted at once: there is nothing to save yet.
 
-    An `Interrupt` within takes over.
+    An `Interrupt` within it takes over.
     """
 
-    def stop(*_):
+    def stop(*_: object) -> None:
         raise Preempted
 
-    previous = {}
+    previous: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
@@ -34,55 +37,59 @@ def stops_at_once():
 
 
 class Interrupt:
-    """Context manager in which signals set a flag.
+    """Context manager in which signals only set a flag, which `check` looks at.
 
-    Ctrl-C raises KeyboardInterrupt at the next check, a second one where it comes; a signal of
-    `STOP_SIGNALS` raises Preempted at the next check, with several processes at the same in all.
+    After Ctrl-C the next check raises KeyboardInterrupt; a second Ctrl-C raises it at once. After
+    a signal of `STOP_SIGNALS` the next check raises Preempted, with several processes the same
+    check in all of them.
 
-    An exception in the middle of anything can leave the threads that write checkpoints and read
+    An exception in the middle of anything could leave the threads that write checkpoints and read
     ahead waiting for each other.
+
+    Args:
+      peers: the other processes of the run, if there are any.
     """
 
     def __init__(self, peers: Peers | None = None):
-        self._requested = self._stop = False
+        self._interrupted = self._preempted = False
         self._peers = peers
 
     def __enter__(self) -> "Interrupt":
-        # Python takes signal handlers from the main thread alone; elsewhere there is no Ctrl-C.
-        self._previous = {}
+        # Python allows signal handlers in the main thread only; elsewhere there is no Ctrl-C.
+        self._previous: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
-                self._previous[number] = signal.signal(number, self._request_stop)
-            self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._request)
+                self._previous[number] = signal.signal(number, self._preempt)
+            self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _request(self, *_) -> None:
-        if self._requested:
+    def _interrupt(self, *_: object) -> None:
+        if self._interrupted:
             raise KeyboardInterrupt
-        self._requested = True
+        self._interrupted = True
 
-    def _request_stop(self, *_) -> None:
-        self._stop = True
+    def _preempt(self, *_: object) -> None:
+        self._preempted = True
         if self._peers:
-            self._peers.ask_to_stop()
+            self._peers.request_stop()
 
     def check(self, *, compiles: bool = False) -> None:
         """Raises KeyboardInterrupt or Preempted if there was a signal.
 
         Args:
-          compiles: what follows may compile a program first, see `Peers.passes`.
+          compiles: whether what follows may compile a program first, see `Peers.boundary`.
         """
-        if self._requested:
+        if self._interrupted:
             raise KeyboardInterrupt
-        if self._peers.passes(compiles=compiles) if self._peers else self._stop:
+        if self._peers.boundary(compiles=compiles) if self._peers else self._preempted:
             raise Preempted
 
-    def between(self, items: Iterable) -> Iterator:
-        """The same items, with a `check` before each."""
+    def checked(self, items: Iterable[T]) -> Iterator[T]:
+        """Yields the same items, with a `check` before each."""
         for number, item in enumerate(items):
             self.check(compiles=number == 0)
             yield item

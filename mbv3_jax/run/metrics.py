@@ -1,4 +1,4 @@
-"""Metrics as they come: lines of JSON, TensorBoard events, a progress bar."""
+"""Metrics while a run trains: lines of JSON, TensorBoard events, a progress bar."""
 
 import contextlib
 import json
@@ -21,7 +21,11 @@ class Metrics:
     """Appends records to `metrics.jsonl` and to TensorBoard events in the same folder.
 
     A record is {"step": int, "kind": "train" or "eval", ...floats}. A run that resumes at a step
-    drops the records past it, which it is about to write again: each step stands there once.
+    drops the later records, which it is about to write again: no step has two records of a kind.
+
+    Args:
+      run: the run folder.
+      resume_step: the step that training continues from; 0 for a new run.
     """
 
     def __init__(self, run: Path, *, resume_step: int):
@@ -35,10 +39,10 @@ class Metrics:
         self._events = _Events(run, purge_step=resume_step + 1)
 
     def write(self, step: int, kind: str, values: dict[str, float]) -> None:
-        """Adds one record; it is with the operating system when this returns.
+        """Adds one record; the operating system has it when this returns.
 
-        Nothing is added where the record stands already: the last evaluation comes after the
-        last checkpoint, and a run killed after both evaluates again.
+        A record that is there already is not added again: the last evaluation comes after the
+        last checkpoint, and a run that was killed after both evaluates again.
         """
         if (step, kind) in self._written:
             return
@@ -48,15 +52,15 @@ class Metrics:
         self._events.write(step, {f"{kind}/{name}": value for name, value in values.items()})
 
     def close(self) -> None:
-        """Closes both."""
+        """Closes both files."""
         for file in (self._file, self._events):
-            # What could not be written has been reported by `write`.
+            # `write` has reported what could not be written.
             with contextlib.suppress(OSError):
                 file.close()
 
 
 def best_record(run: Path) -> dict | None:
-    """The record of the best evaluation by top-1, the earliest of equals; None before the first."""
+    """The record of the evaluation with the best top-1, the first of several; None if none ran."""
     records = [r for r in read_metrics(run) if r["kind"] == "eval"]
     return max(records, key=lambda r: r["top1"], default=None)
 
@@ -64,8 +68,8 @@ def best_record(run: Path) -> dict | None:
 class _Events:
     """A TensorBoard event file.
 
-    tensorboardX writes by a thread of its own: a kill loses what is queued for it, and a full
-    disk ends it, after which the next events wait for ever. Hence its formats, but not its thread.
+    tensorboardX writes in a thread of its own: a kill loses what is queued for it, and a full disk
+    ends it, after which the next events wait for ever. So this takes its formats, not its thread.
     """
 
     def __init__(self, run: Path, *, purge_step: int):
@@ -73,7 +77,7 @@ class _Events:
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._file = (run / name).open("xb")
         self._add(Event(file_version="brain.Event:2"))
-        # Readers drop what an earlier file has from this step on.
+        # Readers ignore what an earlier file has from this step on.
         self._add(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -93,9 +97,9 @@ class _Events:
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """The records of a run folder; a last line that a kill cut short is left out."""
+    """The records of a run folder, without a last line that a kill has cut short."""
     path = run / FILE
-    records = []
+    records: list[dict] = []
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
             records.append(json.loads(line))
@@ -105,9 +109,14 @@ def read_metrics(run: Path) -> list[dict]:
 
 
 class ProgressBar:
-    """A live line: step, loss, top-1, images/s, time left. Plain lines where there is no terminal.
+    """A live line: step, loss, top-1, images/s, time left; plain lines if there is no terminal.
 
-    Use as a context manager.
+    It is a context manager.
+
+    Args:
+      console: where it is printed.
+      total_steps: of the run.
+      start_step: where this session starts.
     """
 
     _SECONDS_BETWEEN_LINES = 5.0
@@ -139,7 +148,7 @@ class ProgressBar:
         self._progress.stop()
 
     def update(self, step: int, *, loss: float, top1: float, rate: float) -> None:
-        """Shows the numbers of the latest steps; `rate` in images/s."""
+        """Shows the metrics of the latest steps; `rate` is in images/s."""
         self._progress.update(self._task, completed=step, loss=loss, top1=top1, rate=rate)
         now = time.monotonic()
         due = now - self._last_line >= self._SECONDS_BETWEEN_LINES or step == self._total
@@ -150,5 +159,5 @@ class ProgressBar:
             )
 
     def print(self, text: str) -> None:
-        """A line above the bar."""
+        """Prints a line above the bar."""
         self._console.print(text)

@@ -2,6 +2,7 @@
 
 An import folder holds weights that come from elsewhere, or go there:
 
+format.json          the version of what is in the folder; imports of version 1 have no such file
 spec.json            the network
 classes.json         the names of the classes, by label
 preprocessing.json   how an image becomes its input
@@ -15,8 +16,9 @@ import json
 import math
 import numbers
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,6 +28,7 @@ from ml_collections import ConfigDict
 from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
 from mbv3_jax.core.checks import choose, flag
 from mbv3_jax.core.errors import RunError, UsageError, first_line
+from mbv3_jax.core.files import parse_json, read_file, read_json
 from mbv3_jax.data import augment
 from mbv3_jax.data.decode import CENTRAL, CENTRAL_FRACTION, INTERPOLATIONS
 from mbv3_jax.nn import functional
@@ -38,6 +41,7 @@ from mbv3_jax.run.checkpoint import (
     write_arrays,
     write_digests,
 )
+from mbv3_jax.run.folder import check_format, write_format
 
 WEIGHTS = ("auto", "ema", "raw")
 _SPEC, _CLASSES, _PREPROCESSING, _ORIGIN, _ARRAYS = (
@@ -47,7 +51,7 @@ _SPEC, _CLASSES, _PREPROCESSING, _ORIGIN, _ARRAYS = (
     "origin.json",
     "weights",
 )
-_IMPORT = (_SPEC, _CLASSES, _PREPROCESSING, _ORIGIN, _ARRAYS, DIGESTS)
+_FILES = (_SPEC, _CLASSES, _PREPROCESSING, _ORIGIN, _ARRAYS, DIGESTS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,8 +62,8 @@ class Preprocessing:
     interpolation, crop_fraction, central, exif_rotate: of `data.decode.decode_view`.
     """
 
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
     crop_fraction: float = CENTRAL_FRACTION
     interpolation: str = "bilinear"
     central: str = "square"
@@ -72,8 +76,8 @@ class Preprocessing:
                 raise ValueError(f"{name}: got {values!r}, expected 3 numbers")
             for value in values:
                 if not _is_number(value) or (name == "std" and value <= 0):
-                    wanted = "positive numbers" if name == "std" else "numbers"
-                    raise ValueError(f"{name}: got {values!r}, expected 3 {wanted}")
+                    kind = "positive numbers" if name == "std" else "numbers"
+                    raise ValueError(f"{name}: got {values!r}, expected 3 {kind}")
             object.__setattr__(self, name, tuple(map(float, values)))
         if not _is_number(self.crop_fraction) or not 0 < self.crop_fraction <= 1:
             raise ValueError(
@@ -84,14 +88,14 @@ class Preprocessing:
         flag("exif_rotate", self.exif_rotate)
 
     @property
-    def crop(self) -> dict:
-        """The options of `data.decode.decode_view`."""
+    def crop(self) -> dict[str, Any]:
+        """The options of `data.decode.decode_view` for the evaluation view, by name."""
         names = ("crop_fraction", "interpolation", "central", "exif_rotate")
         return {name: getattr(self, name) for name in names}
 
     @property
     def normalize(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """The option of `data.augment.make_preprocess`."""
+        """Mean and deviation, the option of `data.augment.make_preprocess`."""
         return self.mean, self.std
 
 
@@ -123,19 +127,19 @@ def save_model(folder: Path, model: Model, *, origin: Mapping) -> None:
     """Writes an import folder, whole or not at all.
 
     Args:
-      folder: a path where there is nothing yet, or an empty folder.
+      folder: a path that does not exist yet, or an empty folder.
       model: what to write.
-      origin: what JSON can hold: where the weights come from.
+      origin: where the weights come from; values that JSON can hold.
 
     Raises:
-      UsageError: the folder is not empty, or Orbax cannot read from a path like that.
-      RunError: it cannot be written; nothing is left of it.
+      UsageError: the folder is not empty, or Orbax cannot read from such a path.
+      RunError: it cannot be written; nothing of it is left.
     """
     folder = Path(folder)
     if wild := set("*?[") & set(str(folder.absolute())):
         raise UsageError(f"{folder}: Orbax takes {' '.join(sorted(wild))} for a pattern")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is there already; give a folder that is new or empty")
+        raise UsageError(f"{folder} exists already; give a folder that is new or empty")
     aside = folder.absolute().with_name(f".{folder.name}.tmp")
     texts = {
         _SPEC: spec_to_json(model.spec),
@@ -146,6 +150,7 @@ def save_model(folder: Path, model: Model, *, origin: Mapping) -> None:
     try:
         shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
         aside.mkdir(parents=True)
+        write_format(aside)
         for name, text in texts.items():
             (aside / name).write_text(text)
         arrays = jax.tree.map(np.asarray, model.variables)
@@ -177,16 +182,17 @@ def load_model(folder: Path, *, step: int | str | None = None, weights: str = "a
     choose("weights", weights, WEIGHTS)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
+    check_format(folder)
     if (folder / "config.json").is_file():
         return _load_run(folder, step, weights)
-    missing = [name for name in _IMPORT if not (folder / name).exists()]
-    if len(missing) == len(_IMPORT):
+    missing = [name for name in _FILES if not (folder / name).exists()]
+    if len(missing) == len(_FILES):
         raise UsageError(
             f"{folder} is neither a run folder (it has no config.json) nor an import folder "
             f"(it has no {_PREPROCESSING})"
         )
     if missing:
-        raise RunError(f"{folder} is no whole import folder: it has no {missing[0]}")
+        raise RunError(f"{folder} is not a complete import folder: it has no {missing[0]}")
     if step is not None or weights != "auto":
         option = "step" if step is not None else "weights"
         raise UsageError(f"--{option}: {folder} is an import folder, which has one set of weights")
@@ -203,15 +209,17 @@ def preprocessing_of_run(run: Path, config: ConfigDict) -> Preprocessing:
     """The preprocessing of a run: its configuration's, or that of the weights it started from.
 
     Raises:
-      RunError: the record of these is damaged.
+      RunError: the run started from weights, and its init.json is damaged.
     """
     if config.init is None:
         return preprocessing_of_config(config)
-    return _read(run / "init.json", lambda text: Preprocessing(**json.loads(text)["preprocessing"]))
+    return read_file(
+        run / "init.json", lambda text: Preprocessing(**parse_json(text, dict)["preprocessing"])
+    )
 
 
-def crop_options(config: ConfigDict) -> dict:
-    """The fields of `Preprocessing` that a configuration gives, but for the normalisation."""
+def crop_options(config: ConfigDict) -> dict[str, Any]:
+    """The fields of `Preprocessing` that a configuration sets, except the normalisation."""
     fields = ("crop_fraction", "interpolation", "central", "exif_rotate")
     return {name: config.data[name] for name in fields if config.data[name] is not None}
 
@@ -225,55 +233,48 @@ def _load_run(run: Path, step: int | str | None, weights: str) -> Model:
         variables = checkpoints.variables(step, functional.shapes(spec), averaged=averaged)
     finally:
         checkpoints.close()
-    # Older runs have no names.
-    names = _read(run / _CLASSES, _names) if (run / _CLASSES).exists() else None
-    names = names or tuple(map(str, range(spec.num_classes)))
-    return _make(run, spec, variables, preprocessing_of_run(run, config), names)
+    if (run / _CLASSES).exists():
+        names = read_json(run / _CLASSES, list[str])
+    else:  # a run of an older version
+        names = [str(label) for label in range(spec.num_classes)]
+    return _model(run, spec, variables, preprocessing_of_run(run, config), names)
 
 
 def _load_import(folder: Path) -> Model:
-    spec = _read(folder / _SPEC, spec_from_json)
-    names = _read(folder / _CLASSES, _names)
-    preprocessing = _read(folder / _PREPROCESSING, _preprocessing)
+    spec = read_file(folder / _SPEC, spec_from_json)
+    names = read_json(folder / _CLASSES, list[str])
+    preprocessing = read_file(
+        folder / _PREPROCESSING, lambda text: Preprocessing(**parse_json(text, dict))
+    )
     try:
         check_digests(epath.Path(folder))
         variables = read_arrays(epath.Path(folder) / _ARRAYS, functional.shapes(spec))
-    except Exception as e:  # whatever a damaged file makes the storage raise
+    except Exception as e:  # a damaged file can make the storage raise anything
         raise RunError(f"{folder} cannot be read: {first_line(e)}") from e
-    return _make(folder, spec, variables, preprocessing, names)
+    return _model(folder, spec, variables, preprocessing, names)
 
 
-def _make(folder: Path, spec, variables, preprocessing, names) -> Model:
+def _model(
+    folder: Path,
+    spec: NetSpec,
+    variables: functional.Variables,
+    preprocessing: Preprocessing,
+    names: Sequence[str],
+) -> Model:
     try:
-        return Model(spec=spec, variables=variables, preprocessing=preprocessing, class_names=names)
+        return Model(
+            spec=spec,
+            variables=variables,
+            preprocessing=preprocessing,
+            class_names=tuple(names),
+        )
     except ValueError as e:
         raise RunError(f"{folder} does not fit together: {e}") from e
 
 
-def _read(path: Path, parse):
-    try:
-        return parse(path.read_text())
-    except (OSError, ValueError, TypeError) as e:
-        raise RunError(f"{path} is damaged: {first_line(e)}") from e
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = json.loads(text)
-    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise ValueError("expected a list of names")
-    return tuple(names)
-
-
-def _preprocessing(text: str) -> Preprocessing:
-    fields = json.loads(text)
-    if not isinstance(fields, dict):
-        raise ValueError(f"got {fields!r}, expected an object")
-    return Preprocessing(**fields)
-
-
-def _to_json(value) -> str:
+def _to_json(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False)
 
 
-def _is_number(value) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

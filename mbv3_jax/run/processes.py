@@ -1,21 +1,34 @@
-"""The other processes of a run, watched by a thread: none waits for ever for one that is gone.
+"""Several processes of one run: how they find each other, and how they watch each other.
 
-A collective waits for all processes, so the main thread can tell nothing while it waits. Hence a
-thread that writes down once a second, in the key-value store of JAX's coordinator, that it lives
-and how many boundaries (of steps and evaluation batches) the main thread has passed, and reads what
-the others wrote. It ends the process where
+All processes run the same command and see the same run folder. The first one alone writes the
+configuration, metrics and summary, and prints; checkpoints are written by all together.
 
-  a process has said that it failed             with its code
-  a process has been silent for `patience`      with 75: killed or pre-empted, so start again
-  the main thread has passed no boundary        with 75: something hangs
+A process learns where the others are from the first of these that it finds; without any of them it
+runs alone:
+
+flags      --coordinator=HOST:PORT --num-processes=N --process-id=I, all three
+variables  JAX_COORDINATOR_ADDRESS, with JAX_NUM_PROCESSES or NNODES, and JAX_PROCESS_ID,
+           NODE_RANK or JOB_COMPLETION_INDEX, as a Kubernetes JobSet sets them, also on GKE
+SLURM      a step of several tasks that `srun` started. A bare batch script is one process: only
+           `srun` tells a task its number
+TPU        a TPU VM: JAX asks its metadata server, or GKE's TPU_WORKER_HOSTNAMES, for the others
+
+No process waits for ever for one that has died. A collective waits for all processes and cannot be
+interrupted, so each process has a thread (`Peers`) that writes once a second into the key-value
+store of JAX's coordinator that the process is alive and how many boundaries (between steps and
+evaluation batches) its main thread has passed, and reads what the others wrote. It ends the process
+
+  when another process has reported a failure      with the code of that process
+  when one has been silent for `patience`          with 75: it was killed, so start again
+  when the main thread has passed no boundary      with 75: something hangs
     for `patience`
 
 `patience` counts tenfold where programs are compiled. JAX itself aborts when the coordinator, the
-first process, goes; that too becomes 75.
+first process, disappears; that too becomes 75.
 
-The thread also settles where to stop: a request (SIGTERM) reaches one process, but a checkpoint
-needs all at the same step. Each writes down its boundary while it holds its main thread back from
-the next one; all stop at the one after the largest.
+The thread also decides where to stop: preemption (SIGTERM) reaches one process, but a checkpoint
+needs all of them at the same step. Each process writes down its boundary while it keeps its main
+thread from passing the next one; all stop at the one after the largest.
 """
 
 import ctypes
@@ -32,209 +45,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mbv3_jax.core.errors import EXIT_RESTART, RunError, UsageError
-
-_COMPILING = 10.0  # times patience
-_GRACE = 5.0  # seconds for the main thread to end by itself
-_handlers = []
-
-
-def on_abort(action: Callable[[], None]) -> None:
-    """Has `action` called where JAX aborts the process: others did not come, or the first has left.
-
-    JAX offers no other way. It aborts in C++, where Python's own signal handlers do not run.
-    """
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: action())
-    _handlers.append(handler)  # kept: C calls it
-    ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
-
-
-def end_process(message: str, code: int) -> NoReturn:
-    """Ends the process at once: the main thread hangs, or would in the exit handlers."""
-    again = "; the same command goes on from the last checkpoint" if code == EXIT_RESTART else ""
-    print(f"error: {message}{again}", file=sys.stderr, flush=True)
-    os._exit(code)
-
-
-class Peers:
-    """The processes of this run.
-
-    Args:
-      client: of JAX's coordination service.
-      index: of this process.
-      count: of processes.
-      patience: seconds.
-    """
-
-    def __init__(self, client, *, index: int, count: int, patience: float):
-        self.index, self.count, self.patience = index, count, patience
-        self.name = f"process {index} of {count}"
-        self._client = client
-        self._boundary, self._stop_at = 0, None
-        self._asked = self._closed = False
-        self._code: int | None = None
-        self._lock = threading.Lock()
-        self._heard: dict[int, tuple[str, float]] = {}
-        self._deadline = time.monotonic() + _COMPILING * patience
-        on_abort(
-            lambda: self._end("JAX has lost the first process of this run, see above", EXIT_RESTART)
-        )
-        self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
-        self._thread.start()
-
-    def send(self, key: str, value: str) -> None:
-        """Writes a value for all to read."""
-        self._client.key_value_set(f"mbv3/{key}", value)
-
-    def receive(self, key: str) -> str:
-        """Waits for a value that a process sends.
-
-        Raises:
-          RunError: it does not come.
-        """
-        milliseconds = round(1000 * _COMPILING * self.patience)
-        try:
-            return self._client.blocking_key_value_get(f"mbv3/{key}", milliseconds)
-        except Exception as e:  # whatever the runtime raises
-            raise RunError(f"process 0 did not answer: {str(e).splitlines()[0]}") from e
-
-    def ask_to_stop(self) -> None:
-        """Asks all to stop at the same boundary; may be called by a signal handler."""
-        self._asked = True
-
-    def passes(self, *, compiles: bool = False) -> bool:
-        """Counts a boundary; whether all stop at it. All processes call it at the same places.
-
-        Args:
-          compiles: what follows may compile a program first.
-        """
-        with self._lock:
-            self._boundary += 1
-            factor = _COMPILING if compiles else 1.0
-            self._deadline = time.monotonic() + factor * self.patience
-            return self._stop_at is not None and self._boundary >= self._stop_at
-
-    def failed(self, message: str, code: int) -> None:
-        """Tells the others that this process ends by an error, and with which code."""
-        self._code = code
-        try:
-            self._client.key_value_set(f"peers/failed/{self.index}", f"{code} {message}", True)
-        except Exception:  # the others are gone
-            return
-
-    def close(self, code: int) -> None:
-        """Ends the watch: this process is done."""
-        self._code, self._closed = code, True
-
-    def lost(self, error: BaseException) -> NoReturn:
-        """Ends the process after a collective has failed because another one is gone."""
-        deadline = time.monotonic() + min(_GRACE, self.patience)
-        while time.monotonic() < deadline:
-            if failure := self._failure(self._read()):
-                self._end(*failure)
-            time.sleep(0.2)
-        reason = str(error).strip().splitlines()[0][:200]
-        self._end(f"another process of this run is gone ({reason})", EXIT_RESTART)
-
-    def _read(self) -> dict[str, str]:
-        try:
-            found = self._client.key_value_dir_get("peers/")
-        except Exception:  # the coordinator is gone; JAX, or the deadline, ends this process
-            return {}
-        return {key.removeprefix("peers/"): value for key, value in found}
-
-    def _failure(self, words: dict[str, str]) -> tuple[str, int] | None:
-        """What another process ended by, and the code to exit with."""
-        for i in range(self.count):
-            if i != self.index and f"failed/{i}" in words:
-                code, _, message = words[f"failed/{i}"].partition(" ")
-                return f"process {i} ended: {message}", int(code)
-        return None
-
-    def _watch(self) -> None:
-        beat = 0
-        while not self._closed:
-            time.sleep(min(1.0, self.patience / 10))
-            beat += 1
-            try:
-                self._client.key_value_set(
-                    f"peers/at/{self.index}", f"{self._boundary} {beat}", True
-                )
-                if self._asked:
-                    self._client.key_value_set("peers/stop", "1", True)
-            except Exception:  # as in _read
-                pass
-            words = self._read()
-            if "stop" in words and self._stop_at is None:
-                self._settle_stop()
-            if failure := self._failure(words):
-                time.sleep(_GRACE)
-                self._end(*failure)
-            self._listen(words)
-            if time.monotonic() > self._deadline and not self._closed:
-                self._end(self._stalled(), EXIT_RESTART)
-
-    def _settle_stop(self) -> None:
-        with self._lock:
-            self._client.key_value_set(f"stop/{self.index}", str(self._boundary), True)
-            milliseconds = round(1000 * self.patience)
-            at = [
-                int(self._client.blocking_key_value_get(f"stop/{i}", milliseconds))
-                for i in range(self.count)
-            ]
-            self._stop_at = max(at) + 1
-
-    def _listen(self, words: dict[str, str]) -> None:
-        now = time.monotonic()
-        for i in range(self.count):
-            word = words.get(f"at/{i}", "")
-            if i not in self._heard or (word and word != self._heard[i][0]):
-                self._heard[i] = (word, now)
-            silent = now - self._heard[i][1]
-            if silent > self.patience and not self._closed:
-                self._end(f"process {i} has not been heard of for {silent:.0f} s", EXIT_RESTART)
-
-    def _stalled(self) -> str:
-        behind = []
-        for i, (word, _) in sorted(self._heard.items()):
-            if word and int(word.split()[0]) < self._boundary:
-                behind.append(f"process {i}")
-        who = f"; still before it: {', '.join(behind)}" if behind else ""
-        return f"no step or batch ended within the limit (--patience {self.patience:g} s){who}"
-
-    def _end(self, message: str, code: int) -> NoReturn:
-        end_process(f"{self.name}: {message}", code if self._code is None else self._code)
-
-
-# Several processes: how they find each other, and what only the first of them does.
-#
-# Where the others are comes from the first of these that is there:
-#
-# flags      --coordinator=HOST:PORT --num-processes=N --process-id=I, all three
-# variables  JAX_COORDINATOR_ADDRESS, with JAX_NUM_PROCESSES or NNODES, and JAX_PROCESS_ID,
-# NODE_RANK or JOB_COMPLETION_INDEX: a Kubernetes JobSet says it so, on GKE too
-# SLURM      a step of several tasks that `srun` started. A bare batch script is one process: only
-# `srun` tells a task which one it is
-# TPU        a TPU VM: JAX asks its metadata server, or GKE's TPU_WORKER_HOSTNAMES, for the others
-#
-# A process that finds none of them is alone and needs nothing. All processes run the same command
-# and see the same run folder. The first one alone writes configuration, metrics and summary, and
-# prints; checkpoints are written by all together.
+from mbv3_jax.core.errors import EXIT_RESTART, RunError, UsageError, first_line
 
 # How long a process waits for a silent or stalled one, in seconds.
 PATIENCE = 300.0
+_COMPILING = 10.0  # times patience
+_GRACE = 5.0  # seconds for the main thread to end by itself
 _FLAGS = ("coordinator", "num_processes", "process_id")
-# What a collective says when a process at its other end is gone: gloo, NCCL, and JAX's own service.
+# What a collective reports when a process at its other end has died: gloo, NCCL, and JAX's service.
 _LOST = re.compile(r"(?i)gloo|nccl|connection (reset|closed|refused)|socket closed|unavailable:")
 
-_peers: Peers | None = None
-_agreed = 0
+_peers: "Peers | None" = None
+_agreed = 0  # how many results of the first process the others have received
+_handlers: list[Any] = []
 
 
 def detect_processes(
     flags: Mapping[str, Any], environ: Mapping[str, str], *, on_tpu: bool
 ) -> dict | None:
-    """The arguments of `jax.distributed.initialize`, or None for a process that is alone.
+    """The arguments of `jax.distributed.initialize`, or None for a process that runs alone.
 
     Args:
       flags: coordinator, num_processes and process_id, each None if not given.
@@ -242,31 +71,32 @@ def detect_processes(
       on_tpu: whether this is a TPU VM.
 
     Raises:
-      UsageError: only some of what is needed is given, or it makes no sense.
+      UsageError: only some of the flags are given, or their values make no sense.
     """
-    given = [name for name in _FLAGS if flags.get(name) is not None]
-    if given:
-        if len(given) < len(_FLAGS):
-            absent = ", ".join(f"--{n.replace('_', '-')}" for n in _FLAGS if n not in given)
+    typed = [name for name in _FLAGS if flags.get(name) is not None]
+    if typed:
+        if len(typed) < len(_FLAGS):
+            absent = ", ".join(f"--{n.replace('_', '-')}" for n in _FLAGS if n not in typed)
             raise UsageError(
-                f"--{given[0].replace('_', '-')} comes with the other two; missing: {absent}"
+                f"--{typed[0].replace('_', '-')} comes with the other two; missing: {absent}"
             )
         return _explicit(*(flags[name] for name in _FLAGS))
     if address := environ.get("JAX_COORDINATOR_ADDRESS"):
         count = _first(environ, "JAX_NUM_PROCESSES", "NNODES")
         index = _first(environ, "JAX_PROCESS_ID", "NODE_RANK", "JOB_COMPLETION_INDEX")
-        if None not in (count, index):
+        if count is not None and index is not None:
             if ":" not in address:
                 address += f":{environ.get('JAX_COORDINATOR_PORT', '8476')}"
             return _explicit(address, count, index)
     tasks = int(environ.get("SLURM_NTASKS", "1"))
     if "SLURM_STEP_NODELIST" in environ and tasks > 1:
-        found = {"cluster_detection_method": "slurm"}
-        # JAX gives each task the device of its number on the node, even the only one of a node.
+        arguments: dict[str, Any] = {"cluster_detection_method": "slurm"}
+        # JAX gives each task one device, that of its number on the node; a task that has the node
+        # to itself gets all of them.
         alone = environ.get("SLURM_STEP_NUM_NODES") == str(tasks)
         if alone and (devices := int(environ.get("SLURM_GPUS_ON_NODE", "0"))):
-            found["local_device_ids"] = list(range(devices))
-        return found
+            arguments["local_device_ids"] = list(range(devices))
+        return arguments
     return {} if on_tpu else None
 
 
@@ -304,16 +134,16 @@ def on_tpu_vm() -> bool:
 
 
 def start_processes(flags: Mapping[str, Any], *, patience: float = PATIENCE) -> None:
-    """Meets the other processes, if there are any; before JAX is used otherwise.
+    """Connects to the other processes, if there are any; JAX must not have been used before.
 
     Args:
-      flags: as `detect` takes them.
+      flags: as `detect_processes` takes them.
       patience: seconds after which a process that is silent or stalled is given up.
 
     Raises:
-      UsageError: as `detect`, or `patience` out of range.
-      RunError: the port is taken, or what else JAX says. Where others do not come in `patience`
-        seconds, JAX aborts, and the process ends with 75.
+      UsageError: as `detect_processes`, or `patience` is out of range.
+      RunError: the port is taken, or JAX reports another error. If others do not come within
+        `patience` seconds, JAX aborts, and the process ends with 75.
     """
     global _peers
     if not patience > 0:
@@ -324,14 +154,14 @@ def start_processes(flags: Mapping[str, Any], *, patience: float = PATIENCE) -> 
     import jax
     from jax._src import distributed  # its key-value store has no public name; Orbax does the same
 
-    # Its SIGTERM handler would stand in the way of ours, and Orbax would ask it about steps that
-    # are not the boundaries counted here.
+    # Its SIGTERM handler would replace ours, and Orbax would ask it about steps, which are not the
+    # boundaries counted here.
     jax.config.update("jax_enable_preemption_service", False)
     where = arguments.get("coordinator_address", "the coordinator")
     if arguments.get("process_id") == 0:
         _check_port(where)
-    lone = f"the processes did not meet at {where} within --patience {patience:g} s, see above"
-    on_abort(lambda: end_process(lone, EXIT_RESTART))  # some may have been lost while they started
+    not_met = f"the processes did not meet at {where} within --patience {patience:g} s, see above"
+    on_abort(lambda: end_process(not_met, EXIT_RESTART))  # some may have died while they started
     try:
         jax.distributed.initialize(
             **arguments,
@@ -340,8 +170,7 @@ def start_processes(flags: Mapping[str, Any], *, patience: float = PATIENCE) -> 
             shutdown_timeout_seconds=max(1, round(patience)),
         )
     except Exception as e:  # whatever the runtime raises
-        first = str(e).strip().splitlines()[0]
-        raise RunError(f"the processes did not meet at {where}: {first}") from e
+        raise RunError(f"the processes did not meet at {where}: {first_line(e)}") from e
     finally:
         signal.signal(signal.SIGABRT, signal.SIG_DFL)
     if jax.process_count() > 1:
@@ -354,15 +183,15 @@ def start_processes(flags: Mapping[str, Any], *, patience: float = PATIENCE) -> 
 
 
 def _check_port(address: str) -> None:
-    """The first process listens there; where it cannot, JAX crashes, or answers another run's."""
+    """Checks that the first process can listen there; else JAX crashes, or answers another run."""
     try:
         socket.create_server(("", int(address.rpartition(":")[2]))).close()
     except (OSError, OverflowError) as e:
         raise RunError(f"cannot listen at {address} ({e}); choose another port for all") from e
 
 
-def other_processes() -> Peers | None:
-    """The other processes, or None for a process that is alone."""
+def other_processes() -> "Peers | None":
+    """The other processes, or None for a process that runs alone."""
     return _peers
 
 
@@ -372,15 +201,18 @@ def is_first() -> bool:
 
 
 def process_label() -> str:
-    """ "process 1 of 2: " before an error; nothing where there is only one."""
+    """The start of an error message, "process 1 of 2: "; empty for a process that runs alone."""
     return f"{_peers.name}: " if _peers else ""
 
 
 def from_first(action: Callable[[], Any]) -> Any:
-    """What `action` returns, or raises, in the first process, in all of them; JSON values only.
+    """Calls `action` in the first process; all processes return, or raise, what it does there.
+
+    Args:
+      action: returns a value that JSON can hold.
 
     Raises:
-      UsageError, RunError: as the action did.
+      UsageError, RunError: as the action does.
     """
     global _agreed
     if _peers is None:
@@ -403,9 +235,179 @@ def from_first(action: Callable[[], Any]) -> Any:
 
 
 def is_loss_of_a_process(error: BaseException | None) -> bool:
-    """Whether an error is that a process of the run is gone."""
+    """Whether an error means that another process of the run has died."""
     while _peers and error is not None:
         if not isinstance(error, UsageError | OSError) and _LOST.search(str(error)):
             return True
         error = error.__cause__
     return False
+
+
+class Peers:
+    """The processes of this run, watched by a thread; see the module.
+
+    Args:
+      client: JAX's client of its coordination service.
+      index: the number of this process.
+      count: how many processes there are.
+      patience: seconds after which a process that is silent or stalled is given up.
+    """
+
+    def __init__(self, client: Any, *, index: int, count: int, patience: float):
+        self.index, self.count, self.patience = index, count, patience
+        self.name = f"process {index} of {count}"
+        self._client = client
+        self._boundary = 0
+        self._stop_at: int | None = None
+        self._stop_requested = self._closed = False
+        self._code: int | None = None
+        self._lock = threading.Lock()
+        self._heard: dict[int, tuple[str, float]] = {}
+        self._deadline = time.monotonic() + _COMPILING * patience
+        on_abort(
+            lambda: self._end("JAX has lost the first process of this run, see above", EXIT_RESTART)
+        )
+        self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
+        self._thread.start()
+
+    def send(self, key: str, value: str) -> None:
+        """Writes a value that all processes can read."""
+        self._client.key_value_set(f"mbv3/{key}", value)
+
+    def receive(self, key: str) -> str:
+        """Waits for a value that another process sends.
+
+        Raises:
+          RunError: it does not arrive.
+        """
+        milliseconds = round(1000 * _COMPILING * self.patience)
+        try:
+            return self._client.blocking_key_value_get(f"mbv3/{key}", milliseconds)
+        except Exception as e:  # whatever the runtime raises
+            raise RunError(f"process 0 did not answer: {first_line(e)}") from e
+
+    def request_stop(self) -> None:
+        """Asks all processes to stop at the same boundary; a signal handler may call it."""
+        self._stop_requested = True
+
+    def boundary(self, *, compiles: bool = False) -> bool:
+        """Counts a boundary, at the same places in all processes; returns whether all stop here.
+
+        Args:
+          compiles: whether what follows may compile a program first.
+        """
+        with self._lock:
+            self._boundary += 1
+            factor = _COMPILING if compiles else 1.0
+            self._deadline = time.monotonic() + factor * self.patience
+            return self._stop_at is not None and self._boundary >= self._stop_at
+
+    def report_failure(self, message: str, code: int) -> None:
+        """Tells the others that this process ends with an error, and with which code."""
+        self._code = code
+        try:
+            self._client.key_value_set(f"peers/failed/{self.index}", f"{code} {message}", True)
+        except Exception:  # the others have ended
+            return
+
+    def close(self, code: int) -> None:
+        """Stops watching: this process ends with `code`."""
+        self._code, self._closed = code, True
+
+    def end_after_loss(self, error: BaseException) -> NoReturn:
+        """Ends the process after a collective has failed because another process has died."""
+        deadline = time.monotonic() + min(_GRACE, self.patience)
+        while time.monotonic() < deadline:
+            if failure := self._failure(self._read()):
+                self._end(*failure)
+            time.sleep(0.2)
+        reason = str(error).strip().splitlines()[0][:200]
+        self._end(f"another process of this run has died ({reason})", EXIT_RESTART)
+
+    def _read(self) -> dict[str, str]:
+        """What all processes have written, by key."""
+        try:
+            entries = self._client.key_value_dir_get("peers/")
+        except Exception:  # the coordinator has died; JAX, or the deadline, ends this process
+            return {}
+        return {key.removeprefix("peers/"): value for key, value in entries}
+
+    def _failure(self, entries: dict[str, str]) -> tuple[str, int] | None:
+        """The error that another process has reported, and the code to exit with."""
+        for i in range(self.count):
+            if i != self.index and f"failed/{i}" in entries:
+                code, _, message = entries[f"failed/{i}"].partition(" ")
+                return f"process {i} ended: {message}", int(code)
+        return None
+
+    def _watch(self) -> None:
+        beat = 0
+        while not self._closed:
+            time.sleep(min(1.0, self.patience / 10))
+            beat += 1
+            try:
+                self._client.key_value_set(
+                    f"peers/at/{self.index}", f"{self._boundary} {beat}", True
+                )
+                if self._stop_requested:
+                    self._client.key_value_set("peers/stop", "1", True)
+            except Exception:  # as in _read
+                pass
+            entries = self._read()
+            if "stop" in entries and self._stop_at is None:
+                self._agree_where_to_stop()
+            if failure := self._failure(entries):
+                time.sleep(_GRACE)
+                self._end(*failure)
+            self._check_alive(entries)
+            if time.monotonic() > self._deadline and not self._closed:
+                self._end(self._stalled(), EXIT_RESTART)
+
+    def _agree_where_to_stop(self) -> None:
+        with self._lock:
+            self._client.key_value_set(f"stop/{self.index}", str(self._boundary), True)
+            milliseconds = round(1000 * self.patience)
+            boundaries = [
+                int(self._client.blocking_key_value_get(f"stop/{i}", milliseconds))
+                for i in range(self.count)
+            ]
+            self._stop_at = max(boundaries) + 1
+
+    def _check_alive(self, entries: dict[str, str]) -> None:
+        now = time.monotonic()
+        for i in range(self.count):
+            beat = entries.get(f"at/{i}", "")
+            if i not in self._heard or (beat and beat != self._heard[i][0]):
+                self._heard[i] = (beat, now)
+            silent = now - self._heard[i][1]
+            if silent > self.patience and not self._closed:
+                self._end(f"process {i} has been silent for {silent:.0f} s", EXIT_RESTART)
+
+    def _stalled(self) -> str:
+        behind = []
+        for i, (beat, _) in sorted(self._heard.items()):
+            if beat and int(beat.split()[0]) < self._boundary:
+                behind.append(f"process {i}")
+        who = f"; not there yet: {', '.join(behind)}" if behind else ""
+        return f"no step or batch ended within the limit (--patience {self.patience:g} s){who}"
+
+    def _end(self, message: str, code: int) -> NoReturn:
+        end_process(f"{self.name}: {message}", code if self._code is None else self._code)
+
+
+def on_abort(action: Callable[[], None]) -> None:
+    """Calls `action` when JAX aborts the process: others did not come, or the first has left.
+
+    JAX offers no other way. It aborts in C++, where Python's own signal handlers do not run.
+    """
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: action())
+    _handlers.append(handler)  # C calls it, so it must not be collected
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
+
+
+def end_process(message: str, code: int) -> NoReturn:
+    """Ends the process at once: the main thread hangs, or would hang in the exit handlers."""
+    advice = "; run the same command again to resume from the last checkpoint"
+    again = advice if code == EXIT_RESTART else ""
+    print(f"error: {message}{again}", file=sys.stderr, flush=True)
+    os._exit(code)

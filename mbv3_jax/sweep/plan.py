@@ -141,15 +141,15 @@ def _check_network(config: ConfigDict, run: Path) -> None:
     if config.init is None:
         spec_of(config)
     elif Path(config.init).expanduser().exists():  # else it may be where the trial will run
-        from mbv3_jax.train.warm_start import read_start
+        from mbv3_jax.train.warm_start import read_warm_start
 
-        read_start(config, run)
+        read_warm_start(config, run)
 
 
 def _check_choices(config: ConfigDict) -> None:
     """Optimizer and schedule with their options; the durations need the data, and are not."""
     from mbv3_jax.train import schedules  # here, so that a wrong flag waits for no jax
-    from mbv3_jax.train.optimizer import make_optimizer
+    from mbv3_jax.train.optimizers import make_optimizer
 
     of_schedule, of_optimizer = config.schedule.to_dict(), config.optimizer.to_dict()
     for unit in ("steps", "epochs", "examples"):

@@ -9,8 +9,10 @@ from jax.sharding import Mesh
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.modules import Compute
-from mbv3_jax.train import losses
+from mbv3_jax.train.losses import correct, cross_entropy
 from mbv3_jax.train.sharding import batch_sharded, put_batch, replicated
+
+EvalStep = Callable[[functional.Variables, dict], dict]
 
 
 def make_eval_step(
@@ -19,19 +21,19 @@ def make_eval_step(
     preprocess: Callable[[jax.Array], jax.Array],
     mesh: Mesh,
     compute: Compute = Compute(),  # noqa: B008 (frozen)
-) -> Callable[[functional.Variables, dict], dict]:
-    """Builds the jitted count of one batch.
+) -> EvalStep:
+    """Builds the jitted evaluation of one batch.
 
     Args:
       spec: the network.
-      preprocess: uint8 images -> normalised images [N, H, W, C].
-      mesh: from `placement.make_mesh`.
+      preprocess: uint8 images -> normalised images [batch, height, width, channels].
+      mesh: from `sharding.make_mesh`.
       compute: types and forms of computation.
 
     Returns:
-      step(variables, batch) -> float32 sums over the examples whose mask is 1: count, loss,
-      top1, and top5 where there are more than five classes; and "unreadable", the number of
-      examples left out as such, where the batch says so.
+      step(variables, batch) -> float32 sums over the examples whose mask is 1: count, loss
+      (cross-entropy), top1, and top5 if there are more than five classes; and, if the batch has
+      "unreadable", the number of examples that were left out because they cannot be read.
     """
 
     def step(variables, batch):
@@ -40,11 +42,11 @@ def make_eval_step(
         sums = {
             "count": jnp.sum(mask),
             # The padding's loss may be anything, NaN too; multiplying by the mask would keep it.
-            "loss": jnp.sum(jnp.where(mask > 0, losses.cross_entropy(logits, labels), 0)),
-            "top1": jnp.sum(losses.correct(logits, labels, 1) * mask),
+            "loss": jnp.sum(jnp.where(mask > 0, cross_entropy(logits, labels), 0)),
+            "top1": jnp.sum(correct(logits, labels, 1) * mask),
         }
         if spec.num_classes > 5:
-            sums["top5"] = jnp.sum(losses.correct(logits, labels, 5) * mask)
+            sums["top5"] = jnp.sum(correct(logits, labels, 5) * mask)
         if "unreadable" in batch:
             sums["unreadable"] = jnp.sum(batch["unreadable"])
         return sums
@@ -54,34 +56,36 @@ def make_eval_step(
 
 
 def evaluate(
-    eval_step: Callable[[functional.Variables, dict], dict],
+    eval_step: EvalStep,
     variables: functional.Variables,
     batches: Iterable[dict],
     *,
     mesh: Mesh,
     expected: int,
 ) -> dict[str, float]:
-    """Runs over all batches and divides once.
+    """Evaluates all batches and divides the sums once.
 
     Args:
       eval_step: from `make_eval_step`.
       variables: of the network.
-      batches: host batches {"image", "label", "mask"}, as `data.loader.eval_batches` gives them.
-      mesh: from `placement.make_mesh`.
-      expected: number of examples that must have been counted.
+      batches: host batches {"image", "label", "mask"}, see `data.loader.eval_batches`.
+      mesh: from `sharding.make_mesh`.
+      expected: the number of examples that must have been counted.
 
     Returns:
-      count (an int), mean loss, and the fractions top1 and top5 (if counted); "unreadable" (an
-      int), if there were any examples that could not be read, which are not in the count.
+      count (an int), mean loss, and the fractions top1 and top5 (if counted); and, if some
+      examples could not be read, their number "unreadable" (an int), which is not in the count.
 
     Raises:
-      RuntimeError: the batches held another number of examples than `expected`.
+      RuntimeError: the batches held another number of examples than expected.
     """
-    totals = None
+    device_totals = None
     for batch in batches:
         sums = eval_step(variables, put_batch(batch, mesh))
-        totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
-    totals = {k: float(v) for k, v in jax.device_get(totals).items()}
+        device_totals = (
+            sums if device_totals is None else jax.tree.map(jnp.add, device_totals, sums)
+        )
+    totals = {k: float(v) for k, v in jax.device_get(device_totals).items()}
     count = int(totals.pop("count"))
     unreadable = int(totals.pop("unreadable", 0))
     if count + unreadable != expected:

@@ -1,10 +1,20 @@
-"""From a configuration to the parts of a run: network, data, optimizer, steps, durations."""
+"""An experiment in three steps: a plan, the data that it names, and the programs that it runs.
+
+    plan = read_plan(config)                     # plan.py: typed and checked, nothing opened
+    data = open_data(plan)                       # sources, number of classes, durations in steps
+    experiment = compile_experiment(plan, data)  # mesh, optimizer, jitted steps, abstract state
+
+Each step is a function of its arguments and changes nothing. What does not train stops earlier: a
+summary of the network needs a plan, an export looks at the data, and `compile_evaluation` leaves
+out all that is only for training.
+"""
 
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,248 +23,323 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mbv3_jax.arch.spec import NetSpec, QuantSpec
-from mbv3_jax.core.checks import check_whole, choose, flag
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.data import augment, loader
-from mbv3_jax.data.source import Source, crop_for, open_pair
+from mbv3_jax.data.source import Source, has_option, open_pair
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.modules import Compute
-from mbv3_jax.run.config import spec_of, to_steps
-from mbv3_jax.run.model import Preprocessing, preprocessing_of_config
-from mbv3_jax.train import schedules, state, warm_start
-from mbv3_jax.train.evaluate import evaluate, make_eval_step
-from mbv3_jax.train.optimizer import frozen_stages, make_optimizer, rate_factors, scale_rates
-from mbv3_jax.train.schedules import Schedule
+from mbv3_jax.train.evaluate import EvalStep, evaluate, make_eval_step
+from mbv3_jax.train.finetune import frozen_stages, rate_factors, scale_rates
+from mbv3_jax.train.losses import make_loss
+from mbv3_jax.train.optimizers import make_optimizer
+from mbv3_jax.train.plan import Plan, read_plan
+from mbv3_jax.train.schedules import Schedule, make_schedule
 from mbv3_jax.train.sharding import make_mesh, replicated, spread
-from mbv3_jax.train.step import make_train_step
-from mbv3_jax.train.warm_start import WarmStart
-
-BATCH_NORMS = ("cross_device", "per_device")
-# Fields of config.data that are options of data.decode.decode_view, and of data.loader.
-CROP_OPTIONS = ("area", "ratio", "interpolation", "crop_fraction", "central", "exif_rotate")
-HOST_OPTIONS = ("num_workers", "num_threads", "prefetch_batches")
+from mbv3_jax.train.state import TrainState, create_state
+from mbv3_jax.train.step import Preprocess, TrainStep, make_train_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """The typed parts that a configuration describes. Durations are in steps."""
+class Data:
+    """What a plan trains on, and what follows from it. Durations are in steps.
 
-    config: ConfigDict
+    spec: the network with as many classes as the data has, and with the steps of its quantization.
+    training, held_out: the examples.
+    steps_per_epoch: training examples over batch size; need not be whole.
+    """
+
     spec: NetSpec
-    preprocessing: Preprocessing
-    start: WarmStart | None
-    frozen: tuple[str, ...]
-    compute: Compute
-    mesh: Mesh
-    train_source: Source
-    eval_source: Source
-    tx: optax.GradientTransformation
-    schedule: Schedule
+    training: Source
+    held_out: Source
+    steps_per_epoch: float
     total_steps: int
+    warmup_steps: int
     eval_every: int
     checkpoint_every: int
 
-    suffix: str = ""  # names the run in a line, where there are several: `seeds.py`
-    batch_axis = 0  # of the examples
 
-    def members(self, tree) -> list:
-        """Takes apart what belongs to several runs; here there is one."""
-        return [tree]
+def open_sources(plan: Plan) -> tuple[NetSpec, Source, Source]:
+    """Opens the training and the held-out examples, and gives the network their number of classes.
 
-    @property
-    def steps_per_epoch(self) -> float:
-        """Training examples over batch size; need not be whole."""
-        return len(self.train_source) / self.config.batch_size
+    Raises:
+      UsageError: the data does not exist (the message says how to get it), has another number of
+        classes than the plan, or does not have an option.
+    """
+    source, crop = plan.data.source, dict(plan.data.crop)
+    try:
+        if plan.warm_start and has_option(source.name, "crop"):
+            stored = plan.preprocessing.crop
+            if not source.name.startswith("folder:"):  # data sets are read as they are stored
+                del stored["exif_rotate"]
+            crop |= stored
+        training, held_out = open_pair(
+            source.name,
+            resolution=plan.spec.resolution,
+            crop=crop,
+            on_error=plan.data.on_error,
+            **source.options,
+        )
+    except (ValueError, FileNotFoundError) as e:
+        raise UsageError(f"config: {e}") from e
+    classes = training.num_classes
+    if plan.num_classes not in (None, classes):
+        raise UsageError(
+            f"config: net.num_classes: got {plan.num_classes}, but the data {source.name!r} "
+            f"has {classes} classes; None follows the data"
+        )
+    return plan.spec.replace(num_classes=classes), training, held_out
 
-    @functools.cached_property
-    def preprocess(self):
-        """See `augment.make_preprocess`: for training, and for evaluation."""
-        options = self.config.augment.to_dict() | {"normalize": self.preprocessing.normalize}
-        return augment.make_preprocess(num_classes=self.spec.num_classes, **options)
 
-    @functools.cached_property
-    def train_step(self):
-        """See `step.make_train_step`."""
-        return self.make_step(self.config.seed)
+def open_data(plan: Plan) -> Data:
+    """Opens the data of a plan and converts its durations to steps.
 
-    def make_step(self, seed: int | Sequence[int]):
-        """The training step of a seed, or of several at once."""
-        return make_train_step(
-            self.spec,
-            self.tx,
-            self.schedule,
-            preprocess=self.preprocess[0],
-            mesh=self.mesh,
-            seed=seed,
-            compute=self.compute,
-            label_smoothing=self.config.label_smoothing,
-            ema_decay=self.config.ema_decay,
-            accum_steps=self.config.accum_steps,
-            frozen=self.frozen,
-            shard_optimizer=self.config.compute.shard_optimizer,
+    Raises:
+      UsageError: as `open_sources`, or a duration is wrong.
+    """
+    spec, training, held_out = open_sources(plan)
+    sizes = {"batch_size": plan.batch_size, "train_examples": len(training)}
+    try:
+        total_steps = plan.total.in_steps(**sizes)
+        if total_steps < 1:
+            raise ValueError("total: the run has no step; give total_steps, _epochs or _examples")
+        return Data(
+            spec=spec.replace(quant=_quant_spec(plan, sizes)),
+            training=training,
+            held_out=held_out,
+            steps_per_epoch=len(training) / plan.batch_size,
+            total_steps=total_steps,
+            warmup_steps=plan.warmup.in_steps(**sizes),
+            eval_every=max(1, plan.eval_every.in_steps(**sizes)),
+            checkpoint_every=max(1, plan.checkpoint_every.in_steps(**sizes)),
+        )
+    except ValueError as e:
+        raise UsageError(f"config: {e}") from e
+
+
+def _quant_spec(plan: Plan, sizes: dict[str, int]) -> QuantSpec | None:
+    """The quantization, with durations in batches that the network sees."""
+    if plan.quant is None:
+        return None
+    delay, freeze = (
+        plan.accum_steps * duration.in_steps(**sizes)
+        for duration in (plan.quant.delay, plan.quant.freeze)
+    )
+    if freeze < delay:
+        raise ValueError(f"quant.freeze: got {freeze} batches, less than the delay of {delay}")
+    try:
+        return QuantSpec(delay_steps=delay, freeze_steps=freeze, range_decay=plan.quant.range_decay)
+    except ValueError as e:
+        raise ValueError(f"quant.{e}") from e
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A plan and its data with the programs that evaluate.
+
+    spec: the network, as `data.spec`.
+    eval_preprocess: uint8 images -> the input of the network.
+    eval_step: see `evaluate.make_eval_step`.
+    """
+
+    plan: Plan
+    data: Data
+    spec: NetSpec
+    mesh: Mesh
+    compute: Compute
+    eval_preprocess: Callable[[jax.Array], jax.Array]
+    eval_step: EvalStep
+
+    def eval_batches(self) -> loader.Batches:
+        """This process's batches of the held-out examples; see `loader.eval_batches`."""
+        return loader.eval_batches(
+            self.data.held_out, batch_size=self.plan.eval_batch_size, **_loading(self.plan)
         )
 
-    @property
-    def eval_preprocess(self):
-        """uint8 images -> the input of the network."""
-        return self.preprocess[1]
+    def evaluate(
+        self,
+        variables: functional.Variables,
+        wrap_batches: Callable[[Iterable[dict]], Iterable[dict]] = iter,
+    ) -> dict[str, float]:
+        """Evaluates on every held-out example exactly once; see `evaluate.evaluate`.
 
-    @functools.cached_property
-    def eval_step(self):
-        """See `evaluate.make_eval_step`."""
-        return make_eval_step(
-            self.spec, preprocess=self.eval_preprocess, mesh=self.mesh, compute=self.compute
-        )
-
-    def start_record(self) -> dict | None:
-        """What init.json of the run folder holds, for a run that starts from trained weights."""
-        if self.start is None or self.start.record:
-            return self.start and self.start.record
-        return warm_start.start_record(self.start, self.spec, self.train_source.class_names)
-
-    def create_state(self) -> state.TrainState:
-        """The state before the first step, on the mesh.
-
-        Raises:
-          UsageError, RunError: as `start.Start.load`.
+        Args:
+          variables: of the network.
+          wrap_batches: called with the batches, as `Interrupt.checked` can be.
         """
-        initial = warm_start.start_variables(self.start, self.spec) if self.start else None
-        create = jax.jit(self._create, out_shardings=self._placed)
-        return create(np.uint32(self.config.seed), initial)
-
-    def abstract_state(self) -> state.TrainState:
-        """Shapes, types and placement of the state, to restore a checkpoint into."""
-        return jax.tree.map(
-            lambda x, placed: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
-            jax.eval_shape(self._create, np.uint32(0)),
-            self._placed,
-        )
-
-    @functools.cached_property
-    def _placed(self) -> state.TrainState:
-        """The sharding of every array of the state."""
-        shapes = jax.eval_shape(self._create, np.uint32(0))
-        placed = jax.tree.map(lambda _: replicated(self.mesh), shapes)
-        if not self.config.compute.shard_optimizer:
-            return placed
-        parts = {"opt_state": shapes.opt_state, "ema": shapes.ema}
-        return dataclasses.replace(placed, **spread(parts, self.mesh))
-
-    def evaluate(self, variables, between=iter) -> dict[str, float]:
-        """Evaluates on every held-out example, see `evaluate.evaluate`; `between` wraps the
-        batches."""
-        if self.config.compute.shard_optimizer:  # the average may be in parts
+        if self.plan.compute.shard_optimizer:  # the average may be in parts
             variables = jax.jit(lambda x: x, out_shardings=replicated(self.mesh))(variables)
         batches = self.eval_batches()
         try:
             return evaluate(
                 self.eval_step,
                 variables,
-                between(batches),
+                wrap_batches(batches),
                 mesh=self.mesh,
-                expected=len(self.eval_source),
+                expected=len(self.data.held_out),
             )
         finally:
             batches.close()
 
-    def _create(self, seed, initial=None) -> state.TrainState:
-        with_ema = self.config.ema_decay is not None
-        return state.create_state(self.spec, self.tx, seed=seed, with_ema=with_ema, initial=initial)
 
-    def train_batches(self, start_step: int, **options):
-        """This process's training batches from a step on; see `loader.train_batches`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment(Evaluation):
+    """A plan and its data with the programs that train and evaluate.
+
+    frozen: the stages that stay as they are.
+    tx: the optimizer.
+    schedule: its learning rate.
+    preprocess: for training; see `augment.make_preprocess`.
+    train_step: see `step.make_train_step`; of all seeds at once where the plan has several.
+    """
+
+    frozen: tuple[str, ...]
+    tx: optax.GradientTransformation
+    schedule: Schedule
+    preprocess: Preprocess
+    train_step: TrainStep
+
+    def with_network(self, spec: NetSpec, tx: optax.GradientTransformation) -> "Experiment":
+        """The same data and devices with another network and optimizer, programs built again."""
+        return _assemble(
+            self.plan, self.data, self.mesh, self.compute, self.frozen, spec, tx, self.schedule
+        )
+
+    def init_record(self) -> dict[str, Any] | None:
+        """What init.json of the run folder holds, for a run that starts from trained weights."""
+        if self.plan.warm_start is None:
+            return None
+        return self.plan.warm_start.record(self.spec, self.data.training.class_names)
+
+    def create_state(self, seed: int | None = None) -> TrainState:
+        """The state before the first step, on the mesh.
+
+        Args:
+          seed: of the run; None for that of the plan.
+
+        Raises:
+          UsageError, RunError: as `WarmStart.load`.
+        """
+        warm_start = self.plan.warm_start
+        initial = warm_start.variables(self.spec) if warm_start else None
+        create = jax.jit(self._create, out_shardings=self._shardings())
+        return create(np.uint32(self.plan.seed if seed is None else seed), initial)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, types and placement of the state, to restore a checkpoint into."""
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            jax.eval_shape(self._create, np.uint32(0)),
+            self._shardings(),
+        )
+
+    def _create(self, seed: jax.Array, initial: functional.Variables | None = None) -> TrainState:
+        with_ema = self.plan.ema_decay is not None
+        return create_state(self.spec, self.tx, seed=seed, with_ema=with_ema, initial=initial)
+
+    def _shardings(self) -> Any:
+        """The sharding of every array of the state."""
+        shapes = jax.eval_shape(self._create, np.uint32(0))
+        shardings = jax.tree.map(lambda _: replicated(self.mesh), shapes)
+        if not self.plan.compute.shard_optimizer:
+            return shardings
+        parts = {"opt_state": shapes.opt_state, "ema": shapes.ema}
+        return dataclasses.replace(shardings, **spread(parts, self.mesh))
+
+    def train_batches(
+        self,
+        start_step: int,
+        *,
+        stop_step: int | None = None,
+        seed: int | None = None,
+        source: Source | None = None,
+        **options: Any,
+    ) -> loader.Batches:
+        """This process's training batches from a step on; see `loader.train_batches`.
+
+        Args:
+          start_step: how many steps have been trained.
+          stop_step: how many are to be trained; None for those of the run.
+          seed: of the order; None for that of the plan.
+          source: what to read; None for the training examples.
+          **options: of `loader.train_batches`.
+        """
         return loader.train_batches(
-            self.train_source,
-            batch_size=self.config.batch_size,
-            seed=self.config.seed,
+            source or self.data.training,
+            batch_size=self.plan.batch_size,
+            seed=self.plan.seed if seed is None else seed,
             start_step=start_step,
-            stop_step=self.total_steps,
-            **self._loading(),
+            stop_step=self.data.total_steps if stop_step is None else stop_step,
+            **_loading(self.plan),
             **options,
         )
 
-    def eval_batches(self):
-        """This process's evaluation batches; see `loader.eval_batches`."""
-        batch_size = self.config.eval_batch_size
-        return loader.eval_batches(self.eval_source, batch_size=batch_size, **self._loading())
 
-    def _loading(self) -> dict:
-        data = self.config.data
-        return {
-            "num_workers": data.num_workers,
-            "num_threads": data.num_threads,
-            "prefetch_batches": data.prefetch_batches,
-            "process_index": jax.process_index(),
-            "process_count": jax.process_count(),
-            "on_error": data.on_error,
-        }
-
-
-def open_data(config: ConfigDict, start: WarmStart | None = None) -> tuple[NetSpec, Source, Source]:
-    """Opens what to train on and to evaluate on, and the network with as many classes.
-
-    Args:
-      config: the configuration.
-      start: of `start.read`.
-
-    Raises:
-      UsageError: as `make_experiment`.
-    """
-    spec = start.spec if start else spec_of(config)
-    try:
-        train_source, eval_source = _open_pair(config, spec.resolution, start)
-    except (ValueError, FileNotFoundError) as e:
-        raise UsageError(f"config: {e}") from e
-    classes, wanted = train_source.num_classes, config.net.num_classes
-    if wanted not in (None, classes):
-        raise UsageError(
-            f"config: net.num_classes: got {wanted}, but the data {config.data.name!r} "
-            f"has {classes} classes; None follows the data"
-        )
-    return spec.replace(num_classes=classes), train_source, eval_source
-
-
-def _open_pair(
-    config: ConfigDict, resolution: int, start: WarmStart | None
-) -> tuple[Source, Source]:
-    data = config.data.to_dict()
-    name, on_error = data.pop("name"), data.pop("on_error")
-    crop = {key: data.pop(key) for key in CROP_OPTIONS}
-    if start:
-        crop |= crop_for(name, start.preprocessing.crop)
-    for key in HOST_OPTIONS:
-        data.pop(key)
-    return open_pair(name, resolution=resolution, crop=crop, on_error=on_error, **data)
+def _loading(plan: Plan) -> dict[str, Any]:
+    """Options of the loader: who reads, and what to do with what cannot be read."""
+    return {
+        **plan.data.loading,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+        "on_error": plan.data.on_error,
+    }
 
 
 def make_experiment(config: ConfigDict, run: Path | None = None) -> Experiment:
-    """Builds and checks everything a run needs, before anything is written or trained.
+    """The three steps in one, before anything is written or trained.
 
     Args:
       config: the configuration.
-      run: the run folder, there or not, for a run that starts from trained weights.
+      run: the run folder, which need not exist, for a run that starts from trained weights.
 
     Raises:
-      RunError: what it starts from is damaged.
+      RunError: the folder that the run starts from is damaged.
       UsageError: a field of the configuration is wrong; the message names it, what it got and
-        what would be right. Also where the data is not there, with how to get it.
+        what would be right. Also if the data does not exist, with how to get it.
     """
-    start = warm_start.read_start(config, run)
-    spec, *opened = open_data(config, start)
+    plan = read_plan(config, run)
+    return compile_experiment(plan, open_data(plan))
+
+
+def compile_evaluation(plan: Plan, data: Data) -> Evaluation:
+    """Builds what evaluates the network of a plan on its held-out examples.
+
+    Raises:
+      UsageError: the devices do not divide the batch, or an option is wrong.
+    """
+    mesh = make_mesh()
+    devices = mesh.devices.size
     try:
-        return _make(config, start, spec, *opened)
-    except (ValueError, FileNotFoundError) as e:
+        _check_divides("eval_batch_size", plan.eval_batch_size, devices)
+        compute = _compute(plan, data.spec, frozen=(), devices=devices)
+        _, eval_preprocess = _preprocessing(plan, data.spec)
+    except ValueError as e:
+        raise UsageError(f"config: {e}") from e
+    eval_step = make_eval_step(data.spec, preprocess=eval_preprocess, mesh=mesh, compute=compute)
+    return Evaluation(
+        plan=plan,
+        data=data,
+        spec=data.spec,
+        mesh=mesh,
+        compute=compute,
+        eval_preprocess=eval_preprocess,
+        eval_step=eval_step,
+    )
+
+
+def compile_experiment(plan: Plan, data: Data) -> Experiment:
+    """Builds the optimizer and the jitted steps, and traces the training step once.
+
+    Raises:
+      UsageError: the devices do not divide a batch, or an option of the optimizer, the schedule,
+        the loss, the preprocessing or the loader is wrong.
+    """
+    try:
+        return _compile_experiment(plan, data)
+    except ValueError as e:
         raise UsageError(f"config: {e}") from e
 
 
-def _make(
-    config: ConfigDict,
-    start: WarmStart | None,
-    spec: NetSpec,
-    train_source: Source,
-    eval_source: Source,
-) -> Experiment:
-    check_whole("seed", config.seed, at_least=0)
+def _compile_experiment(plan: Plan, data: Data) -> Experiment:
     mesh = make_mesh()
     devices = mesh.devices.size
     shares = collections.Counter(device.process_index for device in mesh.devices.flat)
@@ -263,118 +348,113 @@ def _make(
             f"the processes have unequal numbers of devices: {sorted(shares.values())}; each gets "
             "an equal part of a batch"
         )
-    choose("compute.shard_optimizer", config.compute.shard_optimizer, (False, True))
-    for field in ("batch_size", "eval_batch_size", "accum_steps", "log_every_steps"):
-        check_whole(field, config[field], at_least=1)
-    check_whole("keep_checkpoints", config.keep_checkpoints, at_least=1)
-    for field in ("keep_best", "save_predictions"):
-        flag(field, config[field])
-    _check_divides("batch_size", config.batch_size, devices * config.accum_steps, devices, config)
-    _check_divides("eval_batch_size", config.eval_batch_size, devices, devices, config)
-
-    choose("compute.batch_norm", config.compute.batch_norm, BATCH_NORMS)
-    options = config.finetune.to_dict()
-    frozen = frozen_stages(spec, options["frozen"])
-    freeze_bn = flag("finetune.freeze_bn", options["freeze_bn"])
-    compute = Compute(
-        dtype=config.compute.dtype,
-        depthwise=config.compute.depthwise,
-        bn_groups=devices if config.compute.batch_norm == "per_device" else 1,
-        frozen_bn=tuple(s for s in spec.strides() if freeze_bn or s in frozen),
-    )
-
-    if spec.in_channels != 3:
-        raise ValueError(f"net.in_channels: got {spec.in_channels}, but the images have 3")
-
-    sizes = {"batch_size": config.batch_size, "train_examples": len(train_source)}
-
-    def duration(name: str, group: ConfigDict, prefix: str = "") -> int:
-        given = {unit: group[f"{name}_{unit}"] for unit in ("steps", "epochs", "examples")}
-        return to_steps(prefix + name, **given, **sizes)
-
-    total_steps = duration("total", config)
-    if total_steps < 1:
-        raise ValueError("total: the run has no step; give total_steps, _epochs or _examples")
-    spec = spec.replace(quant=_quant(config, duration))
-
-    schedule_options = config.schedule.to_dict()
-    warmup_steps = duration("warmup", config.schedule, "schedule.")
-    for unit in ("steps", "epochs", "examples"):
-        schedule_options.pop(f"warmup_{unit}")
-    schedule = schedules.make_schedule(
-        schedule_options.pop("name"),
-        total_steps=total_steps,
-        steps_per_epoch=len(train_source) / config.batch_size,
-        warmup_steps=warmup_steps,
-        **schedule_options,
-    )
-    optimizer_options = config.optimizer.to_dict()
-    tx = make_optimizer(optimizer_options.pop("name"), schedule, **optimizer_options)
-    factors = functools.partial(
-        rate_factors,
-        backbone=options["backbone_lr_factor"],
-        patterns=options["lr_factors"] or (),
-        frozen=frozen,
-    )
-    if any(factor != 1 for factor in jax.tree.leaves(factors(functional.shapes(spec)["params"]))):
-        tx = scale_rates(tx, factors)
-
-    experiment = Experiment(
-        config=config,
-        spec=spec,
-        preprocessing=start.preprocessing if start else preprocessing_of_config(config),
-        start=start,
-        frozen=frozen,
-        compute=compute,
-        mesh=mesh,
-        train_source=train_source,
-        eval_source=eval_source,
-        tx=tx,
-        schedule=schedule,
-        total_steps=total_steps,
-        eval_every=max(1, duration("eval_every", config)),
-        checkpoint_every=max(1, duration("checkpoint_every", config)),
-    )
-    experiment.train_batches(0).close()  # holds the seed and the data options to be in range
+    _check_divides("batch_size", plan.batch_size, devices, plan.accum_steps)
+    _check_divides("eval_batch_size", plan.eval_batch_size, devices)
+    frozen = frozen_stages(data.spec, plan.finetune.frozen)
+    compute = _compute(plan, data.spec, frozen=frozen, devices=devices)
+    tx, schedule = _make_optimizer(plan, data, frozen)
+    experiment = _assemble(plan, data, mesh, compute, frozen, data.spec, tx, schedule)
+    experiment.train_batches(0).close()  # checks the seed and the options of the loader
     # Tracing finds what remains: an optimizer's rule that misses a parameter, a smoothing or an
     # average out of range, a crop that does not fit.
-    images = jax.ShapeDtypeStruct(
-        (config.batch_size, spec.resolution, spec.resolution, spec.in_channels), "uint8"
-    )
-    labels = jax.ShapeDtypeStruct((config.batch_size,), "int32")
-    batch = {"image": images, "label": labels}
-    jax.eval_shape(experiment.train_step, experiment.abstract_state(), batch)
+    side, channels = data.spec.resolution, data.spec.in_channels
+    batch = {
+        "image": jax.ShapeDtypeStruct((plan.batch_size, side, side, channels), "uint8"),
+        "label": jax.ShapeDtypeStruct((plan.batch_size,), "int32"),
+    }
+    arguments = experiment.abstract_state(), batch
+    if runs := len(plan.seeds):
+        arguments = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((runs, *x.shape), x.dtype), arguments
+        )
+    jax.eval_shape(experiment.train_step, *arguments)
     return experiment
 
 
-def _quant(config: ConfigDict, duration: Callable[..., int]) -> QuantSpec | None:
-    """What config.quant says, in batches that the network sees."""
-    group = config.quant
-    if not flag("quant.enabled", group.enabled):
-        given = [k for k, v in group.items() if k.startswith(("delay", "freeze")) and v is not None]
-        if given:
-            raise ValueError(f"quant.{given[0]}: got {group[given[0]]}, but quant.enabled is False")
-        return None
-    choose("compute.dtype", config.compute.dtype, ("float32",))  # int8 is simulated in it
-    delay, freeze = (
-        config.accum_steps * duration(name, group, "quant.") for name in ("delay", "freeze")
-    )
-    if freeze < delay:
-        raise ValueError(f"quant.freeze: got {freeze} batches, less than the delay of {delay}")
-    try:
-        return QuantSpec(
-            delay_steps=delay, freeze_steps=freeze, range_decay=float(group.range_decay)
-        )
-    except ValueError as e:
-        raise ValueError(f"quant.{e}") from e
-
-
-def _check_divides(field: str, size: int, divisor: int, devices: int, config: ConfigDict) -> None:
+def _check_divides(field: str, size: int, devices: int, accum_steps: int = 1) -> None:
+    divisor = devices * accum_steps
     if size % divisor:
         below, above = size // divisor * divisor, -(-size // divisor) * divisor
         near = f"{below} or {above}" if below else f"{above}"
-        accum = f" times accum_steps {config.accum_steps}" if divisor != devices else ""
+        accum = f" times accum_steps {accum_steps}" if accum_steps > 1 else ""
         raise ValueError(
             f"{field}: got {size}, which {devices} devices{accum} do not divide; "
             f"the nearest that would do: {near}"
         )
+
+
+def _compute(plan: Plan, spec: NetSpec, *, frozen: tuple[str, ...], devices: int) -> Compute:
+    return Compute(
+        dtype=plan.compute.dtype,
+        depthwise=plan.compute.depthwise,
+        bn_groups=devices if plan.compute.batch_norm == "per_device" else 1,
+        frozen_bn=tuple(s for s in spec.strides() if plan.finetune.freeze_bn or s in frozen),
+    )
+
+
+def _preprocessing(plan: Plan, spec: NetSpec) -> tuple[Preprocess, Callable[..., jax.Array]]:
+    return augment.make_preprocess(num_classes=spec.num_classes, **plan.augment)
+
+
+def _make_optimizer(
+    plan: Plan, data: Data, frozen: tuple[str, ...]
+) -> tuple[optax.GradientTransformation, Schedule]:
+    schedule = make_schedule(
+        plan.schedule.name,
+        total_steps=data.total_steps,
+        steps_per_epoch=data.steps_per_epoch,
+        warmup_steps=data.warmup_steps,
+        **plan.schedule.options,
+    )
+    tx = make_optimizer(plan.optimizer.name, schedule, **plan.optimizer.options)
+    factors = functools.partial(
+        rate_factors,
+        backbone=plan.finetune.backbone_lr_factor,
+        patterns=plan.finetune.lr_factors,
+        frozen=frozen,
+    )
+    params = functional.shapes(data.spec)["params"]
+    if any(factor != 1 for factor in jax.tree.leaves(factors(params))):
+        tx = scale_rates(tx, factors)
+    return tx, schedule
+
+
+def _assemble(
+    plan: Plan,
+    data: Data,
+    mesh: Mesh,
+    compute: Compute,
+    frozen: tuple[str, ...],
+    spec: NetSpec,
+    tx: optax.GradientTransformation,
+    schedule: Schedule,
+) -> Experiment:
+    preprocess, eval_preprocess = _preprocessing(plan, spec)
+    train_step = make_train_step(
+        spec,
+        tx,
+        schedule,
+        loss=make_loss(plan.loss.name, label_smoothing=plan.label_smoothing, **plan.loss.options),
+        preprocess=preprocess,
+        mesh=mesh,
+        seed=plan.seeds or plan.seed,
+        compute=compute,
+        ema_decay=plan.ema_decay,
+        accum_steps=plan.accum_steps,
+        frozen=frozen,
+        shard_optimizer=plan.compute.shard_optimizer,
+    )
+    return Experiment(
+        plan=plan,
+        data=data,
+        spec=spec,
+        mesh=mesh,
+        compute=compute,
+        frozen=frozen,
+        tx=tx,
+        schedule=schedule,
+        preprocess=preprocess,
+        eval_preprocess=eval_preprocess,
+        train_step=train_step,
+        eval_step=make_eval_step(spec, preprocess=eval_preprocess, mesh=mesh, compute=compute),
+    )

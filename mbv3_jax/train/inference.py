@@ -1,30 +1,58 @@
-"""Using a trained network on image files: predictions, embeddings, evaluation on other data."""
+"""Using a trained network: predictions and embeddings of image files, evaluation, predictions.npz.
+
+predictions.npz of a run folder has what the last weights of the run predict for every held-out
+image:
+
+step               the checkpoint
+label              int32 [images], -1 for an image that could not be read
+prediction         int32 [images]
+probability        float32 [images], of the prediction
+label_probability  float32 [images], of the label
+path               [images], where the image is stored, or its number
+mistakes           int64 [mistakes], which images are the worst mistakes, the worst first
+thumbnails         uint8 [mistakes, side, side, 3], the mistakes as the network saw them, scaled
+                   down
+"""
 
 import contextlib
 import itertools
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.checks import check_whole
 from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.data import augment, loader
-from mbv3_jax.data.files import Files
-from mbv3_jax.data.source import BadExample, crop_for, open_pair
+from mbv3_jax.data.folder import Files
+from mbv3_jax.data.source import BadExample, has_option, open_pair
+from mbv3_jax.nn import functional
 from mbv3_jax.nn.modules import Compute
 from mbv3_jax.run.checkpoint import Checkpoints, is_averaged
 from mbv3_jax.run.folder import read_config
 from mbv3_jax.run.model import load_model
+from mbv3_jax.run.processes import is_first
 from mbv3_jax.train.evaluate import evaluate, make_eval_step
-from mbv3_jax.train.experiment import make_experiment
-from mbv3_jax.train.predictions import make_embed_step, make_predict_step, run_batches
-from mbv3_jax.train.sharding import make_mesh, replicated
+from mbv3_jax.train.experiment import Evaluation, compile_evaluation, open_data
+from mbv3_jax.train.plan import LOADER_OPTIONS, read_plan
+from mbv3_jax.train.sharding import batch_sharded, make_mesh, put_batch, replicated
 
-# For fewer images, to start worker processes takes longer than to decode them here.
+TOP = 5
+PREDICTIONS = "predictions.npz"
+MISTAKES = 24
+THUMBNAIL = 112  # pixels at most
+
+# For fewer images, starting worker processes takes longer than decoding them here.
 _WORTH_WORKERS = 500
+
+PredictStep = Callable[[functional.Variables, dict], dict]
 
 
 class Inference:
@@ -32,15 +60,20 @@ class Inference:
 
     Args:
       folder: a run folder or an import folder.
-      step, weights: see `model.load`.
-      batch: images at a time; rounded up to what the devices divide.
+      step, weights: see `model.load_model`.
+      batch: images at a time; rounded up to a multiple of the number of devices.
 
     Raises:
-      UsageError, RunError: as `model.load`.
+      UsageError, RunError: as `model.load_model`.
     """
 
     def __init__(
-        self, folder: Path, *, step: int | str | None = None, weights="auto", batch: int = 32
+        self,
+        folder: Path,
+        *,
+        step: int | str | None = None,
+        weights: str = "auto",
+        batch: int = 32,
     ):
         self.model = load_model(folder, step=step, weights=weights)
         if self.model.spec.in_channels != 3:
@@ -55,35 +88,46 @@ class Inference:
         except ValueError as e:
             raise UsageError(f"{e}") from e
         preprocess = augment.make_preprocess(normalize=self.model.preprocessing.normalize)[1]
-        self.options = {
+        self.options: dict[str, Any] = {
             "preprocess": preprocess,
             "mesh": self.mesh,
             "compute": _compute(folder),
         }
 
-    def predictions(self, paths: Sequence[str], **options) -> "Results":
-        """The most probable classes; each result has "classes" [k] and "probabilities" [k]."""
+    def predictions(self, paths: Sequence[str], **options: Any) -> "Results":
+        """The most probable classes; each result has "classes" [k] and "probabilities" [k].
+
+        Args:
+          paths: of the image files.
+          **options: of `make_predict_step`.
+        """
         return Results(self, make_predict_step, paths, **options)
 
     def embeddings(self, paths: Sequence[str]) -> "Results":
-        """What comes before the logits; each result has "embedding" [channels]."""
+        """The input of the logits; each result has "embedding" [channels]."""
         return Results(self, make_embed_step, paths)
 
 
 class Results:
-    """Iterates over image files: (path, view, result or None), in their order.
+    """Iterates over image files in order: (path, view, result or None).
 
-    The view, uint8 [R, R, 3], is what the network saw. The result is None where a file cannot be
-    read.
+    The view, uint8 [side, side, 3], is what the network saw. The result is None for a file that
+    cannot be read.
 
     Attributes:
-      problems: path -> what is wrong with it, for the files that cannot be read.
-      seconds: from the first image on; the program was compiled before.
+      problems: path -> the reason, for the files that cannot be read.
+      seconds: from the first image on, after compilation.
     """
 
-    def __init__(self, inference: Inference, make: Callable, paths: Sequence[str], **options):
+    def __init__(
+        self,
+        inference: Inference,
+        make_step: Callable[..., PredictStep],
+        paths: Sequence[str],
+        **options: Any,
+    ):
         self._inference, self._paths = inference, paths
-        self._step = make(inference.model.spec, **inference.options, **options)
+        self._step = make_step(inference.model.spec, **inference.options, **options)
         self.problems: dict[str, str] = {}
         self.seconds = 0.0
 
@@ -97,7 +141,8 @@ class Results:
         }
         list(run_batches(self._step, inference.variables, [empty], mesh=inference.mesh))
         began = time.perf_counter()
-        messages, views = [], []
+        messages: list[str] = []
+        views: list[np.ndarray] = []
         batches = loader.eval_batches(
             Files(self._paths, side, model.preprocessing.crop),
             batch_size=size,
@@ -106,29 +151,29 @@ class Results:
             on_skip=messages.append,
         )
 
-        def kept():
+        def keep_views() -> Iterator[dict]:
             for batch in batches:
                 views.append(batch["image"])
                 yield batch
 
         paths = iter(self._paths)
         with contextlib.closing(batches):
-            runs = run_batches(self._step, inference.variables, kept(), mesh=inference.mesh)
-            for found in runs:
+            runs = run_batches(self._step, inference.variables, keep_views(), mesh=inference.mesh)
+            for result in runs:
                 self.seconds = time.perf_counter() - began
-                view, mask = views.pop(0), found.pop("mask")
+                view, mask = views.pop(0), result.pop("mask")
                 for i, path in enumerate(itertools.islice(paths, len(mask))):
                     if mask[i]:
-                        yield path, view[i], {name: value[i] for name, value in found.items()}
+                        yield path, view[i], {name: value[i] for name, value in result.items()}
                     else:
-                        start = f"skipped {path}: "
-                        reasons = (m.removeprefix(start) for m in messages if m.startswith(start))
+                        prefix = f"skipped {path}: "
+                        reasons = (m.removeprefix(prefix) for m in messages if m.startswith(prefix))
                         self.problems[path] = next(reasons, "cannot be read")
                         yield path, view[i], None
 
 
 def _compute(folder: Path) -> Compute:
-    """How a run computes, which an import leaves open."""
+    """How the run computes; an import folder does not say."""
     if not (folder / "config.json").is_file():
         return Compute()
     compute = read_config(folder).compute
@@ -137,21 +182,21 @@ def _compute(folder: Path) -> Compute:
 
 def evaluate_on(
     folder: Path,
-    data: Mapping[str, object],
+    data: Mapping[str, Any],
     *,
     step: int | str | None = None,
     weights: str = "auto",
     batch: int = 32,
 ) -> dict:
-    """Evaluates a trained network on data that it need not have been trained on.
+    """Evaluates a trained network on any data.
 
-    The view and the normalisation are the folder's. Labels are brought together by the names of
-    the classes, or, where none of the names is the same and there are as many, by their order.
+    The view and the normalisation are those of the folder. Labels are matched by the names of the
+    classes or, if there are as many and no name is the same, by their order.
 
     Args:
       folder: a run folder or an import folder.
-      data: `config.data`, or a part of it; of a folder of class folders without splits all images
-        are taken, unless "split_fraction" is given.
+      data: `config.data`, or a part of it. All images of a folder of class folders without splits
+        are evaluated, unless "split_fraction" is given.
       step, weights, batch: as for `Inference`.
 
     Returns:
@@ -159,67 +204,67 @@ def evaluate_on(
       maybe "top5" and "unreadable"}.
 
     Raises:
-      UsageError: no such data, or classes that do not fit.
+      UsageError: the data does not exist, or its classes do not match those of the network.
       RunError: an image cannot be read.
     """
     inference = Inference(folder, step=step, weights=weights, batch=batch)
     model = inference.model
     options = {key: value for key, value in data.items() if value is not None}
-    host = {
-        key: options.pop(key)
-        for key in ("num_workers", "num_threads", "prefetch_batches")
-        if key in options
-    }
+    loading = {key: options.pop(key) for key in LOADER_OPTIONS if key in options}
     name, on_error = options.pop("name"), options.get("on_error", "raise")
     crop = {k: options.pop(k) for k in ("area", "ratio", *model.preprocessing.crop) if k in options}
     try:
-        crop = crop_for(name, model.preprocessing.crop) | crop
+        if has_option(name, "crop"):
+            stored = model.preprocessing.crop
+            if not name.startswith("folder:"):  # data sets are read as they are stored
+                stored.pop("exif_rotate")
+            crop = stored | crop
         pair = open_pair(name, resolution=model.spec.resolution, crop=crop, **options)
-        labels, how = label_map(pair[1].class_names, model.class_names)
+        labels, matched = label_map(pair[1].class_names, model.class_names)
     except (ValueError, FileNotFoundError) as e:
         raise UsageError(f"{e}") from e
-    whole = pair[1].split == "held_out" and "split_fraction" not in options
-    chosen = pair if whole else pair[1:]
+    everything = pair[1].split == "held_out" and "split_fraction" not in options
+    sources = pair if everything else pair[1:]
 
-    def batches():
-        for source in chosen:
+    def batches() -> Iterator[dict]:
+        for source in sources:
             opened = loader.eval_batches(
                 source,
                 batch_size=inference.batch,
                 on_error=on_error,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
-                **({"num_workers": None} | host),
+                **({"num_workers": None} | loading),
             )
             with contextlib.closing(opened):
                 for batch in opened:
                     yield batch | {"label": labels[batch["label"]]}
 
     eval_step = make_eval_step(model.spec, **inference.options)
-    expected = sum(map(len, chosen))
+    expected = sum(map(len, sources))
     try:
         values = evaluate(
             eval_step, inference.variables, batches(), mesh=inference.mesh, expected=expected
         )
     except BadExample as e:
         raise RunError(f"{e}") from e
-    split = "all" if whole else pair[1].split
-    return {"folder": str(folder), "data": name, "split": split, "labels": how, **values}
+    split = "all" if everything else pair[1].split
+    return {"folder": str(folder), "data": name, "split": split, "labels": matched, **values}
 
 
 def label_map(data: Sequence[str], network: Sequence[str]) -> tuple[np.ndarray, str]:
-    """From the labels of data to those of a network.
+    """Maps the labels of data to those of a network.
 
     Args:
-      data: the names of the classes that the data has.
-      network: those that the network has.
+      data: the names of the classes of the data.
+      network: the names of the classes of the network.
 
     Returns:
-      int32 [len(data)] and "by name"; or "by order", if there are as many and none has the name
-      of one there.
+      The label of the network for each label of the data, int32 [len(data)], and "by name"; or
+      "by order", if there are as many and no name is the same.
 
     Raises:
-      ValueError: they do not fit; the message names classes.
+      ValueError: they do not match; the message names classes.
     """
     count = len(data)
     if tuple(data) == tuple(network):
@@ -243,7 +288,7 @@ def label_map(data: Sequence[str], network: Sequence[str]) -> tuple[np.ndarray, 
 
 
 def reevaluate(run: Path, *, step: int | str | None = None, weights: str = "auto") -> dict:
-    """Evaluates on every held-out example exactly once.
+    """Evaluates a run on every held-out example exactly once.
 
     Args:
       run: the run folder; it is only read.
@@ -254,25 +299,187 @@ def reevaluate(run: Path, *, step: int | str | None = None, weights: str = "auto
       {"run", "step", "weights", "split", "count", "loss", "top1", maybe "top5"}.
 
     Raises:
-      UsageError: no run folder, or no average in it.
-      RunError: no such checkpoint, or it cannot be read.
+      UsageError: it is not a run folder, or the run keeps no average.
+      RunError: the checkpoint does not exist, or cannot be read.
     """
-    experiment = make_experiment(read_config(run), run)
-    average = is_averaged(run, experiment.config, weights)
+    config = read_config(run)
+    plan = read_plan(config, run)
+    evaluation = compile_evaluation(plan, open_data(plan))
+    averaged = is_averaged(run, config, weights)
     checkpoints = Checkpoints(run, read_only=True)
     try:
         step = checkpoints.find(step)
-        state, _ = checkpoints.restore(step, experiment.abstract_state())
+        shapes = functional.shapes(evaluation.spec)
+        arrays = checkpoints.variables(step, shapes, averaged=averaged)
     finally:
         checkpoints.close()
     try:
-        values = experiment.evaluate(state.ema if average else state.variables)
+        values = evaluation.evaluate(jax.device_put(arrays, replicated(evaluation.mesh)))
     except BadExample as e:
         raise RunError(f"{e}") from e
     return {
         "run": str(run),
         "step": step,
-        "weights": "ema" if average else "raw",
-        "split": experiment.eval_source.split,
+        "weights": "ema" if averaged else "raw",
+        "split": evaluation.data.held_out.split,
         **values,
     }
+
+
+def save_predictions(
+    run_folder: Path,
+    evaluation: Evaluation,
+    variables: functional.Variables,
+    *,
+    step: int,
+    wrap_batches: Callable[[Iterable[dict]], Iterable[dict]] = iter,
+) -> None:
+    """Predicts every held-out image and writes predictions.npz, whole or not at all.
+
+    Args:
+      run_folder: the folder of the run.
+      evaluation: of the run.
+      variables: the weights.
+      step: the checkpoint that they are of.
+      wrap_batches: called with the batches, as `Interrupt.checked` can be.
+    """
+    predict_step = make_predict_step(
+        evaluation.spec,
+        preprocess=evaluation.eval_preprocess,
+        mesh=evaluation.mesh,
+        compute=evaluation.compute,
+        top=1,
+    )
+    batches = evaluation.eval_batches()
+    parts: list[dict[str, np.ndarray]] = []
+    try:
+        parts += run_batches(predict_step, variables, wrap_batches(batches), mesh=evaluation.mesh)
+    finally:
+        batches.close()
+    if not is_first():
+        return
+    source = evaluation.data.held_out
+    joined = {k: np.concatenate([p[k] for p in parts])[: len(source)] for k in parts[0]}
+    read = joined["mask"] > 0
+    values: dict[str, Any] = {
+        "step": np.int64(step),
+        "label": np.where(read, joined["label"], -1).astype(np.int32),
+        "prediction": joined["classes"][:, 0].astype(np.int32),
+        "probability": joined["probabilities"][:, 0],
+        "label_probability": joined["label_probability"],
+        "path": np.array([source.where(i) for i in range(len(source))]),
+    }
+    worst = worst_mistakes(values, MISTAKES)
+    stride = -(-source.resolution // THUMBNAIL)
+    thumbnails = [source[int(i)]["image"][::stride, ::stride] for i in worst]
+    side = -(-source.resolution // stride)
+    values |= {
+        "mistakes": worst,
+        "thumbnails": np.array(thumbnails, np.uint8).reshape(-1, side, side, 3),
+    }
+    temporary = run_folder / "predictions.tmp"
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, **values)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(run_folder / PREDICTIONS)
+
+
+def worst_mistakes(values: dict[str, np.ndarray], count: int) -> np.ndarray:
+    """The wrongly predicted images whose label had the smallest probabilities."""
+    wrong = np.flatnonzero((values["label"] >= 0) & (values["label"] != values["prediction"]))
+    order = np.argsort(values["label_probability"][wrong], kind="stable")
+    return wrong[order[:count]]
+
+
+def make_predict_step(
+    spec: NetSpec,
+    *,
+    preprocess: Callable[[jax.Array], jax.Array],
+    mesh: Mesh,
+    compute: Compute = Compute(),  # noqa: B008 (frozen)
+    top: int = TOP,
+) -> PredictStep:
+    """Builds the jitted prediction of one batch; arguments as for `evaluate.make_eval_step`.
+
+    Returns:
+      step(variables, batch) -> {"classes": int32 [batch, k], the most probable first;
+      "probabilities": float32 [batch, k], of these; "label_probability": float32 [batch], of the
+      label; and the batch's "label" and "mask"}, where k is `top`, or the number of classes if
+      that is less.
+    """
+
+    def step(variables: functional.Variables, batch: dict) -> dict:
+        logits, _ = functional.apply(spec, variables, preprocess(batch["image"]), compute=compute)
+        probabilities = jax.nn.softmax(logits)
+        # By the logits: unequal logits can have equal probabilities.
+        _, classes = jax.lax.top_k(logits, min(top, spec.num_classes))
+        labels = batch["label"][:, None]
+        return {
+            "classes": classes,
+            "probabilities": jnp.take_along_axis(probabilities, classes, axis=1),
+            "label_probability": jnp.take_along_axis(probabilities, labels, axis=1)[:, 0],
+        }
+
+    return _jit(step, mesh)
+
+
+def make_embed_step(
+    spec: NetSpec,
+    *,
+    preprocess: Callable[[jax.Array], jax.Array],
+    mesh: Mesh,
+    compute: Compute = Compute(),  # noqa: B008 (frozen)
+) -> PredictStep:
+    """Builds the jitted embedding of one batch; arguments as for `evaluate.make_eval_step`.
+
+    Returns:
+      step(variables, batch) -> {"embedding": float32 [batch, channels], "label", "mask"}.
+    """
+
+    def step(variables: functional.Variables, batch: dict) -> dict:
+        images = preprocess(batch["image"])
+        return {"embedding": functional.embed(spec, variables, images, compute=compute)}
+
+    return _jit(step, mesh)
+
+
+def _jit(step: PredictStep, mesh: Mesh) -> PredictStep:
+    whole, split = replicated(mesh), batch_sharded(mesh)
+
+    def with_labels(variables: functional.Variables, batch: dict) -> dict:
+        return step(variables, batch) | {"label": batch["label"], "mask": batch["mask"]}
+
+    return jax.jit(with_labels, in_shardings=(whole, split), out_shardings=whole)
+
+
+def run_batches(
+    step: PredictStep,
+    variables: functional.Variables,
+    batches: Iterable[dict],
+    *,
+    mesh: Mesh,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Runs a step on all batches.
+
+    Args:
+      step: from `make_predict_step` or `make_embed_step`.
+      variables: of the network.
+      batches: host batches {"image", "label", "mask"}, see `data.loader.eval_batches`.
+      mesh: from `sharding.make_mesh`.
+
+    Yields:
+      What `step` returns for each batch, as NumPy arrays, once the next batch has been started.
+    """
+    # The average may be in parts, see `sharding.spread`; `device_put` could not gather these from
+    # several processes.
+    variables = jax.jit(lambda x: x, out_shardings=replicated(mesh))(variables)
+    waiting = None
+    for batch in batches:
+        used = {name: batch[name] for name in ("image", "label", "mask")}
+        started = step(variables, put_batch(used, mesh))
+        if waiting is not None:
+            yield jax.device_get(waiting)
+        waiting = started
+    if waiting is not None:
+        yield jax.device_get(waiting)

@@ -1,9 +1,30 @@
-"""The training loop: steps, logs, evaluations, checkpoints, and a result at the end."""
+"""The training loop: steps, logs, evaluations, checkpoints, and a result at the end.
+
+Where a run starts. The rules apply in this order, and the code below follows them:
+
+1. The configuration has to be valid, and its data has to open. If not, nothing is written.
+2. The run folder is claimed (`run/folder.py`). It is refused, and left as it is, if it holds
+   something that is not a run, a run of another configuration or of another network or of a newer
+   version of this code, or if another command uses it.
+3. A run that has finished is not trained again: its summary is returned. With several seeds, some
+   of which finished by themselves, the command is refused.
+4. A run that has a checkpoint resumes from the newest one that is complete; what a killed process
+   has half written does not count. With several seeds it is the newest that all of them have, and
+   later ones are deleted. A damaged checkpoint, or one of a network of another shape, is refused
+   (`run/checkpoint.py`): the message says which to remove in order to resume from an earlier one.
+   So is a checkpoint that was trained on other data. None of them is ever skipped silently.
+5. A run without a checkpoint whose configuration names a folder to start from (`config.init`)
+   takes the weights of that folder (`train/warm_start.py`). If the run has begun before, the
+   weights must still be the same ones. It writes a checkpoint of step 0 first, so that rule 4
+   applies from then on and the folder is not needed any more.
+6. Any other run starts from fresh weights, which follow from its seed.
+"""
 
 import collections
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,211 +32,269 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from mbv3_jax.core.errors import Preempted, RunError
+from mbv3_jax.core.errors import Preempted, RunError, UsageError
 from mbv3_jax.data.source import BadExample
 from mbv3_jax.run.folder import claim_folder, read_summary, wait_for_folder
 from mbv3_jax.run.interrupt import Interrupt
 from mbv3_jax.run.metrics import ProgressBar
 from mbv3_jax.run.processes import from_first, other_processes
-from mbv3_jax.train import seeds
-from mbv3_jax.train.experiment import Experiment, make_experiment
-from mbv3_jax.train.recorder import Record
+from mbv3_jax.train.experiment import Experiment, compile_experiment, open_data
+from mbv3_jax.train.plan import read_plan
+from mbv3_jax.train.recorder import Recorder
+from mbv3_jax.train.seeds import SeedRun, Stack, seed_runs, summarize
 from mbv3_jax.train.sharding import put_batch
 from mbv3_jax.train.state import TrainState
 
 # Steps that may be under way before the host waits for the oldest: enough to keep the device
-# busy, few enough that a non-finite loss is found soon and batches do not pile up.
+# busy, few enough that a non-finite loss is noticed soon and batches do not pile up.
 _IN_FLIGHT = 2
 
 
-def train(config: ConfigDict, workdir: Path, console: Console | None = None) -> dict:
-    """Trains what `config` says in the folder `workdir`, from its newest checkpoint if it has one.
+def train(config: ConfigDict, workdir: Path, console: Console | None = None) -> dict[str, Any]:
+    """Trains what a configuration describes, or resumes it, in a run folder.
 
     Args:
       config: see `configs/common.py`.
-      workdir: the run folder, see `run_folder.py`.
-      console: where progress goes; None for standard error.
+      workdir: the run folder, see `run/folder.py`.
+      console: where progress is printed; None for standard error.
 
     Returns:
       The summary that is also in summary.json: steps, the evaluation (of the average and of the
-      raw weights), seconds and images/s of this session. Of several seeds: see `seeds.summarise`.
+      raw weights), seconds and images/s of this session. With several seeds: see
+      `seeds.summarize`.
 
     Raises:
-      UsageError: the configuration is wrong, or the folder is not this run's, or in use; nothing
-        changed.
+      UsageError: the configuration is wrong, or the folder is not that of this run or is in use;
+        nothing was changed.
       RunError: the loss is not finite, or the folder can be neither read nor written; earlier
         checkpoints are intact.
-      Preempted: after a signal that announces the end, saved between two steps.
-      KeyboardInterrupt: after Ctrl-C, between two steps or two batches of an evaluation.
+      Preempted: there was a signal that announces the end; the state between two steps is saved.
+      KeyboardInterrupt: Ctrl-C was pressed; raised between two steps or two evaluation batches.
     """
     console = console or Console(stderr=True, markup=False, emoji=False)
-    if config.seeds is not None:
-        return _train_seeds(config, workdir, console)
-    experiment = make_experiment(config, workdir)
-    names, init = experiment.train_source.class_names, experiment.start_record()
-    with contextlib.ExitStack() as claimed:
+    if config.seeds is not None and other_processes():
+        raise UsageError("config: seeds: several at once take one process, not several")
+    plan = read_plan(config, workdir)  # rule 1
+    experiment = compile_experiment(plan, open_data(plan))
+    runs, init = seed_runs(config, workdir), experiment.init_record()
+    with contextlib.ExitStack() as locks:
 
-        def claim():
-            lock = claim_folder(workdir, config, experiment.spec, names, init)
-            claimed.enter_context(lock)
+        def claim() -> dict[str, Any] | None:
+            _claim_folders(locks, config, workdir, runs, experiment, init)  # rule 2
             return read_summary(workdir)
 
-        if summary := from_first(claim):
+        if summary := from_first(claim):  # rule 3
             return summary
         wait_for_folder(workdir)
         interrupt = Interrupt(other_processes())
-        record = Record(experiment, workdir, interrupt)
-        with reported(workdir, [record]), interrupt:
-            steps = record.checkpoints.steps()
-            start = from_first(lambda: steps[-1] if steps else None)
-            if start is not None:
-                console.print(f"resuming from step {start} in {workdir.resolve()}")
-            elif experiment.start:
+        recorders = [Recorder(experiment, run, interrupt) for run in runs]
+        with _session(workdir, recorders), interrupt:
+            step = _newest_step(workdir, recorders, experiment)
+            if step is not None:
+                console.print(f"resuming from step {step} in {workdir.resolve()}")
+            elif init:
                 console.print(f"starting from {init['message']}")
-            state = record.resume(start)
-            (summary,) = Loop(experiment, [record], console, interrupt).run(state, start or 0)
-            return summary
+            stack = Stack(experiment)
+            states = [_initial_state(experiment, recorder, step) for recorder in recorders]
+            state = stack.join(states)
+            del states  # the loop donates what it trains
+            loop = Loop(experiment, stack, recorders, console, interrupt)
+            summaries = loop.run(state, step or 0)
+        return summarize(workdir, plan.seeds, summaries) if plan.seeds else summaries[0]
 
 
-def _train_seeds(config: ConfigDict, workdir: Path, console: Console) -> dict:
-    """As `train`, for all of config.seeds; see `seeds.py`."""
-    experiments, folders = seeds.open_runs(config, workdir)
-    with seeds.claim(workdir, config, experiments, folders):
-        if summary := read_summary(workdir):
-            return summary
-        with Interrupt() as interrupt:
-            records, common = seeds.begin(experiments, folders, interrupt)
-            with reported(workdir, records):
-                together = seeds.Seeds(experiments)
-                states = seeds.start(experiments, records, common, console)
-                state = together.together(states)
-                del states
-                summaries = Loop(together, records, console, interrupt).run(state, common or 0)
-        return seeds.summarise(workdir, config.seeds, summaries)
+def _claim_folders(
+    locks: contextlib.ExitStack,
+    config: ConfigDict,
+    workdir: Path,
+    runs: Sequence[SeedRun],
+    experiment: Experiment,
+    init: dict[str, Any] | None,
+) -> None:
+    """Claims the folder and, with several seeds, that of each run in it."""
+    names = experiment.data.training.class_names
+    configs = {workdir: config} | {run.folder: run.config for run in runs}
+    for folder, folder_config in configs.items():
+        locks.enter_context(claim_folder(folder, folder_config, experiment.spec, names, init))
+
+
+def _newest_step(
+    workdir: Path, recorders: Sequence[Recorder], experiment: Experiment
+) -> int | None:
+    """The newest step that all runs have a complete checkpoint of; None if there is none."""
+    steps = [set(recorder.checkpoints.steps()) for recorder in recorders]
+    common = max(set.intersection(*steps), default=None)
+    if len(recorders) > 1:
+        finished = [r.run.folder.name for r in recorders if read_summary(r.run.folder)]
+        if finished and common != experiment.data.total_steps:  # rule 3
+            raise UsageError(
+                f"{workdir}: {', '.join(finished)} ended, the others did not: not of one command; "
+                "choose another --workdir"
+            )
+        for recorder in recorders:  # a kill came between the checkpoints of two runs
+            recorder.checkpoints.discard_after(-1 if common is None else common)
+    return from_first(lambda: common)
+
+
+def _initial_state(experiment: Experiment, recorder: Recorder, step: int | None) -> TrainState:
+    """The state that a run continues from.
+
+    Args:
+      experiment: what is trained.
+      recorder: of the run.
+      step: of the checkpoint to resume from; None to start.
+
+    Raises:
+      RunError: the checkpoint is damaged, or was trained on other data.
+    """
+    if step is None:
+        state = experiment.create_state(recorder.run.seed)  # rules 5 and 6
+        if experiment.plan.warm_start:
+            recorder.save(0, state)
+        return state
+    state, progress = recorder.checkpoints.restore(step, experiment.abstract_state())  # rule 4
+    expected = recorder.progress(step)
+    if progress != expected:
+        raise RunError(
+            f"the data is not what step {step} was trained on: the checkpoint has {progress}, "
+            f"this run would resume with {expected}"
+        )
+    recorder.continue_from(step, progress)
+    return state
 
 
 @contextlib.contextmanager
-def reported(workdir: Path, records: Sequence[Record]):
-    """Ends a session: closes its records, and says how to go on after what stopped it."""
+def _session(workdir: Path, recorders: Sequence[Recorder]) -> Iterator[None]:
+    """Closes the recorders at its end, and adds to what stopped training how to resume."""
+    advice = recorders[0].checkpoints.advice
     try:
         yield
     except OSError as e:
-        raise RunError(
-            f"stopped in {workdir}: {e}. When that is mended, {records[0].checkpoints.advice()}"
-        ) from e
+        raise RunError(f"stopped in {workdir}: {e}. Once that is fixed, {advice()}") from e
     except BadExample as e:
         raise RunError(
-            f"{e}. When that is mended, {records[0].checkpoints.advice()}; with "
-            "--config.data.on_error=skip it leaves such examples out, and counts them"
+            f"{e}. Once that is fixed, {advice()}; with --config.data.on_error=skip such examples "
+            "are left out and counted"
         ) from e
     except Preempted as e:
-        raise Preempted(f"stopped on request; {records[0].checkpoints.advice()}") from e
+        raise Preempted(f"preempted; {advice()}") from e
     finally:
-        for record in records:
-            record.close()
+        for recorder in recorders:
+            recorder.close()
 
 
 class Loop:
-    """One session of a run, or of several in step (`seeds.py`): from a state to the end.
+    """One session of a run, or of several that are trained together: from a state to the end.
 
     Args:
-      experiment: what is trained; its `members` takes apart what belongs to several runs.
-      records: one a run.
-      console: where progress goes.
+      experiment: what is trained.
+      stack: joins and splits what belongs to several runs.
+      recorders: one for each run.
+      console: where progress is printed.
       interrupt: checked before each step.
     """
 
     def __init__(
         self,
-        experiment: Experiment | seeds.Seeds,
-        records: Sequence[Record],
+        experiment: Experiment,
+        stack: Stack,
+        recorders: Sequence[Recorder],
         console: Console,
         interrupt: Interrupt,
     ):
-        self.experiment, self.records = experiment, records
-        self.console, self.interrupt = console, interrupt
-        self.skipped = 0
+        self._experiment, self._stack, self._recorders = experiment, stack, recorders
+        self._console, self._interrupt = console, interrupt
+        # (step, metrics on the device) of the steps under way, oldest first
+        self._pending: collections.deque[tuple[int, Any]] = collections.deque()
+        self._skipped = 0
 
-    def run(self, state: TrainState, start: int) -> list[dict]:
-        """Trains from `state`, after `start` steps; returns a summary for each record."""
-        total = self.experiment.total_steps
-        self.pending = collections.deque()  # (step, metrics on the device), oldest first
-        for record in self.records:
-            record.begin(start)
-        with ProgressBar(self.console, total_steps=total, start_step=start) as bar:
-            state = self._steps(state, start, bar)
+    def run(self, state: TrainState, start: int) -> list[dict[str, Any]]:
+        """Trains from `state`, after `start` steps; returns a summary for each run."""
+        total = self._experiment.data.total_steps
+        for recorder in self._recorders:
+            recorder.open_metrics(start)
+        with ProgressBar(self._console, total_steps=total, start_step=start) as bar:
+            state = self._train(state, start, bar)
             self._save(total, state, bar)
-        for record in self.records:
-            record.checkpoints.wait()
-        skipped = self._all_skipped()
+        for recorder in self._recorders:
+            recorder.checkpoints.wait()
+        skipped = self._count_skipped()
         return [
-            record.finish(total, part, steps=total - start, skipped=skipped)
-            for record, part in zip(self.records, self.experiment.members(state), strict=True)
+            recorder.finish(total, state_of_run, steps=total - start, skipped=skipped)
+            for recorder, state_of_run in zip(
+                self._recorders, self._stack.split(state), strict=True
+            )
         ]
 
-    def _steps(self, state: TrainState, start: int, bar: ProgressBar) -> TrainState:
-        experiment, step = self.experiment, start
-        batches = experiment.train_batches(start, on_skip=bar.print)
+    def _train(self, state: TrainState, start: int, bar: ProgressBar) -> TrainState:
+        experiment, data, step = self._experiment, self._experiment.data, start
+        batches = self._stack.train_batches(start, on_skip=bar.print)
         try:
-            if any(record.evaluation_due for record in self.records):
+            if any(recorder.evaluation_due for recorder in self._recorders):
                 self._evaluate(step, state, bar)
-            for number in self.interrupt.between(range(start + 1, experiment.total_steps + 1)):
-                batch = put_batch(next(batches), experiment.mesh, axis=experiment.batch_axis)
+            for number in self._interrupt.checked(range(start + 1, data.total_steps + 1)):
+                batch = put_batch(next(batches), experiment.mesh, axis=self._stack.batch_axis)
                 state, metrics = experiment.train_step(state, batch)
                 step = number
-                self.pending.append((step, metrics))
-                self._collect(bar, leave=_IN_FLIGHT)
-                is_last = step == experiment.total_steps
-                if step % experiment.eval_every == 0 and not is_last:
+                self._pending.append((step, metrics))
+                self._record_metrics(bar, leave=_IN_FLIGHT)
+                is_last = step == data.total_steps
+                if step % data.eval_every == 0 and not is_last:
                     self._evaluate(step, state, bar)
-                if step % experiment.checkpoint_every == 0 and not is_last:
+                if step % data.checkpoint_every == 0 and not is_last:
                     self._save(step, state, bar)
         except Preempted:
             self._save(step, state, bar)
-            for record in self.records:
-                record.checkpoints.wait()
+            for recorder in self._recorders:
+                recorder.checkpoints.wait()
             raise
         finally:
             batches.close()
-            self.skipped = sum(batches.skipped.values())
+            self._skipped = sum(batches.skipped.values())
         return state
 
-    def _collect(self, bar: ProgressBar, leave: int = 0) -> None:
-        """Fetches the metrics of all but the newest `leave` steps and hands them to the records."""
-        while len(self.pending) > leave:
-            step, metrics = self.pending.popleft()
-            members = self.experiment.members(jax.device_get(metrics))
+    def _record_metrics(self, bar: ProgressBar, leave: int = 0) -> None:
+        """Fetches the metrics of all steps but the newest `leave`, and records them."""
+        while len(self._pending) > leave:
+            step, metrics = self._pending.popleft()
             logged = [
-                record.add(step, {k: float(v) for k, v in values.items()})
-                for record, values in zip(self.records, members, strict=True)
+                recorder.add(step, {name: float(value) for name, value in values.items()})
+                for recorder, values in zip(
+                    self._recorders, self._stack.split(jax.device_get(metrics)), strict=True
+                )
             ]
-            if logged[0]:
-                loss, top1 = (np.mean([r[k] for r in logged]) for k in ("loss", "top1"))
-                rate = sum(r["images_per_second"] for r in logged)
-                bar.update(step, loss=loss, top1=top1, rate=rate)
+            records = [record for record in logged if record]  # all runs log at the same steps
+            if records:
+                bar.update(
+                    step,
+                    loss=float(np.mean([record["loss"] for record in records])),
+                    top1=float(np.mean([record["top1"] for record in records])),
+                    rate=sum(record["images_per_second"] for record in records),
+                )
 
     def _save(self, step: int, state: TrainState, bar: ProgressBar) -> None:
-        self._collect(bar)  # never keep a state whose loss was not finite
-        for record, part in zip(self.records, self.experiment.members(state), strict=True):
-            record.save(step, part)
+        self._record_metrics(bar)  # raises before a state is kept whose loss is not finite
+        for recorder, state_of_run in zip(self._recorders, self._stack.split(state), strict=True):
+            recorder.save(step, state_of_run)
 
     def _evaluate(self, step: int, state: TrainState, bar: ProgressBar) -> None:
-        self._collect(bar)
-        for record in self.records:
-            record.evaluation_due = True
-        for record, part in zip(self.records, self.experiment.members(state), strict=True):
-            values = record.evaluate(step, part)
-            of = f"step {step}{record.experiment.suffix}"
-            bar.print(f"{of}: held-out top-1 {values['top1']:.2%}, loss {values['loss']:.4f}")
+        self._record_metrics(bar)
+        for recorder in self._recorders:
+            recorder.evaluation_due = True
+        states = self._stack.split(state)
+        for recorder, state_of_run in zip(self._recorders, states, strict=True):
+            values = recorder.evaluate(step, state_of_run)
+            where = f"step {step}{recorder.run.suffix}"
+            bar.print(f"{where}: held-out top-1 {values['top1']:.2%}, loss {values['loss']:.4f}")
             if unreadable := values.get("unreadable"):
-                bar.print(f"{of}: {unreadable} of the held-out images could not be read")
-        for record, part in zip(self.records, self.experiment.members(state), strict=True):
-            record.evaluation_due = False
-            if record.is_best(step):
-                record.save(step, part)
+                bar.print(f"{where}: {unreadable} of the held-out images could not be read")
+        for recorder, state_of_run in zip(self._recorders, states, strict=True):
+            recorder.evaluation_due = False
+            if recorder.is_best(step):
+                recorder.save(step, state_of_run)
 
-    def _all_skipped(self) -> int:
-        """The training examples skipped by all processes."""
+    def _count_skipped(self) -> int:
+        """How many training examples all processes have skipped."""
         if jax.process_count() == 1:
-            return self.skipped
-        return int(multihost_utils.process_allgather(np.int32(self.skipped)).sum())
+            return self._skipped
+        return int(multihost_utils.process_allgather(np.int32(self._skipped)).sum())

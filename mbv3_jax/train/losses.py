@@ -1,11 +1,51 @@
-"""The training loss, and the counting of right answers."""
+"""Training losses by name, and the counting of correct answers."""
 
-import jax
-import jax.numpy as jnp
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from mbv3_jax.core.checks import check_number
+from mbv3_jax.core.packages import LazyModule
+from mbv3_jax.core.registry import Registry
+
+if TYPE_CHECKING:
+    import jax
+    import jax.numpy as jnp
+else:  # configs/common.py reads the options of the losses, without waiting for JAX
+    jax, jnp = LazyModule("jax"), LazyModule("jax.numpy")
+
+# (logits, labels) -> the loss of each example; a factory gets both positionally, as below.
+Loss = Callable[["jax.Array", "jax.Array"], "jax.Array"]
+
+# A loss is a function of logits [batch, classes] and labels, [batch] class numbers or, after mixup,
+# [batch, classes] distributions; it returns float32 [batch]. Its options are keyword-only:
+#
+#   @LOSSES.register("focal")
+#   def focal(logits, labels, *, gamma: float = 2.0): ...
+LOSSES: Registry[Callable[..., jax.Array]] = Registry("loss")
 
 
+def make_loss(name: str, *, label_smoothing: float = 0.0, **options: Any) -> Loss:
+    """The loss function that a configuration asks for.
+
+    Args:
+      name: a key of `LOSSES`.
+      label_smoothing: of a loss that has this option; 0 counts as not given.
+      **options: of the loss; None counts as not given.
+
+    Returns:
+      loss(logits, labels) -> float32 [batch].
+    """
+    settings: Mapping[str, Any] = options | {"label_smoothing": label_smoothing or None}
+
+    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return LOSSES.build(name, settings, logits, labels)
+
+    return loss
+
+
+@LOSSES.register("cross_entropy")
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0
 ) -> jax.Array:
@@ -17,19 +57,19 @@ def cross_entropy(
         loss = -(1 - s) * log p[label] - s / K * sum_k log p[k].
 
     Args:
-      logits: [N, K], any float type.
-      labels: [N] class numbers, or [N, K] distributions whose rows sum to one.
+      logits: [batch, classes], any float type.
+      labels: [batch] class numbers, or [batch, classes] distributions whose rows sum to one.
       label_smoothing: s, from 0 to below 1.
 
     Returns:
-      [N] float32. NaN where a class number is not in 0..K-1: a label that the network has no
-      output for (1001 classes, say, against 1000) must stop the run, not train as no label.
+      float32 [batch]. NaN for a class number out of range: a label that the network has no output
+      for (1001 classes, say, against 1000) must stop the run, not train as no label.
 
     Raises:
-      ValueError: on shapes or types other than these, or a smoothing out of range.
+      ValueError: the shapes or types are others, or the smoothing is out of range.
     """
     check_number("loss.label_smoothing", label_smoothing, at_least=0, below=1)
-    _check(logits, labels)
+    _check_shapes(logits, labels)
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     if labels.ndim == 1:
         loss = -_at_label(log_p, labels)
@@ -48,32 +88,33 @@ def correct(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     wrong, although `argmax` would return the position of the NaN, and so is a label out of range.
 
     Args:
-      logits: [N, K], any float type.
-      labels: [N] class numbers, or [N, K] distributions, of which the largest entry is the label.
-      k: from 1 to K.
+      logits: [batch, classes], any float type.
+      labels: [batch] class numbers, or [batch, classes] distributions, whose largest entry is the
+        label.
+      k: from 1 to the number of classes.
 
     Returns:
-      [N] float32, 1.0 or 0.0.
+      float32 [batch], 1.0 or 0.0.
 
     Raises:
-      ValueError: on shapes or types other than these, or k out of range.
+      ValueError: the shapes or types are others, or k is out of range.
     """
-    _check(logits, labels)
+    _check_shapes(logits, labels)
     classes = logits.shape[-1]
     if not 1 <= k <= classes:
         raise ValueError(f"top_k: got {k!r}, expected 1 to the number of classes, {classes}")
     if labels.ndim == 2:
         labels = jnp.argmax(labels, axis=-1)
-    own = _at_label(logits, labels)[:, None]
+    logit = _at_label(logits, labels)[:, None]
     lower = jnp.arange(classes) < labels[:, None]
-    ahead = jnp.sum((logits > own) | ((logits == own) & lower), axis=-1)
-    valid = ~jnp.isnan(own[:, 0]) & ~jnp.any(jnp.isnan(logits), axis=-1)
+    ahead = jnp.sum((logits > logit) | ((logits == logit) & lower), axis=-1)
+    valid = ~jnp.isnan(logit[:, 0]) & ~jnp.any(jnp.isnan(logits), axis=-1)
     return jnp.asarray((ahead < k) & valid, jnp.float32)
 
 
 def _at_label(values: jax.Array, labels: jax.Array) -> jax.Array:
     """values[n, labels[n]], NaN where labels[n] is out of range."""
-    # JAX wraps negative indices like NumPy; moved past the end they are filled as the others.
+    # JAX wraps negative indices as NumPy does; moved past the end they are filled like the others.
     labels = jnp.where(labels < 0, values.shape[-1], labels)
     picked = jnp.take_along_axis(
         values, labels[:, None], axis=-1, mode="fill", fill_value=float("nan")
@@ -81,7 +122,7 @@ def _at_label(values: jax.Array, labels: jax.Array) -> jax.Array:
     return picked[:, 0]
 
 
-def _check(logits: jax.Array, labels: jax.Array) -> None:
+def _check_shapes(logits: jax.Array, labels: jax.Array) -> None:
     if logits.ndim != 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"logits: got {logits.dtype}{list(logits.shape)}, expected floats [N, K]")
     kind = jnp.integer if labels.ndim == 1 else jnp.floating

@@ -1,199 +1,196 @@
-"""What one run writes into its folder as it goes: metrics, checkpoints, evaluations, the result."""
+"""What a run writes into its folder while it trains: metrics, checkpoints, evaluations, summary."""
 
 import json
 import math
 import time
-from pathlib import Path
+from typing import Any
 
 from mbv3_jax.core.errors import RunError
 from mbv3_jax.core.files import write_atomically
-from mbv3_jax.run.checkpoint import Checkpoints, Position
+from mbv3_jax.nn import functional
+from mbv3_jax.run.checkpoint import Checkpoints, Progress
 from mbv3_jax.run.interrupt import Interrupt
 from mbv3_jax.run.metrics import Metrics, best_record
 from mbv3_jax.run.processes import from_first, is_first
 from mbv3_jax.train.experiment import Experiment
-from mbv3_jax.train.predictions import save_predictions
+from mbv3_jax.train.inference import save_predictions
+from mbv3_jax.train.seeds import SeedRun
 from mbv3_jax.train.state import TrainState
 
-_HELD_FINITE = ("loss", "grad_norm", "update_norm", "param_norm")
+_MUST_BE_FINITE = ("loss", "grad_norm", "update_norm", "param_norm")
 
 
-class Record:
-    """One session of one run, from the step that `resume` finds.
+class Recorder:
+    """Records one session of one run.
 
     Args:
       experiment: what is trained.
-      workdir: the run folder, claimed.
+      run: the run; its folder has been claimed.
       interrupt: checked before each batch of an evaluation.
+
+    Attributes:
+      checkpoints: those of the run.
+      evaluation_due: whether an evaluation has begun and has not ended.
     """
 
-    def __init__(self, experiment: Experiment, workdir: Path, interrupt: Interrupt):
-        self.experiment, self.workdir, self.interrupt = experiment, workdir, interrupt
-        self.config = config = experiment.config
+    def __init__(self, experiment: Experiment, run: SeedRun, interrupt: Interrupt):
+        self.run = run
+        self._experiment, self._plan, self._data = experiment, experiment.plan, experiment.data
+        self._interrupt = interrupt
         self.checkpoints = Checkpoints(
-            workdir, keep=config.keep_checkpoints, keep_best=config.keep_best
+            run.folder, keep=self._plan.keep_checkpoints, keep_best=self._plan.keep_best
         )
-        self.last_saved: int | None = None
         self.evaluation_due = False
-        self._recent: list[dict[str, float]] = []  # metrics of the steps since the last log
+        self._last_saved: int | None = None
+        self._unlogged: list[dict[str, float]] = []  # metrics of the steps since the last log
         self._metrics: Metrics | None = None
 
-    def resume(self, step: int | None) -> TrainState:
-        """The state of a checkpoint; None for fresh weights.
+    def continue_from(self, step: int, progress: Progress) -> None:
+        """Takes over what the checkpoint of a step says about the session before."""
+        self._last_saved = step
+        self._unlogged, self.evaluation_due = list(progress.unlogged), progress.evaluation_due
 
-        Raises:
-          RunError: the checkpoint is damaged, or was trained on other data.
-        """
-        experiment = self.experiment
-        if step is None:
-            state = experiment.create_state()
-            if experiment.start:  # from here on, the folder that it starts from is not needed
-                self.save(0, state)
-            return state
-        state, position = self.checkpoints.restore(step, experiment.abstract_state())
-        expected = self._position(step)
-        if position != expected:
-            raise RunError(
-                f"the data is not what step {step} was trained on: the checkpoint has "
-                f"{position}, this run would go on with {expected}"
-            )
-        self.last_saved = step
-        self._recent, self.evaluation_due = list(position.unlogged), position.evaluation_due
-        return state
-
-    def begin(self, step: int) -> None:
-        """Opens the metrics; training goes on from `step`."""
+    def open_metrics(self, step: int) -> None:
+        """Opens the metrics of a session that starts after `step` steps, and starts its clock."""
         if is_first():
-            self._metrics = Metrics(self.workdir, resume_step=step)
-        self.began = self._logged_at = time.perf_counter()
+            self._metrics = Metrics(self.run.folder, resume_step=step)
+        self._started = self._logged_at = time.perf_counter()
 
     def close(self) -> None:
-        """Closes the metrics and ends the writing of checkpoints."""
+        """Closes the metrics, and waits for the checkpoint that is being written."""
         if self._metrics:
             self._metrics.close()
         self.checkpoints.close()
 
     def add(self, step: int, values: dict[str, float]) -> dict[str, float] | None:
-        """Takes the metrics of a step; returns the record if they complete one.
+        """Takes the metrics of a step; writes and returns a record if one is due.
 
-        A record is the mean of the steps since the one before.
+        A record is the mean over the steps since the one before it.
 
         Raises:
-          RunError: one of them is not finite.
+          RunError: one of the metrics is not finite.
         """
-        for name in _HELD_FINITE:
+        for name in _MUST_BE_FINITE:
             if not math.isfinite(values[name]):
                 raise RunError(self._not_finite(step, name, values[name]))
-        self._recent.append(values)
-        # There is one wherever there may be a checkpoint, too.
-        every = [self.config.log_every_steps, self.experiment.checkpoint_every]
-        if self.config.keep_best:
-            every.append(self.experiment.eval_every)
-        if step != self.experiment.total_steps and all(step % n for n in every):
+        self._unlogged.append(values)
+        # One is due wherever there may be a checkpoint, too.
+        every = [self._plan.log_every_steps, self._data.checkpoint_every]
+        if self._plan.keep_best:
+            every.append(self._data.eval_every)
+        if step != self._data.total_steps and all(step % n for n in every):
             return None
-        now, count = time.perf_counter(), len(self._recent)
-        rate = count * self.config.batch_size / (now - self._logged_at)
+        now, count = time.perf_counter(), len(self._unlogged)
+        rate = count * self._plan.batch_size / (now - self._logged_at)
         self._logged_at = now
-        mean = {k: sum(r[k] for r in self._recent) / count for k in values}
-        self._recent.clear()
-        epoch = step / self.experiment.steps_per_epoch
+        mean = {k: sum(r[k] for r in self._unlogged) / count for k in values}
+        self._unlogged.clear()
+        epoch = step / self._data.steps_per_epoch
         self._write(step, "train", {**mean, "epoch": epoch, "images_per_second": rate})
         return {**mean, "images_per_second": rate}
 
     def _not_finite(self, step: int, name: str, value: float) -> str:
         saved = "no checkpoint was written before it"
-        if self.last_saved is not None:
+        if self._last_saved is not None:
             self.checkpoints.wait()
-            saved = f"the last good checkpoint is {self.checkpoints.folder / str(self.last_saved)}"
+            folder = self.checkpoints.folder / str(self._last_saved)
+            saved = f"the last good checkpoint is {folder}"
         return (
-            f"the {name} of step {step}{self.experiment.suffix} is {value}: training stopped; "
-            f"{saved}. A lower "
-            "config.schedule.base_lr, a longer warm-up or config.optimizer.clip_norm may help"
+            f"the {name} of step {step}{self.run.suffix} is {value}: training stopped; {saved}. "
+            "A lower config.schedule.base_lr, a longer warm-up or config.optimizer.clip_norm may "
+            "help"
         )
 
     def save(self, step: int, state: TrainState) -> None:
-        """Starts to write a checkpoint, if there is none of this step.
+        """Starts to write a checkpoint, unless that of this step exists.
 
         Raises:
           RunError: it, or the one before, cannot be written.
         """
-        if step == self.last_saved:
+        if step == self._last_saved:
             return
-        position = self._position(
-            step, unlogged=tuple(self._recent), evaluation_due=self.evaluation_due
+        progress = self.progress(
+            step, unlogged=tuple(self._unlogged), evaluation_due=self.evaluation_due
         )
-        self.checkpoints.save(state, position, self.experiment.spec, self.config)
-        self.last_saved = step
+        self.checkpoints.save(state, progress, self._experiment.spec, self.run.config)
+        self._last_saved = step
 
-    def _position(self, step: int, **progress) -> Position:
-        return Position(
-            examples=step * self.config.batch_size,
-            fingerprint=self.experiment.train_source.fingerprint,
-            **progress,
+    def progress(self, step: int, **session: Any) -> Progress:
+        """How far a run of this data has come after `step` steps.
+
+        Args:
+          step: how many steps.
+          **session: fields of `Progress` that say what the session leaves to the next one.
+        """
+        return Progress(
+            examples=step * self._plan.batch_size,
+            fingerprint=self._data.training.fingerprint,
+            **session,
         )
 
     def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         """Evaluates, writes the record and returns it."""
-        began = time.perf_counter()
+        started = time.perf_counter()
         values = self._evaluate(state.for_evaluation)
-        self._logged_at += time.perf_counter() - began  # no part of the training rate
+        self._logged_at += time.perf_counter() - started  # not part of the training rate
         self._write(step, "eval", values)
         return values
 
     def is_best(self, step: int) -> bool:
-        """Whether the run keeps its best checkpoint, and that is this step."""
-        if not self.config.keep_best:
+        """Whether the run keeps its best checkpoint, and this step is the best so far."""
+        if not self._plan.keep_best:
             return False
-        return from_first(lambda: best_record(self.workdir)["step"] == step)
+        best = self._best()
+        return best is not None and best["step"] == step
 
-    def finish(self, step: int, state: TrainState, *, steps: int, skipped: int) -> dict:
-        """Evaluates the end and writes the summary.
+    def _best(self) -> dict[str, Any] | None:
+        return from_first(lambda: best_record(self.run.folder))
+
+    def finish(self, step: int, state: TrainState, *, steps: int, skipped: int) -> dict[str, Any]:
+        """Evaluates the last state and writes the summary.
 
         Args:
-          step: the last.
+          step: the last one.
           state: after it.
-          steps: of this session.
-          skipped: training examples that could not be read.
+          steps: how many this session has trained.
+          skipped: how many training examples could not be read.
 
         Returns:
           What is in summary.json, see `loop.train`.
         """
-        experiment = self.experiment
-        seconds = time.perf_counter() - self.began
+        seconds = time.perf_counter() - self._started
         averaged = state.ema is not None
         values = self._evaluate(state.for_evaluation)
         self._write(step, "eval", values)
         summary = {
             "steps": step,
-            "epochs": step / experiment.steps_per_epoch,
+            "epochs": step / self._data.steps_per_epoch,
             "weights": "ema" if averaged else "raw",
-            "split": experiment.eval_source.split,
+            "split": self._data.held_out.split,
             "eval": values,
             "seconds": seconds,
-            "images_per_second": steps * self.config.batch_size / seconds,
+            "images_per_second": steps * self._plan.batch_size / seconds,
         }
         if skipped:
             summary["skipped"] = skipped
         if averaged:
             summary["eval_raw"] = self._evaluate(state.variables)
-        if self.config.keep_best:
-            best = from_first(lambda: best_record(self.workdir))
+        if self._plan.keep_best and (best := self._best()):
             summary["best"] = {name: best[name] for name in ("step", "top1")}
-        if self.config.save_predictions:
+        if self._plan.save_predictions:
             save_predictions(
-                self.workdir,
-                experiment,
+                self.run.folder,
+                self._experiment,
                 state.for_evaluation,
                 step=step,
-                between=self.interrupt.between,
+                wrap_batches=self._interrupt.checked,
             )
         if is_first():
-            text = json.dumps(summary, indent=1)
-            write_atomically(self.workdir / "summary.json", text)
+            write_atomically(self.run.folder / "summary.json", json.dumps(summary, indent=1))
         return summary
 
-    def _evaluate(self, variables) -> dict[str, float]:
-        return self.experiment.evaluate(variables, between=self.interrupt.between)
+    def _evaluate(self, variables: functional.Variables) -> dict[str, float]:
+        return self._experiment.evaluate(variables, wrap_batches=self._interrupt.checked)
 
     def _write(self, step: int, kind: str, values: dict[str, float]) -> None:
         if self._metrics:

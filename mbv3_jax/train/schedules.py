@@ -13,19 +13,46 @@ From where `factor` counts is the option `decay_from` of the decaying schedules:
   "warmup_end"  from the end of warm-up: optax's `warmup_*_schedule`, and the recipes built on it.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
-from jax.typing import ArrayLike
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mbv3_jax.core.checks import check_number, check_whole, choose
-from mbv3_jax.core.registry import call_with_options
+from mbv3_jax.core.packages import LazyModule
+from mbv3_jax.core.registry import Registry
 
-Schedule = Callable[[ArrayLike], jax.Array]
+if TYPE_CHECKING:
+    import jax
+    import jax.numpy as jnp
+    from jax.typing import ArrayLike
+else:  # configs/common.py reads the options of the schedules, without waiting for JAX
+    jnp = LazyModule("jax.numpy")
+
+Schedule = Callable[["ArrayLike"], "jax.Array"]  # step -> learning rate
+Factor = Callable[["jax.Array"], "jax.Array"]  # int32 steps -> the factor of the learning rate
 
 DECAY_FROM = ("start", "warmup_end")
+
+# An entry is called with the `Course` of the run.
+SCHEDULES: Registry[Callable[..., Factor]] = Registry("schedule")
+
+
+class Course(NamedTuple):
+    """The course of the run that a schedule is laid over."""
+
+    total_steps: int
+    warmup_steps: int
+    steps_per_epoch: float
+
+    def steps(self, epochs: float) -> int:
+        """Epochs in whole steps, at least one."""
+        return max(1, round(epochs * self.steps_per_epoch))
+
+    def decay_start(self, decay_from: str) -> int:
+        """The step from which a decay counts."""
+        choose("schedule.decay_from", decay_from, DECAY_FROM)
+        return self.warmup_steps if decay_from == "warmup_end" else 0
 
 
 def make_schedule(
@@ -35,19 +62,9 @@ def make_schedule(
     total_steps: int,
     steps_per_epoch: float,
     warmup_steps: int = 0,
-    **options,
+    **options: Any,
 ) -> Schedule:
     """Builds a schedule.
-
-    Options (None counts as not given):
-      constant: none.
-      exponential: decay_rate=0.99, decay_epochs=3, decay_from="start". A staircase: every
-        decay_epochs the learning rate is multiplied by decay_rate. The paper's "decay rate of
-        0.01 every 3 epochs" (section 6.1.1) is decay_rate=0.99.
-      cosine: final_lr_factor=0, decay_from="start". Half a cosine from 1 to final_lr_factor,
-        reached at total_steps and held from there on.
-      step: boundary_epochs (required), factor=0.1. Multiplied by factor at each boundary;
-        boundaries are epochs of the run, whatever the warm-up.
 
     Args:
       name: a key of `SCHEDULES`.
@@ -56,14 +73,14 @@ def make_schedule(
       steps_per_epoch: training examples / batch size; need not be whole. Epochs are turned into
         steps once, rounded to the nearest step, at least one.
       warmup_steps: length of the warm-up; 0 for none.
-      **options: as above.
+      **options: of the schedule, see its entry; None counts as not given.
 
     Returns:
       schedule(step) -> learning rate, float32 of the shape of `step`; jittable. `step` counts
       the updates made so far: 0 for the first update, whose learning rate is 0 with a warm-up.
 
     Raises:
-      ValueError: an unknown name or option, or a value out of range.
+      ValueError: a name or an option is unknown, or a value is out of range.
     """
     check_number("schedule.base_lr", base_lr, at_least=0)
     check_whole("schedule.total_steps", total_steps, at_least=1)
@@ -74,8 +91,8 @@ def make_schedule(
             f"schedule.warmup_steps: got {warmup_steps}, expected at most the {total_steps} steps "
             "of the whole run"
         )
-    plan = _Plan(total_steps, warmup_steps, steps_per_epoch)
-    factor = call_with_options("schedule", SCHEDULES, name, options, plan)
+    course = Course(total_steps, warmup_steps, steps_per_epoch)
+    factor = SCHEDULES.build(name, options, course)
 
     def schedule(step: ArrayLike) -> jax.Array:
         step = jnp.asarray(step)
@@ -87,44 +104,42 @@ def make_schedule(
     return schedule
 
 
-class _Plan(NamedTuple):
-    """The course of the run that a schedule is laid over."""
-
-    total_steps: int
-    warmup_steps: int
-    steps_per_epoch: float
-
-    def steps(self, epochs: float) -> int:
-        return max(1, round(epochs * self.steps_per_epoch))
-
-    def decay_start(self, decay_from: str) -> int:
-        choose("schedule.decay_from", decay_from, DECAY_FROM)
-        return self.warmup_steps if decay_from == "warmup_end" else 0
-
-
-def _constant(plan: _Plan) -> Schedule:
+@SCHEDULES.register("constant")
+def constant(course: Course) -> Factor:
+    """The same learning rate throughout."""
     return lambda step: jnp.ones(step.shape, jnp.float32)
 
 
-def _exponential(
-    plan: _Plan, *, decay_rate: float = 0.99, decay_epochs: float = 3, decay_from: str = "start"
-) -> Schedule:
+@SCHEDULES.register("exponential")
+def exponential(
+    course: Course,
+    *,
+    decay_rate: float = 0.99,
+    decay_epochs: float = 3,
+    decay_from: str = "start",
+) -> Factor:
+    """A staircase: every decay_epochs the learning rate is multiplied by decay_rate.
+
+    The paper's "decay rate of 0.01 every 3 epochs" (section 6.1.1) is decay_rate=0.99.
+    """
     check_number("schedule.decay_rate", decay_rate, above=0, at_most=1)
     check_number("schedule.decay_epochs", decay_epochs, above=0)
-    start, period = plan.decay_start(decay_from), plan.steps(decay_epochs)
+    start, period = course.decay_start(decay_from), course.steps(decay_epochs)
 
     def factor(step: jax.Array) -> jax.Array:
-        # Whole numbers throughout: a float32 quotient can fall short of its stair by rounding.
+        # Whole numbers throughout: by rounding, a float32 quotient can fall one stair short.
         decays = jnp.maximum(step - start, 0) // period
         return jnp.power(jnp.float32(decay_rate), decays)
 
     return factor
 
 
-def _cosine(plan: _Plan, *, final_lr_factor: float = 0.0, decay_from: str = "start") -> Schedule:
+@SCHEDULES.register("cosine")
+def cosine(course: Course, *, final_lr_factor: float = 0.0, decay_from: str = "start") -> Factor:
+    """Half a cosine from 1 to final_lr_factor, which it reaches at total_steps and keeps."""
     check_number("schedule.final_lr_factor", final_lr_factor, at_least=0, at_most=1)
-    start = plan.decay_start(decay_from)
-    span = max(1, plan.total_steps - start)
+    start = course.decay_start(decay_from)
+    span = max(1, course.total_steps - start)
 
     def factor(step: jax.Array) -> jax.Array:
         progress = jnp.clip((step - start) / span, 0, 1)
@@ -133,7 +148,9 @@ def _cosine(plan: _Plan, *, final_lr_factor: float = 0.0, decay_from: str = "sta
     return factor
 
 
-def _step(plan: _Plan, *, boundary_epochs: Sequence[float], factor: float = 0.1) -> Schedule:
+@SCHEDULES.register("step")
+def step(course: Course, *, boundary_epochs: Sequence[float], factor: float = 0.1) -> Factor:
+    """Multiplied by factor at each boundary; boundaries count from the start of the run."""
     path = "schedule.boundary_epochs"
     if isinstance(boundary_epochs, str) or not isinstance(boundary_epochs, Sequence):
         raise ValueError(f"{path}: got {boundary_epochs!r}, expected a list of epochs")
@@ -142,17 +159,9 @@ def _step(plan: _Plan, *, boundary_epochs: Sequence[float], factor: float = 0.1)
         check_number(path, epoch, above=0)
     if list(boundary_epochs) != sorted(set(boundary_epochs)):
         raise ValueError(f"{path}: got {list(boundary_epochs)}, expected rising epochs")
-    boundaries = jnp.asarray([plan.steps(epoch) for epoch in boundary_epochs], jnp.int32)
+    boundaries = jnp.asarray([course.steps(epoch) for epoch in boundary_epochs], jnp.int32)
 
     def scale(step: jax.Array) -> jax.Array:
         return jnp.power(jnp.float32(factor), jnp.sum(step[..., None] >= boundaries, axis=-1))
 
     return scale
-
-
-SCHEDULES = {
-    "constant": _constant,
-    "exponential": _exponential,
-    "cosine": _cosine,
-    "step": _step,
-}

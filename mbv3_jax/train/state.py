@@ -1,7 +1,8 @@
-"""Exponential moving average of parameters and BatchNorm statistics.
+"""Everything that training changes, as one pytree: what a step takes, returns and checkpoints.
 
-Both trees go through the same functions with the same decay: averaged weights with the latest
-statistics, or with statistics of another horizon, are not a network that anybody trained.
+The moving average covers parameters and BatchNorm statistics, both by the same functions with the
+same decay: averaged weights with the latest statistics, or with statistics of another horizon, are
+not a network that anybody trained.
 """
 
 import dataclasses
@@ -18,62 +19,7 @@ from mbv3_jax.nn import functional
 
 Tree = Any  # nested dicts of arrays
 
-
-def init_average(tree: Tree) -> Tree:
-    """The average before the first update: a float32 copy of `tree`.
-
-    A copy, never the same buffers: a step that donates its state may not donate one twice.
-    """
-    return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), tree)
-
-
-def average_decay(decay: float, step: ArrayLike) -> jax.Array:
-    """The decay to use at a step: min(decay, (1 + step) / (10 + step)).
-
-    The ramp of TensorFlow's `ExponentialMovingAverage(decay, num_updates)`, which slim trained
-    MobileNetV3 with. Without it an average at decay 0.9999 still holds a third of the random
-    initialization after 10,000 steps.
-
-    Args:
-      decay: the decay to reach, from 0 to below 1.
-      step: updates made before this one: 0 at the first. Scalar, may be traced.
-
-    Returns:
-      float32 scalar.
-
-    Raises:
-      ValueError: if `decay` is out of range.
-    """
-    check_number("ema.decay", decay, at_least=0, below=1)
-    t = jnp.asarray(step, jnp.float32)
-    return jnp.minimum(decay, (1 + t) / (10 + t))
-
-
-def update_average(ema_tree: Tree, new_tree: Tree, decay: ArrayLike) -> Tree:
-    """decay * ema + (1 - decay) * new for every leaf, in float32.
-
-    Args:
-      ema_tree: the average so far: parameters, BatchNorm statistics, or a dict of both.
-      new_tree: the values after this step's update, the same structure, any float type.
-      decay: from `decay_at`.
-
-    Returns:
-      The new average, float32.
-    """
-    # Written as a correction, so that an average that has arrived stays exactly where it is.
-    rate = 1 - jnp.asarray(decay, jnp.float32)
-    return jax.tree.map(
-        lambda ema, new: jnp.asarray(ema + rate * (new.astype(jnp.float32) - ema), jnp.float32),
-        ema_tree,
-        new_tree,
-    )
-
-
-# Everything that training changes, as one pytree: what a step takes, returns and checkpoints.
-
-Tree = Any  # nested dicts of arrays
-
-# One seed a run; each use of randomness folds its own number into the key made of it.
+# A run has one seed; each use of randomness folds its own number into the key made from it.
 INIT_STREAM, STEP_STREAM = 0, 1
 
 
@@ -95,7 +41,7 @@ class TrainState:
 
     @property
     def for_evaluation(self) -> functional.Variables:
-        """The averaged variables where there are any, else the current ones."""
+        """The averaged variables if the run keeps an average, else the current ones."""
         return self.variables if self.ema is None else self.ema
 
 
@@ -109,7 +55,12 @@ def create_state(
 ) -> TrainState:
     """The state before the first step; jittable, a pure function of its arguments.
 
-    `initial` has variables to start from; stages that it does not have are fresh.
+    Args:
+      spec: the network.
+      tx: the optimizer.
+      seed: of the run.
+      with_ema: whether the run keeps a moving average.
+      initial: variables to start from; the stages that it does not have are initialized.
     """
     key = jax.random.fold_in(jax.random.key(seed), INIT_STREAM)
     variables = functional.init(spec, key)
@@ -121,6 +72,56 @@ def create_state(
         opt_state=tx.init(variables["params"]),
         ema=init_average(variables) if with_ema else None,
     )
-    # Arrays filled with a Python number are weakly typed, those that a step or a checkpoint gives
-    # are not; left as they are, the step would be compiled for each mixture of the two.
+    # Arrays filled with a Python number are weakly typed, those from a step or a checkpoint are
+    # not; without the conversion the step would be compiled for each mixture of the two.
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state)
+
+
+def init_average(tree: Tree) -> Tree:
+    """The average before the first update: a float32 copy of `tree`.
+
+    A copy, never the same buffers: a step that donates its state may not donate one twice.
+    """
+    return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), tree)
+
+
+def average_decay(decay: float, step: ArrayLike) -> jax.Array:
+    """The decay to use at a step: min(decay, (1 + step) / (10 + step)).
+
+    The ramp of TensorFlow's `ExponentialMovingAverage(decay, num_updates)`, which slim trained
+    MobileNetV3 with. Without it an average at decay 0.9999 still holds a third of the random
+    initialization after 10,000 steps.
+
+    Args:
+      decay: the decay to reach, from 0 to below 1.
+      step: updates made before this one, 0 for the first; a scalar that may be traced.
+
+    Returns:
+      float32 scalar.
+
+    Raises:
+      ValueError: `decay` is out of range.
+    """
+    check_number("ema.decay", decay, at_least=0, below=1)
+    t = jnp.asarray(step, jnp.float32)
+    return jnp.minimum(decay, (1 + t) / (10 + t))
+
+
+def update_average(ema_tree: Tree, new_tree: Tree, decay: ArrayLike) -> Tree:
+    """decay * ema + (1 - decay) * new for every leaf, in float32.
+
+    Args:
+      ema_tree: the average so far: parameters, BatchNorm statistics, or a dict of both.
+      new_tree: the values after this step's update, the same structure, any float type.
+      decay: from `average_decay`.
+
+    Returns:
+      The new average, float32.
+    """
+    # Written as a correction, so that an average that has converged stays exactly where it is.
+    rate = 1 - jnp.asarray(decay, jnp.float32)
+    return jax.tree.map(
+        lambda ema, new: jnp.asarray(ema + rate * (new.astype(jnp.float32) - ema), jnp.float32),
+        ema_tree,
+        new_tree,
+    )

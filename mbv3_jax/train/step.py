@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,13 @@ from jax.sharding import Mesh
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.modules import Compute
-from mbv3_jax.train import losses
+from mbv3_jax.train.losses import Loss, correct, cross_entropy
 from mbv3_jax.train.schedules import Schedule
 from mbv3_jax.train.sharding import batch_sharded, replicated, spread
 from mbv3_jax.train.state import STEP_STREAM, TrainState, average_decay, update_average
 
 Preprocess = Callable[[dict, jax.Array], tuple[jax.Array, jax.Array]]
+TrainStep = Callable[[TrainState, dict], tuple[TrainState, dict]]
 
 
 def make_train_step(
@@ -25,42 +27,43 @@ def make_train_step(
     tx: optax.GradientTransformation,
     schedule: Schedule,
     *,
+    loss: Loss = cross_entropy,
     preprocess: Preprocess,
     mesh: Mesh,
     seed: int | Sequence[int],
     compute: Compute = Compute(),  # noqa: B008 (frozen)
-    label_smoothing: float = 0.0,
     ema_decay: float | None = None,
     accum_steps: int = 1,
     frozen: tuple[str, ...] = (),
     shard_optimizer: bool = False,
-) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+) -> TrainStep:
     """Builds the jitted update.
 
     All randomness of step t follows from (seed, t). With `accum_steps` the batch is cut into
-    that many parts, whose gradients are averaged before one update; BatchNorm then sees a part
+    that many parts, whose gradients are averaged before one update; BatchNorm then sees one part
     at a time. Parts are strided, so that they are the same on any number of devices.
 
     Args:
       spec: the network.
       tx: the optimizer; `schedule` is its learning rate, here for the metrics.
-      preprocess: (batch, key) -> normalised images [N, H, W, C] and labels [N] or [N, K].
-      mesh: from `placement.make_mesh`.
-      seed: of the run: an input of the program, which is the same for all seeds. With several, as
-        many runs are trained at once: state, batch and metrics have a first axis over them.
+      loss: logits [batch, classes] and labels -> the loss of each example, see `losses.LOSSES`.
+      preprocess: (batch, key) -> normalised images [batch, height, width, channels] and labels
+        [batch] or [batch, classes].
+      mesh: from `sharding.make_mesh`.
+      seed: of the run: an input of the program, which is the same for all seeds. With a sequence,
+        as many runs are trained at once: state, batch and metrics have a first axis over them.
       compute: types and forms of computation.
-      label_smoothing: see `losses.cross_entropy`.
-      ema_decay: of the moving average, or None for none; `TrainState.ema` must agree.
-      accum_steps: parts of a batch.
-      frozen: stages that get no gradient, and for which none is computed; `tx` must leave them
-        as they are, see `finetune.scaled`.
-      shard_optimizer: every device keeps and updates a part of the optimizer's state and of the
-        average, see `placement.spread`, instead of all of them.
+      ema_decay: of the moving average; None for no average, and then `TrainState.ema` is None.
+      accum_steps: into how many parts a batch is cut.
+      frozen: stages for which no gradient is computed; `tx` must leave them as they are, see
+        `finetune.scale_rates`.
+      shard_optimizer: whether every device keeps and updates only a part of the optimizer's state
+        and of the average, see `sharding.spread`.
 
     Returns:
-      step(state, batch) -> (state, metrics), a partial of the jitted
-      `step.func(seed, state, batch)`. `state` is donated: its buffers are reused. The
-      batch is {"image": uint8 [N, H, W, C], "label": int32 [N]}. Metrics are float32 scalars of
+      step(state, batch) -> (state, metrics), a `functools.partial` of the jitted function
+      (seed, state, batch). `state` is donated: its buffers are reused. The batch is {"image": uint8
+      [batch, height, width, channels], "label": int32 [batch]}. Metrics are float32 scalars of
       this step: loss, top1 (a fraction, of the training batch), lr, and the norms of gradient,
       update and parameters.
     """
@@ -71,9 +74,8 @@ def make_train_step(
         logits, batch_stats = functional.apply(
             spec, variables, images, train=True, key=key, compute=compute
         )
-        loss = losses.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        top1 = losses.correct(logits, labels, 1)
-        return jnp.mean(loss), (batch_stats, jnp.mean(top1))
+        top1 = correct(logits, labels, 1)
+        return jnp.mean(loss(logits, labels)), (batch_stats, jnp.mean(top1))
 
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)
 
@@ -86,44 +88,45 @@ def make_train_step(
             return jax.lax.with_sharding_constraint(x, batch_sharded(mesh, axis=1))
 
         def body(carry, part):
-            (loss, top1), grads, batch_stats = carry
+            (loss_sum, top1_sum), grads, batch_stats = carry
             number, images, labels = part
             part_key = jax.random.fold_in(key, number)
             (part_loss, (batch_stats, part_top1)), part_grads = gradient_of(
                 params, batch_stats, images, labels, part_key
             )
             grads = jax.tree.map(jnp.add, grads, part_grads)
-            return ((loss + part_loss, top1 + part_top1), grads, batch_stats), None
+            return ((loss_sum + part_loss, top1_sum + part_top1), grads, batch_stats), None
 
         zeros = jax.tree.map(jnp.zeros_like, params)
         numbers = jnp.arange(accum_steps)
         carry, _ = jax.lax.scan(
             body, ((0.0, 0.0), zeros, batch_stats), (numbers, parts(images), parts(labels))
         )
-        (loss, top1), grads, batch_stats = carry
+        (loss_sum, top1_sum), grads, batch_stats = carry
         grads = jax.tree.map(lambda g: g / accum_steps, grads)
-        return (loss / accum_steps, (batch_stats, top1 / accum_steps)), grads
+        return (loss_sum / accum_steps, (batch_stats, top1_sum / accum_steps)), grads
 
-    whole, split = replicated(mesh), batch_sharded(mesh)
+    whole: Any = replicated(mesh)
+    split = batch_sharded(mesh)
     shapes = functional.shapes(spec)
-    placed = TrainState(whole, whole, whole, whole)
+    state_shardings = TrainState(whole, whole, whole, whole)
     if shard_optimizer:
         parts_of = jax.eval_shape(tx.init, shapes["params"])
         average_of = whole if ema_decay is None else spread(shapes, mesh)
-        placed = TrainState(whole, whole, spread(parts_of, mesh), average_of)
+        state_shardings = TrainState(whole, whole, spread(parts_of, mesh), average_of)
 
     def step(seed: jax.Array, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.key(seed), STEP_STREAM)
         key_data, key_net = jax.random.split(jax.random.fold_in(key, state.step))
         images, labels = preprocess(batch, key_data)
         params = state.variables["params"]
-        (loss, (batch_stats, top1)), grads = accumulate(
+        (mean_loss, (batch_stats, top1)), grads = accumulate(
             params, state.variables["batch_stats"], images, labels, key_net
         )
         if shard_optimizer:
             constrain = jax.lax.with_sharding_constraint
-            # Whole first, or else the parts would spread back into the network; the barrier keeps
-            # the two constraints from being folded into one.
+            # Replicated first, or else the parts would spread back into the network; the barrier
+            # keeps the two constraints from being merged into one.
             grads, batch_stats = constrain((grads, batch_stats), whole)
             grads = jax.lax.optimization_barrier(grads)
             grads = constrain(grads, spread(grads, mesh))
@@ -135,7 +138,7 @@ def make_train_step(
         if ema_decay is not None:
             average = update_average(state.ema, variables, average_decay(ema_decay, state.step))
         metrics = {
-            "loss": loss,
+            "loss": mean_loss,
             "top1": top1,
             "lr": schedule(state.step),
             "grad_norm": optax.tree.norm(grads),
@@ -144,14 +147,13 @@ def make_train_step(
         }
         return TrainState(state.step + 1, variables, opt_state, average), metrics
 
-    many = isinstance(seed, Sequence)
-    if many:
+    if isinstance(seed, Sequence):
         step, split = jax.vmap(step), batch_sharded(mesh, axis=1)
     jitted = jax.jit(
         step,
         donate_argnums=1,
-        in_shardings=(whole, placed, split),
-        out_shardings=(placed, whole),
+        in_shardings=(whole, state_shardings, split),
+        out_shardings=(state_shardings, whole),
     )
     seeds = jax.make_array_from_process_local_data(whole, np.asarray(seed, np.uint32))
     return functools.partial(jitted, seeds)

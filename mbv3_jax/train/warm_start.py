@@ -1,6 +1,6 @@
 """Starting from trained weights: `config.init`, a run folder or an import folder.
 
-The folder is read once, before step 0. What the run needs of it is kept in its own folder:
+The folder is read once, before step 0. What the run needs of it is kept in the run's own folder:
 spec.json (the network, with as many classes as the data has), init.json (where the weights came
 from, what is new, the preprocessing) and a checkpoint of step 0.
 """
@@ -8,8 +8,8 @@ from, what is new, the preprocessing) and a checkpoint of step 0.
 import dataclasses
 import hashlib
 import inspect
-import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 from mbv3_jax.arch import build
 from mbv3_jax.arch.spec import NetSpec, spec_from_json
 from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.files import parse_json, read_file
 from mbv3_jax.nn import functional
-from mbv3_jax.run.config import OF_INIT
+from mbv3_jax.run.config import INIT_FIELDS
 from mbv3_jax.run.model import (
     Model,
     Preprocessing,
@@ -38,57 +39,115 @@ class WarmStart:
     folder: the folder, for messages.
     spec: its network, with what the configuration changes of it; or, once the run has begun, the
       network of the run.
-    preprocessing: its own, with what the configuration changes of it.
+    preprocessing: that of the folder, with what the configuration changes of it.
     model: what is in the folder; None once the run has begun.
-    record: what init.json holds, once the run has begun.
+    stored: what init.json holds, once the run has begun.
     """
 
     folder: str
     spec: NetSpec
     preprocessing: Preprocessing
     model: Model | None = None
-    record: dict | None = None
+    stored: dict[str, Any] | None = None
 
     def load(self) -> Model:
-        """The weights to start from, held to be those that the run was begun with.
+        """The model to start from.
 
         Raises:
-          UsageError: there is no such folder.
-          RunError: it is damaged, or another one than it was.
+          UsageError: the folder does not exist.
+          RunError: it is damaged, or holds other weights than when the run was begun.
         """
         model = self.model or load_model(Path(self.folder))
-        if self.record and self.record["digest"] != weights_digest(model.variables):
+        if self.stored and self.stored["digest"] != weights_digest(model.variables):
             raise RunError(
                 f"config.init: {self.folder} has other weights than when this run was begun, "
                 "which has no checkpoint yet; choose another --workdir to begin again"
             )
         return model
 
-    def new_stages(self, spec: NetSpec, model: Model) -> list[str]:
-        """The stages of the network `spec` that `model` has no weights for."""
-        return [] if spec.num_classes == model.spec.num_classes else ["logits"]
+    def record(self, spec: NetSpec, class_names: tuple[str, ...]) -> dict[str, Any]:
+        """What init.json of the run holds: origin, what is new, and the preprocessing.
+
+        Args:
+          spec: the network of the run.
+          class_names: of its data, by label.
+
+        Raises:
+          UsageError, RunError: as `load`.
+        """
+        if self.stored:
+            return self.stored
+        model = self.load()
+        new = _new_stages(spec, model)
+        if new:
+            why = f"{spec.num_classes} classes, {model.spec.num_classes} there"
+            message = f"the weights of {self.folder}, but new {', '.join(new)} ({why})"
+        elif model.class_names != tuple(class_names):
+            message = (
+                f"all the weights of {self.folder}; as many classes, but other names: label 0 is "
+                f"{class_names[0]!r} here, {model.class_names[0]!r} there"
+            )
+        else:
+            message = f"all the weights of {self.folder}"
+        return {
+            "folder": self.folder,
+            "digest": weights_digest(model.variables),
+            "network": model.spec.name,
+            "new": new,
+            "message": message,
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+        }
+
+    def variables(self, spec: NetSpec) -> functional.Variables:
+        """The weights to start from, without those of new stages and without int8 ranges.
+
+        Args:
+          spec: the network of the run.
+
+        Raises:
+          UsageError, RunError: as `load`.
+        """
+        model = self.load()
+        new = [*_new_stages(spec, model), "quant"]
+        return {
+            kind: {stage: tree for stage, tree in stages.items() if stage not in new}
+            for kind, stages in model.variables.items()
+        }
 
 
-def read_start(config: ConfigDict, run: Path | None = None) -> WarmStart | None:
-    """What `config.init` says; from the run's own folder if the run has begun.
+def _new_stages(spec: NetSpec, model: Model) -> list[str]:
+    """The stages of the network `spec` that `model` has no weights for."""
+    return [] if spec.num_classes == model.spec.num_classes else ["logits"]
+
+
+def read_warm_start(config: ConfigDict, run: Path | None = None) -> WarmStart | None:
+    """Reads the folder that `config.init` names, or the run's own record of it if there is one.
+
+    Args:
+      config: the configuration.
+      run: the run folder, which need not exist.
+
+    Returns:
+      None if the run does not start from trained weights.
 
     Raises:
-      UsageError: no such folder, a network of another kind, or an option that contradicts it.
-      RunError: it is damaged.
+      UsageError: there is no such folder, its network is of another kind, or an option contradicts
+        it.
+      RunError: the folder or the record is damaged.
     """
     if config.init is None:
         return None
     if run and (run / INIT_FILE).is_file():
-        try:
-            stored = json.loads((run / INIT_FILE).read_text())
+        spec = read_file(run / "spec.json", spec_from_json)
+
+        def parse(text: str) -> WarmStart:
+            stored = parse_json(text, dict)
+            preprocessing = Preprocessing(**stored["preprocessing"])
             return WarmStart(
-                folder=stored["folder"],
-                spec=spec_from_json((run / "spec.json").read_text()),
-                preprocessing=Preprocessing(**stored["preprocessing"]),
-                record=stored,
+                folder=stored["folder"], spec=spec, preprocessing=preprocessing, stored=stored
             )
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise RunError(f"{run / INIT_FILE} is damaged: {e}") from e
+
+        return read_file(run / INIT_FILE, parse)
     folder = Path(config.init).expanduser().absolute()
     try:
         model = load_model(folder)
@@ -103,15 +162,16 @@ def read_start(config: ConfigDict, run: Path | None = None) -> WarmStart | None:
 
 
 def _spec(config: ConfigDict, spec: NetSpec, folder: Path) -> NetSpec:
+    """The network of the folder with what config.net changes of it."""
     fields = config.net.to_dict()
     name = fields.pop("name")
     if name not in (None, spec.name):
         raise UsageError(
             f"config.init: {folder} holds a {spec.name}, but config.net.name is {name!r}; "
-            "None takes the network that is there"
+            "None takes the network of the folder"
         )
-    # None of these is in the weights.
-    changes = {field: fields.pop(field) for field in OF_INIT if field != "name"}
+    # None of these changes the weights.
+    changes = {field: fields.pop(field) for field in INIT_FIELDS if field != "name"}
     fields.pop("num_classes")
     parameters = inspect.signature(build).parameters
     for field, value in fields.items():
@@ -123,69 +183,32 @@ def _spec(config: ConfigDict, spec: NetSpec, folder: Path) -> NetSpec:
                 f"config.init={folder}; leave it at {parameters[field].default!r}"
             )
     try:
-        # Whether it runs in int8 is this run's affair.
+        # Whether it runs in int8 is decided by this run, not by the folder.
         return spec.replace(quant=None, **{k: v for k, v in changes.items() if v is not None})
     except ValueError as e:
         raise UsageError(f"config.net.{e}") from e
 
 
-def _preprocessing(config: ConfigDict, theirs: Preprocessing, folder: Path) -> Preprocessing:
+def _preprocessing(config: ConfigDict, stored: Preprocessing, folder: Path) -> Preprocessing:
+    """The preprocessing of the folder with what the configuration changes of it."""
     normalize = config.augment.normalize
     try:
         if normalize is not None:
-            ours = preprocessing_of_config(config)
-            if ours.normalize != theirs.normalize:
+            configured = preprocessing_of_config(config)
+            if configured.normalize != stored.normalize:
                 raise ValueError(
-                    f"augment.normalize: got {normalize!r}, but the weights of {folder} are used "
-                    f"to mean {theirs.mean} and deviation {theirs.std}; None takes those"
+                    f"augment.normalize: got {normalize!r}, but the weights of {folder} expect "
+                    f"mean {stored.mean} and deviation {stored.std}; None takes those"
                 )
-        return dataclasses.replace(theirs, **crop_options(config))
+        return dataclasses.replace(stored, **crop_options(config))
     except ValueError as e:
         raise UsageError(f"config: {e}") from e
 
 
-def start_record(start: WarmStart, spec: NetSpec, class_names: tuple[str, ...]) -> dict:
-    """What init.json holds for a run that begins: origin, what is new, and the preprocessing."""
-    model = start.load()
-    new = start.new_stages(spec, model)
-    if new:
-        why = f"{spec.num_classes} classes, {model.spec.num_classes} there"
-        message = f"the weights of {start.folder}, but new {', '.join(new)} ({why})"
-    elif model.class_names != tuple(class_names):
-        message = (
-            f"all the weights of {start.folder}; as many classes, but other names: label 0 is "
-            f"{class_names[0]!r} here, {model.class_names[0]!r} there"
-        )
-    else:
-        message = f"all the weights of {start.folder}"
-    return {
-        "folder": start.folder,
-        "digest": weights_digest(model.variables),
-        "network": model.spec.name,
-        "new": new,
-        "message": message,
-        "preprocessing": dataclasses.asdict(start.preprocessing),
-    }
-
-
-def start_variables(start: WarmStart, spec: NetSpec) -> functional.Variables:
-    """The weights to start from, without those of new stages and without ranges for int8.
-
-    Raises:
-      UsageError, RunError: as `Start.load`.
-    """
-    model = start.load()
-    new = [*start.new_stages(spec, model), "quant"]
-    return {
-        kind: {stage: tree for stage, tree in stages.items() if stage not in new}
-        for kind, stages in model.variables.items()
-    }
-
-
 def weights_digest(tree: functional.Variables) -> str:
     """SHA-256 of all values with their paths."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path, value in jax.tree_util.tree_leaves_with_path(tree):
-        found.update(jax.tree_util.keystr(path).encode())
-        found.update(np.ascontiguousarray(value).tobytes())
-    return found.hexdigest()
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()

@@ -88,7 +88,8 @@ def test_interrupted_and_killed_at_any_time_it_ends_with_the_same_bits(whole, co
         assert "Traceback" not in err
         assert process.returncode == (130 if stop == signal.SIGINT else -stop)
         if stop == signal.SIGINT:
-            assert err.endswith(f"the same command goes on from the last checkpoint in {run}\n")
+            advice = "run the same command again to resume from the last checkpoint"
+            assert err.endswith(f"{advice} in {run}\n")
     assert command("main.py", *arguments[2:]).returncode == 0
     assert_same_end(run, whole[0])
     assert_same_records(run, whole[0])

@@ -74,7 +74,7 @@ def test_ctrl_c_and_the_same_command_again(tmp_path, capfd, monkeypatch):
         assert main(f"--workdir={run}") == 130
     err = capfd.readouterr().err
     assert err.endswith(
-        f"interrupted; the same command goes on from the last checkpoint in {run}\n"
+        f"interrupted; run the same command again to resume from the last checkpoint in {run}\n"
     )
     assert "Traceback" not in err
     assert checkpoint_steps(run) == [6]

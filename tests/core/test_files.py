@@ -1,4 +1,4 @@
-"""Files are replaced whole, nobody's files beside them are touched, and JSON is read with its type."""
+"""Files are replaced whole, neighbours are not touched, and JSON is read with its type."""
 
 import json
 

@@ -6,7 +6,7 @@ from peer_compare import import_peer, to_variables
 
 from mbv3_jax.interop import networks
 from mbv3_jax.train import sharding, step
-from mbv3_jax.train.optimizer import make_optimizer
+from mbv3_jax.train.optimizers import make_optimizer
 from mbv3_jax.train.state import TrainState
 
 peer_torch = import_peer("peer_torch", "training against timm's RMSpropTF")

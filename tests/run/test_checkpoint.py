@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mbv3_jax.core.errors import RunError
-from mbv3_jax.run.checkpoint import Checkpoints, Position
+from mbv3_jax.run.checkpoint import Checkpoints, Progress
 from mbv3_jax.run.config import config_differences
 from mbv3_jax.train.state import TrainState
 
@@ -41,8 +41,8 @@ def save(tiny_spec, tiny_config):
     config = tiny_config()
 
     def start(checkpoints, state):
-        position = Position(examples=8 * int(state.step), fingerprint="data")
-        checkpoints.save(state, position, tiny_spec, config)
+        progress = Progress(examples=8 * int(state.step), fingerprint="data")
+        checkpoints.save(state, progress, tiny_spec, config)
 
     return start
 
@@ -68,9 +68,9 @@ def test_round_trip(tmp_path, save, tiny_spec, tiny_config, with_ema):
     assert writer.steps() == [3]
     writer.close()
     reader = Checkpoints(tmp_path, read_only=True)
-    restored, position = reader.restore(3, abstract(state))
+    restored, progress = reader.restore(3, abstract(state))
     assert_same(restored, state)
-    assert position == Position(examples=24, fingerprint="data")
+    assert progress == Progress(examples=24, fingerprint="data")
     spec, config = reader.description(3)
     assert spec == tiny_spec
     assert config_differences(config, tiny_config()) == {}
@@ -142,7 +142,7 @@ def test_damage_is_one_line_and_the_earlier_checkpoint_serves(run, damage, capfd
     message = str(caught.value)
     assert "\n" not in message
     assert f"{newest} cannot be read: its " in message
-    assert "to go on from step 1, remove that folder and run the same command again" in message
+    assert "to resume from step 1, remove that folder and run the same command again" in message
     assert capfd.readouterr() == ("", "")
     shutil.rmtree(newest)
     again = Checkpoints(run)
@@ -185,7 +185,7 @@ def test_a_full_disk_spares_the_earlier_checkpoint(run, save, small_files, capfd
     assert "\n" not in message
     assert "could not write the checkpoint of step 3 in " in message
     assert "File too large" in message and len(message) < 900
-    assert "the same command run again goes on from its last checkpoint, step 2" in message
+    assert "run the same command again to resume from its last checkpoint, step 2" in message
     checkpoints.close()
     assert capfd.readouterr() == ("", "")
     again = Checkpoints(run, keep=2)

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from mbv3_jax.core.errors import UsageError
@@ -142,6 +144,28 @@ def test_differences_by_field(tiny_config):
         "new": ("(absent)", 3),
         "seed": (0, 1),
     }
+
+
+def test_a_configuration_of_version_1_is_that_of_a_run_today(tiny_config):
+    """Fields that did not exist count as having their defaults; removed values are translated."""
+    ours, tree = tiny_config(), json.loads(config_to_json(tiny_config()))
+    del tree["loss"], tree["optimizer"]["b1"]
+    tree["compute"]["depthwise"] = "pallas"
+    old = config_from_json(json.dumps(tree))
+    assert config_differences(ours, old) == config_differences(old, ours) == {}
+    assert (old.loss.name, old.compute.depthwise) == ("cross_entropy", "auto")
+    search = config_from_json(json.dumps({"program": "search", "final": tree}))
+    assert search.final.loss.name == "cross_entropy" and "loss" not in search
+    other = tiny_config("--config.optimizer.b1=0.5")
+    assert config_differences(other, old) == {"optimizer.b1": (0.5, "(absent)")}
+
+
+def test_reading_a_configuration_does_not_wait_for_jax(command):
+    code = (
+        "import sys; from mbv3_jax.run.config import parse_config; "
+        "parse_config('configs/small.py'); print('jax' in sys.modules)"
+    )
+    assert command("-c", code).stdout == "False\n"
 
 
 def test_network_of_a_configuration(tiny_config, tiny_spec):

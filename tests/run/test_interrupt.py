@@ -16,7 +16,7 @@ def test_ctrl_c_is_met_at_the_next_check():
     seen = []
     with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
         interrupt.check()
-        for item in interrupt.between(range(5)):
+        for item in interrupt.checked(range(5)):
             if item == 2:
                 ctrl_c()
             seen.append(item)
@@ -33,7 +33,7 @@ def test_a_second_ctrl_c_does_not_wait():
 
 def test_without_ctrl_c_nothing_happens():
     with Interrupt() as interrupt:
-        assert list(interrupt.between("abc")) == ["a", "b", "c"]
+        assert list(interrupt.checked("abc")) == ["a", "b", "c"]
 
 
 def test_other_threads_leave_the_handler_alone():

@@ -33,7 +33,7 @@ def detect(environ=(), *, on_tpu=False, **flags):
     return detect_processes(flags, dict(environ), on_tpu=on_tpu)
 
 
-def test_a_lone_process_needs_nothing():
+def test_a_single_process_needs_nothing():
     assert detect() is None
     assert detect(SLURM) is None  # a bare batch script, in an allocation for several tasks
     assert detect({**STEP, "SLURM_NTASKS": "1"}) is None
@@ -96,7 +96,7 @@ def test_what_makes_no_sense_is_refused(environ, flags, message):
         detect(environ, **flags)
 
 
-def test_patience_is_held_to_be_positive():
+def test_patience_has_to_be_positive():
     with pytest.raises(UsageError, match="--patience: got 0, expected seconds above 0"):
         start_processes({}, patience=0)
 
@@ -109,7 +109,7 @@ def test_a_coordinator_whose_port_is_taken_is_refused():
             start_processes(flags)
 
 
-def test_a_lone_process_acts_for_itself():
+def test_a_single_process_acts_for_itself():
     assert is_first() and other_processes() is None and process_label() == ""
     assert from_first(lambda: 3) == 3
     assert not is_loss_of_a_process(RuntimeError("Gloo AllReduce failed"))

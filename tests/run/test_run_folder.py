@@ -7,7 +7,8 @@ import pytest
 
 from mbv3_jax.arch.spec import spec_from_json
 from mbv3_jax.core.errors import RunError, UsageError
-from mbv3_jax.run.folder import claim_folder, read_config, read_summary
+from mbv3_jax.run.folder import FORMAT_VERSION, claim_folder, read_config, read_summary
+from mbv3_jax.run.model import load_model
 
 
 def files(folder):
@@ -17,7 +18,13 @@ def files(folder):
 def test_a_new_folder_holds_configuration_and_network(tmp_path, tiny_config, tiny_spec):
     run = tmp_path / "runs" / "new"
     claim_folder(run, tiny_config(), tiny_spec)
-    assert sorted(files(run)) == ["config.json", "lock", "sessions.jsonl", "spec.json"]
+    assert sorted(files(run)) == [
+        "config.json",
+        "format.json",
+        "lock",
+        "sessions.jsonl",
+        "spec.json",
+    ]
     assert read_config(run).to_dict() == tiny_config().to_dict()
     assert spec_from_json((run / "spec.json").read_text()) == tiny_spec
     before = files(run)
@@ -51,12 +58,21 @@ def test_another_configuration_is_refused_with_the_fields_that_differ(
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, tiny_config, tiny_spec):
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(UsageError, match=r"is no run folder \(it holds thesis.tex and no config"):
+    with pytest.raises(UsageError, match=r"is not a run folder \(it holds thesis.tex and no"):
         claim_folder(tmp_path, tiny_config(), tiny_spec)
     assert sorted(files(tmp_path)) == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("left", [[], ["config.tmp"], ["config.json"], ["config.json", "spec.tmp"]])
+@pytest.mark.parametrize(
+    "left",
+    [
+        [],
+        ["format.tmp"],
+        ["format.json", "config.tmp"],
+        ["format.json", "config.json"],
+        ["format.json", "config.json", "spec.tmp"],
+    ],
+)
 def test_a_claim_that_was_killed_can_be_made_again(tmp_path, tiny_config, tiny_spec, left):
     finished = tmp_path / "finished"
     claim_folder(finished, tiny_config(), tiny_spec)
@@ -66,6 +82,8 @@ def test_a_claim_that_was_killed_can_be_made_again(tmp_path, tiny_config, tiny_s
         whole = name.endswith(".json")
         (run / name).write_text((finished / name).read_text() if whole else '{"seed": ')
     claim_folder(run, tiny_config(), tiny_spec)
+    for folder in (run, finished):
+        (folder / "sessions.jsonl").unlink()  # with the time of each start
     assert files(run) == files(finished)
 
 
@@ -104,13 +122,45 @@ def test_a_folder_in_use_is_refused(tmp_path, tiny_config, tiny_spec, monkeypatc
 def test_damaged_files_are_named(tmp_path, tiny_config, tiny_spec, text):
     claim_folder(tmp_path, tiny_config(), tiny_spec)
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UsageError, match=r"config.json is damaged \("):
+    with pytest.raises(UsageError, match=r"config.json is damaged: "):
         claim_folder(tmp_path, tiny_config(), tiny_spec)
     (tmp_path / "summary.json").write_text('{"steps": ')
-    with pytest.raises(RunError, match=r"summary.json is damaged \(.*; remove it and run"):
+    with pytest.raises(RunError, match=r"summary.json is damaged: .*; remove it and run"):
         read_summary(tmp_path)
 
 
 def test_a_folder_without_configuration_is_no_run(tmp_path):
-    with pytest.raises(UsageError, match=r"is no run folder: it has no config.json"):
+    with pytest.raises(UsageError, match=r"is not a run folder: it has no config.json"):
         read_config(tmp_path)
+
+
+def test_a_folder_without_a_format_is_of_version_1(tmp_path, tiny_config, tiny_spec):
+    claim_folder(tmp_path, tiny_config(), tiny_spec)
+    assert json.loads((tmp_path / "format.json").read_text()) == {"version": FORMAT_VERSION}
+    (tmp_path / "format.json").unlink()
+    claim_folder(tmp_path, tiny_config(), tiny_spec)
+    assert read_config(tmp_path).to_dict() == tiny_config().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"version": 99}',
+            r"was written by a newer version of mbv3_jax, in format 99; this one reads formats up ",
+        ),
+        ("{}", r"format.json is damaged: version: got None, expected a whole number"),
+        ("[]", r"format.json is damaged: got \[\], expected a JSON value of type dict"),
+    ],
+)
+def test_a_folder_of_a_newer_version_is_refused(tmp_path, tiny_config, tiny_spec, text, message):
+    claim_folder(tmp_path, tiny_config(), tiny_spec)
+    (tmp_path / "format.json").write_text(text)
+    for action in (
+        lambda: read_config(tmp_path),
+        lambda: load_model(tmp_path),
+        lambda: claim_folder(tmp_path, tiny_config(), tiny_spec),
+    ):
+        with pytest.raises(UsageError, match=message) as caught:
+            action()
+        assert "\n" not in str(caught.value)

@@ -268,7 +268,7 @@ def test_the_command_shrinks_to_a_latency(run, tmp_path, capsys):
         (["--target-ms=1"], "--target-ms needs --table"),
         (["--target-ms=1", "--table=none.json"], "none.json: No such file"),
         (["--target-madds=1", "--table=none.json"], "--table goes with --target-ms"),
-        (["--target-madds=1e5"], "is no run folder"),
+        (["--target-madds=1e5"], "is not a run folder"),
         (["--target-madds=1e5", "--config.seed=1"], "unknown option --config.seed=1"),
     ],
 )

@@ -18,7 +18,7 @@ def checkpoint_steps(run):
 def assert_same_end(run, other):
     """Two runs ended with the same bits: weights, statistics, optimizer, average, position."""
     experiment = make_experiment(read_config(run), run)
-    last = experiment.total_steps
+    last = experiment.data.total_steps
     ends = [
         Checkpoints(r, read_only=True).restore(last, experiment.abstract_state())
         for r in (run, other)

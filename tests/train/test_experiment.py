@@ -22,10 +22,10 @@ def test_durations_are_in_steps(tiny_config):
             "--config.eval_every_steps=0",
         )
     )
-    assert made.steps_per_epoch == 50 / 8
-    assert made.total_steps == 15  # 120 examples, 8 a step
-    assert made.checkpoint_every == 3
-    assert made.eval_every == 1
+    assert made.data.steps_per_epoch == 50 / 8
+    assert made.data.total_steps == 15  # 120 examples, 8 a step
+    assert made.data.checkpoint_every == 3
+    assert made.data.eval_every == 1
 
 
 def test_the_state_is_as_abstract_state_says_and_the_step_compiles_once(experiment):

@@ -6,13 +6,8 @@ import pytest
 from mbv3_jax.arch import build
 from mbv3_jax.nn import functional
 from mbv3_jax.train import schedules
-from mbv3_jax.train.optimizer import (
-    frozen_stages,
-    make_optimizer,
-    rate_factors,
-    scale_rates,
-    stages,
-)
+from mbv3_jax.train.finetune import frozen_stages, rate_factors, scale_rates, stages
+from mbv3_jax.train.optimizers import make_optimizer
 
 SMALL = build("mobilenet_v3_small")
 V2 = build("mobilenet_v2")

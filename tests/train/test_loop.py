@@ -8,10 +8,11 @@ from run_checks import assert_same_end, assert_same_records, checkpoint_steps
 from test_metrics import from_records, scalars
 
 from mbv3_jax.core.errors import RunError, UsageError
-from mbv3_jax.run.checkpoint import Position
+from mbv3_jax.run.checkpoint import Progress
 from mbv3_jax.run.folder import read_config, read_summary
 from mbv3_jax.run.metrics import Metrics, read_metrics
 from mbv3_jax.train import loop
+from mbv3_jax.train.experiment import make_experiment
 from mbv3_jax.train.inference import reevaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -43,7 +44,7 @@ def test_what_a_run_leaves(finished):
         (24, "eval"),
     ]
     # A record is the mean over the steps since the one before it: here of 7 to 10.
-    schedule = loop.make_experiment(read_config(finished)).schedule
+    schedule = make_experiment(read_config(finished)).schedule
     assert records[2]["lr"] == pytest.approx(np.mean([schedule(t) for t in range(6, 10)]))
     assert scalars(finished) == from_records(finished)
     assert checkpoint_steps(finished) == [12, 18, 24]
@@ -65,7 +66,7 @@ def test_the_summary_is_what_evaluating_again_gives(finished):
 
 def test_the_same_again_gives_the_result_without_training(finished, config, monkeypatch):
     before = snapshot(finished)
-    monkeypatch.setattr(loop, "Record", None)
+    monkeypatch.setattr(loop, "Recorder", None)
     assert loop.train(config, finished) == json.loads((finished / "summary.json").read_text())
     assert snapshot(finished) == before
 
@@ -123,7 +124,7 @@ def test_a_full_disk_and_then_room(finished, config, tmp_path, small_files):
     with small_files(20_000), pytest.raises(RunError) as caught:
         loop.train(config, tmp_path)
     assert "could not write the checkpoint of step 6 in " in str(caught.value)
-    assert "the same command run again goes on from the start" in str(caught.value)
+    assert "run the same command again to start over" in str(caught.value)
     loop.train(config, tmp_path)
     assert_same_end(tmp_path, finished)
     assert_same_records(tmp_path, finished)
@@ -139,8 +140,8 @@ def test_metrics_that_cannot_be_written(config, tmp_path, monkeypatch):
     with pytest.raises(RunError) as caught:
         loop.train(config, tmp_path)
     assert str(caught.value) == (
-        f"stopped in {tmp_path}: [Errno 28] No space left on device. When that is mended, "
-        "the same command run again goes on from its last checkpoint, step 12"
+        f"stopped in {tmp_path}: [Errno 28] No space left on device. Once that is fixed, "
+        "run the same command again to resume from its last checkpoint, step 12"
     )
 
 
@@ -164,7 +165,7 @@ def test_other_data_are_refused(finished, config, tmp_path, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     (run / "summary.json").unlink()
-    changed = Position(examples=192, fingerprint="other")
-    monkeypatch.setattr(loop.Record, "_position", lambda *_: changed)
+    changed = Progress(examples=192, fingerprint="other")
+    monkeypatch.setattr(loop.Recorder, "progress", lambda *_: changed)
     with pytest.raises(RunError, match=r"the data is not what step 24 was trained on: .*'other'"):
         loop.train(config, run)

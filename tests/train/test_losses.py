@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mbv3_jax.core.registry import Registry
 from mbv3_jax.train import losses
 
 cross_entropy = jax.jit(losses.cross_entropy, static_argnames="label_smoothing")
@@ -118,3 +119,47 @@ def test_bad_input():
     for bad in (0, 4):
         with pytest.raises(ValueError, match=r"^top_k: got \d, expected 1 to .*3$"):
             losses.correct(logits, labels, bad)
+
+
+@pytest.fixture
+def with_focal(monkeypatch):
+    """The registry with a focal loss (Lin et al., arXiv 1708.02002, equation 4) in it."""
+    registry = Registry("loss")
+    for name, entry in losses.LOSSES.items():
+        registry.register(name)(entry)
+    monkeypatch.setattr(losses, "LOSSES", registry)
+
+    @registry.register("focal")
+    def focal(logits, labels, *, gamma: float = 2.0):
+        p = jnp.take_along_axis(jax.nn.softmax(logits), labels[:, None], axis=-1)[:, 0]
+        return -((1 - p) ** gamma) * jnp.log(p)
+
+    return registry
+
+
+def test_another_loss_is_one_entry(with_focal):
+    assert with_focal.fields() == {"label_smoothing": float, "gamma": float}
+    logits, labels = jnp.asarray(LOGITS), jnp.asarray(LABELS)
+    p = np.exp(LOG_P[[0, 1], LABELS])
+    for gamma in (1.0, 2.0):
+        got = losses.make_loss("focal", gamma=gamma)(logits, labels)
+        np.testing.assert_allclose(got, -((1 - p) ** gamma) * np.log(p), rtol=1e-5)
+    default = losses.make_loss("focal", label_smoothing=0.0, gamma=None)(logits, labels)
+    np.testing.assert_array_equal(default, losses.make_loss("focal")(logits, labels))
+    smoothed = losses.make_loss("cross_entropy", label_smoothing=0.1)(logits, labels)
+    np.testing.assert_array_equal(
+        smoothed, losses.cross_entropy(logits, labels, label_smoothing=0.1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("hinge", {}, r"^loss: got 'hinge', expected one of 'cross_entropy', 'focal'"),
+        ("focal", {"label_smoothing": 0.1}, r"^loss: 'focal' has no option label_smoothing; its "),
+        ("cross_entropy", {"gamma": 1.0}, r"^loss: 'cross_entropy' has no option gamma; its opti"),
+    ],
+)
+def test_wrong_losses_say_what_would_be_right(with_focal, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        losses.make_loss(name, **options)(jnp.asarray(LOGITS), jnp.asarray(LABELS))

@@ -56,7 +56,7 @@ def test_a_run_moves_between_processes_and_devices(lone, tmp_path):
     ]
     codes = [[code for code, _ in processes] for processes in moved]
     assert codes == [[75], [75, 75], [75], [0, 0]]
-    assert "stopped on request; the same command run again goes on from its last" in moved[0][0][1]
+    assert "preempted; run the same command again to resume from its last" in moved[0][0][1]
     assert_same_curve(folder, lone)
 
 
@@ -69,7 +69,7 @@ def test_a_process_that_is_killed_does_not_keep_the_other_waiting(tmp_path, vict
     code, err = results[1 - victim]
     assert code == 75, err
     assert f"process {1 - victim} of 2: " in err
-    assert "goes on from the last checkpoint" in err
+    assert "resume from the last checkpoint" in err
     assert checkpoint_steps(tmp_path / "run") in ([], [6])
 
 
@@ -80,10 +80,10 @@ def test_a_process_that_hangs_does_not_keep_the_other_waiting(tmp_path):
     )
     assert code == 75, err
     # Both limits are of the same length: either is met first.
-    stalled = "no step or batch ended within the limit (--patience 8 s); still before it: process 1"
-    silent = "process 1 has not been heard of for 8 s"
-    assert any(f"error: process 0 of 2: {found}" in err for found in (stalled, silent)), err
-    assert "; the same command goes on from the last check" in err
+    stalled = "no step or batch ended within the limit (--patience 8 s); not there yet: process 1"
+    silent = "process 1 has been silent for 8 s"
+    assert any(f"error: process 0 of 2: {reason}" in err for reason in (stalled, silent)), err
+    assert "; run the same command again to resume from the last check" in err
     assert stopped == -signal.SIGKILL  # by the end of this test
 
 
@@ -101,5 +101,5 @@ def test_what_one_process_finds_wrong_ends_all(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     (code, first), (other_code, second) = run(2, f"--workdir={tmp_path}")
     assert (code, other_code) == (2, 2)
-    assert f"error: process 0 of 2: {tmp_path} is no run folder (it holds thesis.tex" in first
-    assert f"error: process 1 of 2: {tmp_path} is no run folder (it holds thesis.tex" in second
+    assert f"error: process 0 of 2: {tmp_path} is not a run folder (it holds thesis.tex" in first
+    assert f"error: process 1 of 2: {tmp_path} is not a run folder (it holds thesis.tex" in second

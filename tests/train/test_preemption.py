@@ -1,4 +1,4 @@
-"""Asked to leave, a run saves and exits with 75; the same command goes on with the same bits."""
+"""A preempted run saves and exits with 75; the same command ends with the same bits."""
 
 import os
 import signal
@@ -52,8 +52,7 @@ def test_the_same_command_again_ends_with_the_same_bits(
     assert checkpoint_steps(tmp_path)[-1] == saved
     err = capfd.readouterr().err
     assert err.splitlines()[-1] == (
-        f"stopped on request; the same command run again goes on from its last checkpoint, step "
-        f"{saved}"
+        f"preempted; run the same command again to resume from its last checkpoint, step {saved}"
     )
     assert "Traceback" not in err
     assert main(tmp_path) == 0
@@ -64,5 +63,5 @@ def test_the_same_command_again_ends_with_the_same_bits(
 def test_before_anything_is_trained(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(train, "parse_config", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert main(tmp_path / "run") == 75
-    assert capfd.readouterr().err == "stopped on request, before anything was trained\n"
+    assert capfd.readouterr().err == "preempted before anything was trained\n"
     assert not (tmp_path / "run").exists()

@@ -75,7 +75,7 @@ def test_interrupted_it_ends_with_the_same_bits(finished, float_run, tmp_path, q
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "put_batch", put_batch)
-        with pytest.raises(Preempted, match="goes on from its last checkpoint, step 7"):
+        with pytest.raises(Preempted, match="resume from its last checkpoint, step 7"):
             loop.train(config, tmp_path / "run")
     loop.train(config, tmp_path / "run")
     assert_same_end(finished, tmp_path / "run")

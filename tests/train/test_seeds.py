@@ -14,7 +14,7 @@ from mbv3_jax.core.errors import Preempted, RunError, UsageError
 from mbv3_jax.run.checkpoint import Checkpoints
 from mbv3_jax.run.folder import read_config
 from mbv3_jax.run.metrics import read_metrics
-from mbv3_jax.train import loop, seeds
+from mbv3_jax.train import loop
 from mbv3_jax.train.experiment import make_experiment
 from mbv3_jax.train.inference import reevaluate
 
@@ -68,7 +68,7 @@ def test_the_summary_has_mean_and_deviation(both):
 
 def test_the_same_command_again_gives_the_result(both, tiny_config, monkeypatch):
     folder, summary = both
-    monkeypatch.setattr(seeds, "Record", None)
+    monkeypatch.setattr(loop, "Recorder", None)
     assert loop.train(tiny_config(*BOTH), folder) == summary
 
 
@@ -83,7 +83,7 @@ def test_stopped_at_any_step_it_ends_with_the_same_bits(both, tiny_config, tmp_p
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "put_batch", put_batch)
-        with pytest.raises(Preempted, match="goes on from its last checkpoint, step 6"):
+        with pytest.raises(Preempted, match="resume from its last checkpoint, step 6"):
             loop.train(tiny_config(*BOTH), tmp_path)
     names = [f"seed{s}" for s in (0, 3_000_000_000)]
     assert [checkpoint_steps(tmp_path / name) for name in names] == [[4, 6], [4, 6]]

@@ -6,7 +6,7 @@ import pytest
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.modules import Compute
 from mbv3_jax.train import losses, schedules
-from mbv3_jax.train.optimizer import make_optimizer
+from mbv3_jax.train.optimizers import make_optimizer
 from mbv3_jax.train.sharding import make_mesh, put_batch, replicated
 from mbv3_jax.train.state import create_state
 from mbv3_jax.train.step import make_train_step
@@ -150,7 +150,7 @@ def test_the_old_state_is_donated_and_one_compilation_serves_all_steps(plain, ba
 
 
 def test_label_smoothing_changes_loss_and_update(plain, batch):
-    smoothed = Trainer(plain.spec, label_smoothing=0.1)
+    smoothed = Trainer(plain.spec, loss=losses.make_loss("cross_entropy", label_smoothing=0.1))
     want, _ = loss_and_stats(plain.spec, plain.first.variables, batch, smoothing=0.1)
     _, curve = smoothed.run(batch, 8)
     _, other = plain.run(batch, 8)

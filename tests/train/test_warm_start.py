@@ -16,7 +16,7 @@ from mbv3_jax.run.folder import read_summary
 from mbv3_jax.run.metrics import best_record, read_metrics
 from mbv3_jax.run.model import Model, Preprocessing, load_model, save_model
 from mbv3_jax.train import loop
-from mbv3_jax.train.experiment import Experiment
+from mbv3_jax.train.experiment import Experiment, make_experiment
 from mbv3_jax.train.inference import reevaluate
 from mbv3_jax.train.warm_start import weights_digest
 
@@ -98,7 +98,7 @@ def same(a, b) -> bool:
 
 
 def test_what_is_taken_over(configured, origin, tmp_path):
-    experiment = loop.make_experiment(configured(origin), tmp_path / "run")
+    experiment = make_experiment(configured(origin), tmp_path / "run")
     there = load_model(origin)
     assert experiment.spec == there.spec.replace(num_classes=3, bn_decay=0.9, dropout=0.2)
     assert experiment.spec.padding == "symmetric"
@@ -106,32 +106,32 @@ def test_what_is_taken_over(configured, origin, tmp_path):
     pixels = np.full((1, 32, 32, 3), 51, np.uint8)
     got = experiment.eval_preprocess(pixels)[0, 0, 0]
     np.testing.assert_allclose(got, (0.2 - np.array(there.preprocessing.mean)) / 0.2, rtol=1e-5)
-    assert there.preprocessing.crop.items() <= experiment.eval_source._crop.items()
+    assert there.preprocessing.crop.items() <= experiment.data.held_out._crop.items()
     state = experiment.create_state()
     for tree in (state.variables, state.ema):
         for kind, stages in there.variables.items():
             for stage, weights in stages.items():
                 assert same(tree[kind][stage], weights) == (stage != "logits"), stage
     assert state.variables["params"]["logits"]["kernel"].shape == (1, 1, 16, 3)
-    assert experiment.start_record()["message"] == (
+    assert experiment.init_record()["message"] == (
         f"the weights of {origin}, but new logits (3 classes, 10 there)"
     )
 
 
 def test_a_configuration_may_change_the_view_and_the_size(configured, origin, tmp_path):
     config = configured(origin, "data.crop_fraction=0.5", "net.resolution=48")
-    experiment = loop.make_experiment(config)
-    assert experiment.spec.resolution == experiment.eval_source.resolution == 48
+    experiment = make_experiment(config)
+    assert experiment.spec.resolution == experiment.data.held_out.resolution == 48
     assert experiment.preprocessing.crop_fraction == 0.5
     assert experiment.preprocessing.central == "stretch"
-    assert experiment.eval_source._crop["crop_fraction"] == 0.5
+    assert experiment.data.held_out._crop["crop_fraction"] == 0.5
 
 
 def test_as_many_classes_keep_the_logits(configured, origin, tiny_config):
     config = tiny_config(f"--config.init={origin}")
     config.augment.normalize = None
-    experiment = loop.make_experiment(config)
-    assert experiment.start_record()["message"] == f"all the weights of {origin}"
+    experiment = make_experiment(config)
+    assert experiment.init_record()["message"] == f"all the weights of {origin}"
     assert same(experiment.create_state().variables, load_model(origin).variables)
 
 

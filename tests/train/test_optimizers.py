@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from mbv3_jax.train import schedules
-from mbv3_jax.train.optimizer import OPTIMIZERS, make_optimizer, parameter_paths, select
+from mbv3_jax.train.optimizers import OPTIMIZERS, make_optimizer, parameter_paths, select
 
 LEAVES = {
     "stem/conv/kernel": True,

@@ -1,0 +1,248 @@
+"""The plan of a run: a configuration as typed values, checked; ConfigDicts end here.
+
+`read_plan` opens no data and uses no device. It reads the folder that the run starts from, if the
+configuration names one.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.checks import check_whole, choose, flag
+from mbv3_jax.core.errors import UsageError
+from mbv3_jax.data import loader
+from mbv3_jax.run.config import UNITS, Duration, spec_of
+from mbv3_jax.run.model import Preprocessing, preprocessing_of_config
+from mbv3_jax.train.warm_start import WarmStart, read_warm_start
+
+BATCH_NORMS = ("cross_device", "per_device")
+# Fields of config.data that are options of data.decode.decode_view, and of data.loader.
+_CROP_OPTIONS = ("area", "ratio", "interpolation", "crop_fraction", "central", "exif_rotate")
+LOADER_OPTIONS = ("num_workers", "num_threads", "prefetch_batches")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A name of a registry with its options; None counts as not given."""
+
+    name: str
+    options: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, group: ConfigDict, without: tuple[str, ...] = ()) -> "Choice":
+        """Reads a group of fields, of which `name` is the choice and the others are its options."""
+        options = {k: v for k, v in group.to_dict().items() if k not in ("name", *without)}
+        return cls(name=group.name, options=options)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataPlan:
+    """What to read.
+
+    source: the data set and its options, see `data.source.open_pair`.
+    crop: options of `data.decode.decode_view`.
+    loading: options of `data.loader` that say who reads.
+    on_error: "raise" or "skip", for an example that cannot be read.
+    """
+
+    source: Choice
+    crop: Mapping[str, Any]
+    loading: Mapping[str, Any]
+    on_error: str
+
+    @classmethod
+    def read(cls, group: ConfigDict) -> "DataPlan":
+        """Reads `config.data`."""
+        fields = group.to_dict()
+        on_error = fields.pop("on_error")
+        crop = {name: fields.pop(name) for name in _CROP_OPTIONS}
+        loading = {name: fields.pop(name) for name in LOADER_OPTIONS}
+        source = Choice(name=fields.pop("name"), options=fields)
+        return cls(source=source, crop=crop, loading=loading, on_error=on_error)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetunePlan:
+    """What learns, and how fast; see `finetune.py`.
+
+    frozen: the stages that stay as they are, as text.
+    freeze_bn: whether all BatchNorm uses its running statistics, which then stay.
+    backbone_lr_factor: of everything except the logits.
+    lr_factors: (regular expression, factor) pairs.
+    """
+
+    frozen: str
+    freeze_bn: bool
+    backbone_lr_factor: float
+    lr_factors: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantPlan:
+    """Training in simulated int8; see `mbv3_jax.nn.fake_quant`."""
+
+    delay: Duration
+    freeze: Duration
+    range_decay: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComputePlan:
+    """How it is computed; see `mbv3_jax.nn.modules.Compute`.
+
+    batch_norm: one of `BATCH_NORMS`.
+    shard_optimizer: whether each device keeps a part of the optimizer's state and the average.
+    """
+
+    dtype: str
+    depthwise: str
+    batch_norm: str
+    shard_optimizer: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a configuration asks for. Fields that are not explained are those of the configuration.
+
+    seeds: of several runs that are trained together, see `seeds.py`; empty for one run.
+    spec: the network; the data and the durations in steps complete it, see `experiment.Data`.
+    num_classes: how many the data must have; None for any number.
+    preprocessing: in evaluation.
+    warm_start: the weights that the run starts from; None for fresh ones.
+    augment: options of `data.augment.make_preprocess`.
+    batch_size, eval_batch_size: over all devices.
+    """
+
+    seed: int
+    seeds: tuple[int, ...]
+    spec: NetSpec
+    num_classes: int | None
+    preprocessing: Preprocessing
+    warm_start: WarmStart | None
+    finetune: FinetunePlan
+    quant: QuantPlan | None
+    compute: ComputePlan
+    data: DataPlan
+    augment: Mapping[str, Any]
+    batch_size: int
+    accum_steps: int
+    total: Duration
+    warmup: Duration
+    optimizer: Choice
+    schedule: Choice
+    loss: Choice
+    label_smoothing: float
+    ema_decay: float | None
+    log_every_steps: int
+    eval_batch_size: int
+    eval_every: Duration
+    checkpoint_every: Duration
+    keep_checkpoints: int
+    keep_best: bool
+    save_predictions: bool
+
+
+def read_plan(config: ConfigDict, run: Path | None = None) -> Plan:
+    """Turns a configuration into a plan.
+
+    Optimizer, schedule and loss are checked where they are built: evaluating a run whose optimizer
+    is registered in the user's own configuration file does not need that file.
+
+    Args:
+      config: see `configs/common.py`.
+      run: the run folder, which need not exist; for a run that starts from trained weights.
+
+    Raises:
+      UsageError: a field of the configuration is wrong; the message names it, what it got and
+        what would be right.
+      RunError: the folder that the run starts from is damaged.
+    """
+    warm_start = read_warm_start(config, run)
+    spec = warm_start.spec if warm_start else spec_of(config)
+    try:
+        return _read_plan(config, spec, warm_start)
+    except ValueError as e:
+        raise UsageError(f"config: {e}") from e
+
+
+def _read_plan(config: ConfigDict, spec: NetSpec, warm_start: WarmStart | None) -> Plan:
+    preprocessing = warm_start.preprocessing if warm_start else preprocessing_of_config(config)
+    if spec.in_channels != 3:
+        raise ValueError(f"net.in_channels: got {spec.in_channels}, but the images have 3")
+    loader.check_seed("seed", config.seed)
+    for field in ("batch_size", "eval_batch_size", "accum_steps", "log_every_steps"):
+        check_whole(field, config[field], at_least=1)
+    check_whole("keep_checkpoints", config.keep_checkpoints, at_least=1)
+    for field in ("keep_best", "save_predictions"):
+        flag(field, config[field])
+    compute = ComputePlan(**config.compute.to_dict())
+    choose("compute.batch_norm", compute.batch_norm, BATCH_NORMS)
+    flag("compute.shard_optimizer", compute.shard_optimizer)
+    flag("finetune.freeze_bn", config.finetune.freeze_bn)
+    finetune = config.finetune.to_dict()
+    finetune["lr_factors"] = tuple(finetune["lr_factors"] or ())
+    warmup_fields = tuple(f"warmup_{unit}" for unit in UNITS)
+    return Plan(
+        seed=config.seed,
+        seeds=_seeds(config),
+        spec=spec,
+        num_classes=config.net.num_classes,
+        preprocessing=preprocessing,
+        warm_start=warm_start,
+        finetune=FinetunePlan(**finetune),
+        quant=_quant(config),
+        compute=compute,
+        data=DataPlan.read(config.data),
+        augment=config.augment.to_dict() | {"normalize": preprocessing.normalize},
+        batch_size=config.batch_size,
+        accum_steps=config.accum_steps,
+        total=Duration.read(config, "total"),
+        warmup=Duration.read(config.schedule, "warmup", "schedule."),
+        optimizer=Choice.read(config.optimizer),
+        schedule=Choice.read(config.schedule, without=warmup_fields),
+        loss=Choice.read(config.loss),
+        label_smoothing=config.label_smoothing,
+        ema_decay=config.ema_decay,
+        log_every_steps=config.log_every_steps,
+        eval_batch_size=config.eval_batch_size,
+        eval_every=Duration.read(config, "eval_every"),
+        checkpoint_every=Duration.read(config, "checkpoint_every"),
+        keep_checkpoints=config.keep_checkpoints,
+        keep_best=config.keep_best,
+        save_predictions=config.save_predictions,
+    )
+
+
+def _seeds(config: ConfigDict) -> tuple[int, ...]:
+    if config.seeds is None:
+        return ()
+    seeds = tuple(config.seeds)
+    for seed in seeds:
+        loader.check_seed("seeds", seed)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds: got {seeds}, expected different whole numbers")
+    if config.seed:
+        raise ValueError(f"seed: got {config.seed}, but seeds says which: {seeds}")
+    if config.compute.shard_optimizer:
+        raise ValueError("compute.shard_optimizer: got True, expected False with seeds")
+    return seeds
+
+
+def _quant(config: ConfigDict) -> QuantPlan | None:
+    group = config.quant
+    if not flag("quant.enabled", group.enabled):
+        durations = [k for k in group if k.startswith(("delay", "freeze")) and group[k] is not None]
+        if durations:
+            field = durations[0]
+            raise ValueError(f"quant.{field}: got {group[field]}, but quant.enabled is False")
+        return None
+    choose("compute.dtype", config.compute.dtype, ("float32",))  # int8 is simulated in it
+    return QuantPlan(
+        delay=Duration.read(group, "delay", "quant."),
+        freeze=Duration.read(group, "freeze", "quant."),
+        range_decay=float(group.range_decay),
+    )
