@@ -15,6 +15,7 @@ each of them: a new entry with a new option needs no edit anywhere else.
 """
 
 import collections.abc
+import functools
 import inspect
 import os
 import types
@@ -45,7 +46,7 @@ class Registry(Mapping[str, Factory], Generic[Factory]):
     def register(self, name: str) -> Callable[[Factory], Factory]:
         """The decorator that adds a factory under a name.
 
-        A configuration file is executed anew for every configuration that is read from it, so a
+        A configuration file is executed again for every configuration that is read from it, so a
         factory replaces an earlier one that was defined at the same place.
 
         Raises:
@@ -74,9 +75,13 @@ class Registry(Mapping[str, Factory], Generic[Factory]):
         """The options of all entries: name -> bool, int, float, str or tuple."""
         return dict(self._fields)
 
+    def bind(self, name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+        """An entry with its options, for the code to call; see `bind_options`."""
+        return bind_options(self.path, self, name, options)
+
     def build(self, name: str, options: Mapping[str, Any], *args: Any) -> Any:
-        """Calls an entry; see `call_with_options`, which this raises as."""
-        return call_with_options(self.path, self, name, options, *args)
+        """Calls an entry with its options; raises as `bind_options`."""
+        return self.bind(name, options)(*args)
 
     def __getitem__(self, name: str) -> Factory:
         return self._factories[name]
@@ -96,16 +101,25 @@ def option_names(factory: Callable) -> tuple[str, ...]:
 def call_with_options(
     path: str, registry: Mapping[str, Callable], name: str, options: Mapping[str, Any], *args: Any
 ) -> Any:
-    """Returns `registry[name](*args, **options)`; options that are None count as not given.
+    """Returns `registry[name](*args, **options)`, with checked options; see `bind_options`."""
+    return bind_options(path, registry, name, options)(*args)
+
+
+def bind_options(
+    path: str, registry: Mapping[str, Callable], name: str, options: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """Returns `registry[name]` with its options; those that are None count as not given.
 
     None is "not given" so that a configuration can list an option without choosing its value.
 
     Args:
       path: where the choice stands in the configuration, for messages: "schedule".
       registry: name -> factory with keyword-only options.
-      name: which factory to call.
+      name: which factory.
       options: option name -> value.
-      *args: what the factory takes positionally.
+
+    Returns:
+      A function of what the factory takes positionally.
 
     Raises:
       ValueError: an unknown name, an option that this factory does not have, or one that it
@@ -124,7 +138,7 @@ def call_with_options(
     missing = sorted(required - set(kwargs))
     if missing:
         raise ValueError(f"{path}: {name!r} needs {', '.join(missing)}; its options: {listed}")
-    return factory(*args, **kwargs)
+    return functools.partial(factory, **kwargs)
 
 
 def _options(factory: Callable) -> list[inspect.Parameter]:

@@ -277,14 +277,23 @@ def flatten_config(config: ConfigDict) -> dict[str, object]:
     return dict(walk(json.loads(config_to_json(config)), ""))
 
 
-def config_differences(ours: ConfigDict, theirs: ConfigDict) -> dict[str, tuple[object, object]]:
-    """The fields that make two runs different: dotted path -> (value in `ours`, in `theirs`).
+def same_fields(config: ConfigDict, other: ConfigDict) -> bool:
+    """Whether two configurations have the same values, in whatever order; None is "not given"."""
+    first, second = (
+        {path: value for path, value in flatten_config(one).items() if value is not None}
+        for one in (config, other)
+    )
+    return first == second
+
+
+def config_differences(config: ConfigDict, other: ConfigDict) -> dict[str, tuple[object, object]]:
+    """The fields that make two runs different: dotted path -> the two values.
 
     A field that only one of them has, because the other was written before the field existed or
     because only one was read where an optimizer of the user's own is registered, counts as None
     there, which means "not given".
     """
-    first, second = flatten_config(ours), flatten_config(theirs)
+    first, second = flatten_config(config), flatten_config(other)
     pairs = {
         path: (first.get(path), second.get(path))
         for path in sorted((first.keys() | second.keys()) - _SAME_RUN)

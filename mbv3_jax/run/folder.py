@@ -36,7 +36,12 @@ from rich.console import Console
 from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
 from mbv3_jax.core.errors import InUse, RunError, UsageError
 from mbv3_jax.core.files import read_file, read_json, temporary_of, write_atomically
-from mbv3_jax.run.config import config_differences, config_from_json, config_to_json
+from mbv3_jax.run.config import (
+    config_differences,
+    config_from_json,
+    config_to_json,
+    same_fields,
+)
 
 # The version of run folders and import folders that this code writes; it reads all up to it.
 # 1: commit c7ffdd9 and earlier; has no format.json.
@@ -89,7 +94,7 @@ def claim_folder(
             check_same_config(run, config, stored)
             _check_same_network(run, spec)
             lock = lock_folder(run)
-            if config_to_json(config) != config_to_json(stored):  # where the data lies now
+            if not same_fields(config, stored):  # where the data lies now, for example
                 write_atomically(path, config_to_json(config))
         elif foreign := sorted({p.name for p in run.iterdir()} - _files_before_config(run)):
             raise UsageError(

@@ -284,9 +284,6 @@ def label_map(data: Sequence[str], network: Sequence[str]) -> tuple[np.ndarray, 
     )
 
 
-# Evaluating a checkpoint of an existing run again.
-
-
 def reevaluate(run: Path, *, step: int | str | None = None, weights: str = "auto") -> dict:
     """Evaluates a run on every held-out example exactly once.
 

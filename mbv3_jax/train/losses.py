@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mbv3_jax.core.checks import check_number
@@ -36,13 +36,11 @@ def make_loss(name: str, *, label_smoothing: float = 0.0, **options: Any) -> Los
 
     Returns:
       loss(logits, labels) -> float32 [batch].
+
+    Raises:
+      ValueError: the name is unknown, or the loss does not have an option.
     """
-    settings: Mapping[str, Any] = options | {"label_smoothing": label_smoothing or None}
-
-    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-        return LOSSES.build(name, settings, logits, labels)
-
-    return loss
+    return LOSSES.bind(name, options | {"label_smoothing": label_smoothing or None})
 
 
 @LOSSES.register("cross_entropy")

@@ -102,7 +102,7 @@ def test_what_is_taken_over(configured, origin, tmp_path):
     there = load_model(origin)
     assert experiment.spec == there.spec.replace(num_classes=3, bn_decay=0.9, dropout=0.2)
     assert experiment.spec.padding == "symmetric"
-    assert experiment.preprocessing == there.preprocessing
+    assert experiment.plan.preprocessing == there.preprocessing
     pixels = np.full((1, 32, 32, 3), 51, np.uint8)
     got = experiment.eval_preprocess(pixels)[0, 0, 0]
     np.testing.assert_allclose(got, (0.2 - np.array(there.preprocessing.mean)) / 0.2, rtol=1e-5)
@@ -122,8 +122,8 @@ def test_a_configuration_may_change_the_view_and_the_size(configured, origin, tm
     config = configured(origin, "data.crop_fraction=0.5", "net.resolution=48")
     experiment = make_experiment(config)
     assert experiment.spec.resolution == experiment.data.held_out.resolution == 48
-    assert experiment.preprocessing.crop_fraction == 0.5
-    assert experiment.preprocessing.central == "stretch"
+    assert experiment.plan.preprocessing.crop_fraction == 0.5
+    assert experiment.plan.preprocessing.central == "stretch"
     assert experiment.data.held_out._crop["crop_fraction"] == 0.5
 
 
