@@ -26,7 +26,8 @@ from mbv3_jax.quant.post_training import (
 from mbv3_jax.run.checkpoint import Checkpoints, is_averaged
 from mbv3_jax.run.folder import read_config
 from mbv3_jax.run.model import Model, load_model
-from mbv3_jax.train.experiment import make_experiment
+from mbv3_jax.train.experiment import open_data
+from mbv3_jax.train.plan import read_plan
 
 CALIBRATION_IMAGES = 512
 _NOISE_IMAGES = 128  # if all images are asked for and there are none
@@ -177,13 +178,13 @@ def find_samples(
         what = "images of noise (name real ones with --images=FOLDER)"
         return Samples(images=images, labels=None, what=what, calibration=None)
     try:
-        experiment = make_experiment(read_config(run), run)
+        data = open_data(read_plan(read_config(run), run))
     except UsageError as e:
         raise UsageError(f"{e} (or name images to check on: --images=FOLDER)") from e
-    source = experiment.eval_source
+    source = data.held_out
     images, labels = _load(source, count)
     what = f"images of {source.name}, {source.split}"
-    return Samples(images=images, labels=labels, what=what, calibration=experiment.train_source)
+    return Samples(images=images, labels=labels, what=what, calibration=data.training)
 
 
 def _load(source: Source, count: int | None) -> tuple[np.ndarray, np.ndarray]:

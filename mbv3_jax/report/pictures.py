@@ -197,7 +197,7 @@ def read_predictions(run: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """Reads predictions.npz of a run folder, and the names of the classes.
 
     Returns:
-      The arrays, see `train.predictions`; the names, by label.
+      The arrays, see `train.inference`; the names, by label.
 
     Raises:
       ValueError: there is no such file, or it is damaged.

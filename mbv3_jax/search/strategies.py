@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from mbv3_jax.core.checks import call_with_options, check_whole, choose, option_names
+from mbv3_jax.core.checks import check_whole, choose
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.core.packages import installed
+from mbv3_jax.core.registry import call_with_options, option_names
 from mbv3_jax.search.evaluators import Evaluator
 from mbv3_jax.search.objective import Costs, Reward
 from mbv3_jax.search.policy_gradient import POLICIES, PolicyGradient

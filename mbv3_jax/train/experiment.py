@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from mbv3_jax.arch.spec import NetSpec, QuantSpec
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.data import augment, loader
-from mbv3_jax.data.source import Source, has_option, open_pair
+from mbv3_jax.data.source import Source, crop_for, open_pair
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.modules import Compute
 from mbv3_jax.train.evaluate import EvalStep, evaluate, make_eval_step
@@ -67,11 +67,8 @@ def open_sources(plan: Plan) -> tuple[NetSpec, Source, Source]:
     """
     source, crop = plan.data.source, dict(plan.data.crop)
     try:
-        if plan.warm_start and has_option(source.name, "crop"):
-            stored = plan.preprocessing.crop
-            if not source.name.startswith("folder:"):  # data sets are read as they are stored
-                del stored["exif_rotate"]
-            crop |= stored
+        if plan.warm_start:
+            crop |= crop_for(source.name, plan.preprocessing.crop)
         training, held_out = open_pair(
             source.name,
             resolution=plan.spec.resolution,

@@ -31,8 +31,8 @@ from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.checks import check_whole
 from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.data import augment, loader
-from mbv3_jax.data.folder import Files
-from mbv3_jax.data.source import BadExample, has_option, open_pair
+from mbv3_jax.data.files import Files
+from mbv3_jax.data.source import BadExample, crop_for, open_pair
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.modules import Compute
 from mbv3_jax.run.checkpoint import Checkpoints, is_averaged
@@ -214,11 +214,7 @@ def evaluate_on(
     name, on_error = options.pop("name"), options.get("on_error", "raise")
     crop = {k: options.pop(k) for k in ("area", "ratio", *model.preprocessing.crop) if k in options}
     try:
-        if has_option(name, "crop"):
-            stored = model.preprocessing.crop
-            if not name.startswith("folder:"):  # data sets are read as they are stored
-                stored.pop("exif_rotate")
-            crop = stored | crop
+        crop = crop_for(name, model.preprocessing.crop) | crop
         pair = open_pair(name, resolution=model.spec.resolution, crop=crop, **options)
         labels, matched = label_map(pair[1].class_names, model.class_names)
     except (ValueError, FileNotFoundError) as e:

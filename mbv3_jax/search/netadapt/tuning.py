@@ -69,12 +69,12 @@ class Tuner:
             raise UsageError(
                 f"{run}: its configuration now describes another network than the one it holds"
             )
-        self.steps, self._interrupt = experiment.total_steps, interrupt
+        self.steps, self._interrupt = experiment.data.total_steps, interrupt
         # The running statistics must follow even a brief fine-tuning.
         decay = min(model.spec.bn_decay, max(0.0, 1 - 5 / self.steps))
         spec, tx = model.spec.replace(bn_decay=decay), _masked(experiment.tx)
-        self._experiment = dataclasses.replace(experiment, spec=spec, tx=tx)
-        self.split = experiment.eval_source.split
+        self._experiment = experiment.with_network(spec, tx)
+        self.split = experiment.data.held_out.split
 
         def create(variables, ones, step):
             made = create_state(spec, tx, seed=0, with_ema=False, initial=variables)
@@ -106,10 +106,10 @@ class Tuner:
         cut = jax.tree.map(lambda x, one: np.asarray(x) * one, variables, ones)
         first, experiment = number * self.steps, self._experiment
         state = self._create(cut, ones["params"], np.int32(first))
-        until_here = dataclasses.replace(experiment, total_steps=first + self.steps)
-        batches, previous = until_here.train_batches(first), None
+        batches = experiment.train_batches(first, stop_step=first + self.steps)
+        previous = None
         try:
-            for batch in self._interrupt.between(batches):
+            for batch in self._interrupt.checked(batches):
                 state, metrics = experiment.train_step(state, put_batch(batch, experiment.mesh))
                 jax.block_until_ready(previous)  # or batches would pile up
                 previous = metrics
@@ -127,7 +127,7 @@ class Tuner:
     def top1(self, variables: Variables) -> float:
         """Returns the fraction of right answers on all held-out examples."""
         try:
-            return self._experiment.evaluate(variables, self._interrupt.between)["top1"]
+            return self._experiment.evaluate(variables, self._interrupt.checked)["top1"]
         except BadExample as e:
             raise RunError(f"{e}") from e
 

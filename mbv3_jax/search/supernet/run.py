@@ -17,7 +17,7 @@ from mbv3_jax.core.errors import Preempted, RunError, UsageError
 from mbv3_jax.core.files import write_atomically
 from mbv3_jax.data import loader
 from mbv3_jax.data.source import Source
-from mbv3_jax.run.checkpoint import Checkpoints, Position
+from mbv3_jax.run.checkpoint import Checkpoints, Progress
 from mbv3_jax.run.interrupt import Interrupt
 from mbv3_jax.run.metrics import ProgressBar
 from mbv3_jax.run.processes import other_processes
@@ -80,7 +80,7 @@ def train_supernet(
             f"config: space.num_classes: got {spec.num_classes}, but the data {config.data.name!r} "
             f"has {experiment.spec.num_classes} classes"
         )
-    held_out, batch_size = experiment.eval_source, config.batch_size
+    held_out, batch_size = experiment.data.held_out, config.batch_size
     if len(held_out) < batch_size:
         raise UsageError(
             f"config: shared.batch_size: got {batch_size}, but the held-out split "
@@ -93,7 +93,7 @@ def train_supernet(
     programs = Programs(
         space,
         experiment.tx,
-        preprocess=(experiment.preprocess[0], experiment.eval_preprocess),
+        preprocess=(experiment.preprocess, experiment.eval_preprocess),
         mesh=experiment.mesh,
         compute=experiment.compute,
         label_smoothing=config.label_smoothing,
@@ -102,14 +102,14 @@ def train_supernet(
         space,
         problem.costs,
         problem.rewards,
-        total_steps=experiment.total_steps,
+        total_steps=experiment.data.total_steps,
         seed=seed,
         points=points,
         learning_rate=learning_rate,
         images=batch_size,
     )
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        params = _Session(experiment, programs, controllers, checkpoints, console).run()
+        params = _Session(config, experiment, programs, controllers, checkpoints, console).run()
     count = min(_EVAL_BATCHES, len(held_out) // batch_size)
     with contextlib.closing(held_out_batches(experiment, 0, count)) as batches:
         return controllers, SharedWeights(programs, params, list(batches))
@@ -149,26 +149,15 @@ def held_out_batches(experiment: Experiment, start: int, stop: int) -> loader.Ba
 
     They are as large as those of training, and show the evaluation view of each image.
     """
-    config = experiment.config
-    return loader.train_batches(
-        EvalViews(experiment.eval_source),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_step=start,
-        stop_step=stop,
-        num_workers=config.data.num_workers,
-        num_threads=config.data.num_threads,
-        prefetch_batches=config.data.prefetch_batches,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        on_error=config.data.on_error,
-    )
+    source = EvalViews(experiment.data.held_out)
+    return experiment.train_batches(start, stop_step=stop, source=source)
 
 
 @dataclasses.dataclass
 class _Session:
     """The training from the newest checkpoint to the end, in this process."""
 
+    config: ConfigDict
     experiment: Experiment
     programs: Programs
     controllers: Controllers
@@ -177,36 +166,36 @@ class _Session:
 
     def run(self) -> network.Tree:
         """Trains to the end; returns the weights."""
-        experiment, total = self.experiment, self.experiment.total_steps
+        experiment, total = self.experiment, self.experiment.data.total_steps
         state, step = self._begin()
         if step == total:
             return state.variables["params"]
         batches = experiment.train_batches(step)
         held_out = held_out_batches(experiment, step, total)
-        seed, size = experiment.config.seed, experiment.config.batch_size
+        seed, size = experiment.plan.seed, experiment.plan.batch_size
         began = step, time.perf_counter()
         try:
             with (
                 Interrupt(other_processes()) as interrupt,
                 ProgressBar(self.console, total_steps=total, start_step=step) as bar,
             ):
-                for number in interrupt.between(range(step + 1, total + 1)):
+                for number in interrupt.checked(range(step + 1, total + 1)):
                     point = self.controllers.draw(number - 1)
                     state, metrics = self.programs.step(state, next(batches), point, seed)
                     accuracy_of = self._accuracy_of(state.variables["params"], next(held_out))
                     self.controllers.learn(number - 1, accuracy_of)
                     step = number
-                    if step % experiment.config.log_every_steps == 0 or step == total:
+                    if step % experiment.plan.log_every_steps == 0 or step == total:
                         loss, top1 = self._finite(step, metrics)
                         rate = (step - began[0]) * size / (time.perf_counter() - began[1])
                         bar.update(step, loss=loss, top1=top1, rate=rate)
                         began = step, time.perf_counter()
-                    if step % experiment.checkpoint_every == 0 or step == total:
+                    if step % experiment.data.checkpoint_every == 0 or step == total:
                         self._finite(step, metrics)
                         self._save(state, step)
         except Preempted as e:
             self._save(state, step)
-            raise Preempted(f"stopped on request; {self.checkpoints.advice()}") from e
+            raise Preempted(f"preempted; {self.checkpoints.advice()}") from e
         finally:
             batches.close()
             held_out.close()
@@ -217,7 +206,7 @@ class _Session:
         self, params: network.Tree, batch: dict
     ) -> Callable[[Sequence[Point]], np.ndarray]:
         """The accuracies of points on a held-out batch by the weights now."""
-        size = self.experiment.config.batch_size
+        size = self.experiment.plan.batch_size
         return lambda points: self.programs.correct(params, batch, points) / size
 
     def _begin(self) -> tuple[TrainState, int]:
@@ -238,16 +227,16 @@ class _Session:
         self.console.print(f"shared weights: resuming from step {steps[-1]}")
         return state, steps[-1]
 
-    def _position(self, step: int, extra: dict | None = None) -> Position:
-        return Position(
-            examples=step * self.experiment.config.batch_size,
-            fingerprint=self.experiment.train_source.fingerprint,
+    def _position(self, step: int, extra: dict | None = None) -> Progress:
+        return Progress(
+            examples=step * self.experiment.plan.batch_size,
+            fingerprint=self.experiment.data.training.fingerprint,
             extra=extra,
         )
 
     def _save(self, state: TrainState, step: int) -> None:
         position = self._position(step, self.controllers.state())
-        self.checkpoints.save(state, position, self.experiment.spec, self.experiment.config)
+        self.checkpoints.save(state, position, self.experiment.spec, self.config)
         self.checkpoints.wait()
 
     def _finite(self, step: int, metrics) -> tuple[float, float]:
