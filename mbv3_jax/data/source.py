@@ -41,7 +41,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mbv3_jax.core.checks import choose, option_names
+from mbv3_jax.core.checks import choose
+from mbv3_jax.core.registry import option_names
 
 ON_ERROR = ("raise", "skip")
 Batch = dict[str, np.ndarray]
