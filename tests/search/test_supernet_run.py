@@ -5,7 +5,6 @@ import jax
 import numpy as np
 import optax
 import pytest
-from mbv3_jax.data.embedded import Synthetic
 from ml_collections.config_dict import placeholder
 from rich.console import Console
 from supernet_parts import extract
@@ -13,6 +12,7 @@ from tiny_config import SPEC
 
 from mbv3_jax.arch import spec_to_json
 from mbv3_jax.core.errors import UsageError
+from mbv3_jax.data.sources.synthetic import Synthetic
 from mbv3_jax.nn import functional
 from mbv3_jax.run.checkpoint import Checkpoints
 from mbv3_jax.search.objective import COUNTS, Costs, Problem, Reward
@@ -250,7 +250,8 @@ def test_held_out_batches_are_evaluation_views_of_the_held_out_images(config, tm
     spec_file.write_text(spec_to_json(SPEC))
     experiment = make_experiment(_with(config, spec=str(spec_file)))
     source = Views("test", 32, num_classes=10, num_examples=50)
-    experiment = dataclasses.replace(experiment, eval_source=source)
+    data = dataclasses.replace(experiment.data, held_out=source)
+    experiment = dataclasses.replace(experiment, data=data)
     whole = source.batch(range(50))
     known = {image.tobytes(): label for image, label in zip(*whole.values(), strict=True)}
     with contextlib.closing(run.held_out_batches(experiment, 0, 3)) as batches:
