@@ -226,7 +226,9 @@ def test_the_loss_is_smoothed(space):
             label_smoothing=smoothing,
         )
         state = create_state(spec, tx, seed=0, with_ema=False)
-        params = jax.tree.map(lambda x: x * 3, state.variables["params"])  # far from uniform
+        params = state.variables["params"]
+        bias = np.arange(10, dtype=np.float32) / 3  # far from even probabilities
+        params = params | {"logits": params["logits"] | {"bias": bias}}
         variables = state.variables | {"params": params}
         switches = jax.tree.map(lambda x: x[0], network.switches(space, [point]))
         logits = network.apply(space, params, batch["image"] / 127.5 - 1, switches)
