@@ -1,16 +1,21 @@
 """MobileNetV3-Large.
 
 python main.py --config=configs/large.py
-  the digits: 82 s on 2 CPU cores, 98.9% top-1 (one seed)
+  Trains on the digits in about one to two and a half minutes on two CPU cores (82 s where
+  V3-Small took 50 s); 98.9% top-1 (seed 0).
 python main.py --config=configs/large.py:imagenet
-  75.2% top-1 in the paper; not run here
+  Reaches 75.2% top-1 in the paper; not run here.
 """
 
 from configs import recipes
 
 
 def get_config(argument: str = "digits"):
-    """`argument`: digits, clutter, synthetic, imagenet, tfds/NAME, folder=PATH; the last three also
-    with ,recipe=paper|slim|garden|timm|modest.
+    """Returns the configuration.
+
+    Args:
+      argument: the data: digits, clutter, synthetic, imagenet, tfds/NAME, folder=PATH, or
+        FILE.py:NAME for a source of your own. The images of imagenet, tfds and folder also take
+        ",recipe=" and one of "paper", "slim", "garden", "timm", "modest".
     """
     return recipes.choose("mobilenet_v3_large", argument, recipes.V3)

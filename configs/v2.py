@@ -1,16 +1,21 @@
 """MobileNetV2, the baseline.
 
 python main.py --config=configs/v2.py
-  the digits: 68 s on 2 CPU cores, 99.2% top-1 (one seed)
+  Trains on the digits in about 45 seconds to two minutes on two CPU cores (68 s where V3-Small
+  took 50 s); 99.2% top-1 (seed 0).
 python main.py --config=configs/v2.py:imagenet
-  72.0% top-1 in the paper; not run here
+  Reaches 72.0% top-1 in the paper; not run here.
 """
 
 from configs import recipes
 
 
 def get_config(argument: str = "digits"):
-    """`argument`: digits, clutter, synthetic, imagenet, tfds/NAME, folder=PATH; the last three also
-    with ,recipe=paper|slim|garden|modest.
+    """Returns the configuration.
+
+    Args:
+      argument: the data: digits, clutter, synthetic, imagenet, tfds/NAME, folder=PATH, or
+        FILE.py:NAME for a source of your own. The images of imagenet, tfds and folder also take
+        ",recipe=" and one of "paper", "slim", "garden", "modest".
     """
     return recipes.choose("mobilenet_v2", argument, recipes.V2)
