@@ -95,7 +95,7 @@ def timm_onnx(network: str, dynamo: bool = False) -> bytes:
 
     import torch
 
-    from tests.peers.torch_stub import import_torchvision
+    from tests.support.torch_stub import import_torchvision
 
     import_torchvision()
     import timm

@@ -19,7 +19,7 @@ def make_model(task: Task):
     """(timm model, images, labels, device), channels_last, with random weights."""
     import torch
 
-    from tests.peers.torch_stub import import_torchvision
+    from tests.support.torch_stub import import_torchvision
 
     import_torchvision()
     import timm

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from mbv3_jax.core.packages import install
 from mbv3_jax.data import tfds as tfds_source
 from mbv3_jax.data.source import Encoded, NotFound, Source
 from mbv3_jax.data.tfds import convert
@@ -86,7 +87,7 @@ def _build(dataset: str, root: str, manual_dir: str | None, report) -> Path:
     except ImportError as e:
         raise NotFound(
             f"to prepare {dataset} TFDS needs TensorFlow, this once (training does not): "
-            f"pip install -r requirements-data.txt ({e})"
+            f"{install('data')} ({e})"
         ) from e
     import tensorflow_datasets as tfds
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from etils import epath
 
+from mbv3_jax.core.packages import install
 from mbv3_jax.data.source import Encoded, NotFound
 
 FORMAT = "array_record"
@@ -20,12 +21,12 @@ How to get it, once:
      ILSVRC 2012 challenge into one folder, here called ARCHIVES:
        ILSVRC2012_img_train.tar (138 GB), ILSVRC2012_img_val.tar (6.3 GB)
   2. Prepare them (this step alone needs TensorFlow, and another 150 GB of disk):
-       pip install -r requirements-data.txt
+       {install}
        python -m mbv3_jax data prepare imagenet --manual_dir=ARCHIVES --data_dir={root}
   3. Give the same command again; a copy elsewhere is named by data.data_dir or TFDS_DATA_DIR."""
 _OTHERS = """\
 How to get it, once (this step alone needs TensorFlow):
-  pip install -r requirements-data.txt
+  {install}
   python -m mbv3_jax data prepare {name} --data_dir={root}
 A copy elsewhere is named by data.data_dir or TFDS_DATA_DIR."""
 _CONVERT = """\
@@ -59,7 +60,8 @@ def find_builder(name: str, dataset: str, data_dir: str | os.PathLike | None):
     root, setting = data_root(data_dir)
     copies = prepared_copies(root, dataset)
     if not copies:
-        how_to = (_ARCHIVES if dataset == IMAGENET else _OTHERS).format(name=name, root=root)
+        how_to = _ARCHIVES if dataset == IMAGENET else _OTHERS
+        how_to = how_to.format(name=name, root=root, install=install("data"))
         raise NotFound(f"{name}: no prepared {dataset} in {root} ({setting}).\n{how_to}")
     import tensorflow_datasets as tfds  # does not import TensorFlow; a test holds it to that
 

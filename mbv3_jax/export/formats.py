@@ -38,7 +38,7 @@ def to_stablehlo(
     Returns:
       What `jax.export.deserialize` reads; its `mlir_module()` is the StableHLO.
     """
-    need("flatbuffers", "StableHLO")  # of jax.export
+    need("flatbuffers", "StableHLO", "export")  # of jax.export
     shape = jax.export.symbolic_shape(",".join(map(str, shape)))
     example = jax.ShapeDtypeStruct(shape, dtype)
     exported = jax.export.export(
@@ -54,7 +54,7 @@ def stablehlo_counts(model: bytes) -> dict[str, int]:
 
     Constants and what only handles shapes are counted too: XLA has yet to fuse.
     """
-    need("flatbuffers", "StableHLO")
+    need("flatbuffers", "StableHLO", "export")
     found = collections.Counter()
     for match in _OPERATION.finditer(jax.export.deserialize(bytearray(model)).mlir_module()):
         name = match["name"]

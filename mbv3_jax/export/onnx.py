@@ -44,7 +44,7 @@ def to_onnx(
       UsageError: onnx is not installed.
       ValueError: a weight is too large for float16.
     """
-    need("onnx", "ONNX")
+    need("onnx", "ONNX", "export")
     from onnx import TensorProto, checker, helper, shape_inference
 
     writer = _Writer(spec, folded, np.dtype(dtype))
@@ -81,7 +81,7 @@ def to_onnx(
 
 def counts(model: bytes) -> dict[str, int]:
     """How often each operation occurs, the most frequent first; depthwise convolutions apart."""
-    onnx = need("onnx", "ONNX")
+    onnx = need("onnx", "ONNX", "export")
 
     def name(node):
         groups = {a.name: a.i for a in node.attribute}.get("group", 1)
@@ -93,7 +93,7 @@ def counts(model: bytes) -> dict[str, int]:
 
 def with_metadata(model: bytes, entries: dict[str, str]) -> bytes:
     """The file with these entries as metadata_props."""
-    onnx = need("onnx", "ONNX")
+    onnx = need("onnx", "ONNX", "export")
     proto = onnx.load_model_from_string(model)
     onnx.helper.set_model_props(proto, entries)
     return proto.SerializeToString()
@@ -101,7 +101,7 @@ def with_metadata(model: bytes, entries: dict[str, str]) -> bytes:
 
 def metadata(model: bytes) -> dict[str, str]:
     """The entries that `with_metadata` wrote."""
-    onnx = need("onnx", "ONNX")
+    onnx = need("onnx", "ONNX", "export")
     return {p.key: p.value for p in onnx.load_model_from_string(model).metadata_props}
 
 

@@ -6,8 +6,8 @@ import urllib.request
 from pathlib import Path
 
 from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.packages import need
 from mbv3_jax.interop.pretrained import Pretrained
-from mbv3_jax.interop.weight_files import need
 
 HUB_FILE = "model.safetensors"
 _TIMEOUT_S = 30
@@ -41,7 +41,7 @@ def fetch(entry: Pretrained, *, revision: str | None = None) -> tuple[Path, dict
 
 
 def _from_hub(entry: Pretrained, revision: str | None) -> tuple[Path, dict]:
-    hub = need("huggingface_hub", "downloading from the Hugging Face Hub")
+    hub = need("huggingface_hub", "downloading from the Hugging Face Hub", "weights")
     where = f"https://huggingface.co/{entry.hub}"
     try:
         client = hub.HfApi()

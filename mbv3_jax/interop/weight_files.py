@@ -7,7 +7,6 @@ file.
 import collections
 import dataclasses
 import hashlib
-import importlib
 import io
 import re
 import zipfile
@@ -16,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.packages import need
 from mbv3_jax.interop.mapping import BOOKKEEPING
 
-INSTALL = "pip install -r requirements-weights.txt"
 # By library: what its files end in.
 SUFFIXES = {
     "timm": (".safetensors", ".pth"),
@@ -83,21 +82,6 @@ def read(library: str, path: Path) -> Source:
     )
 
 
-def need(module: str, what: str):
-    """Imports an optional package.
-
-    Raises:
-      UsageError: it is not installed; the message says what installs it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as e:
-        package = module.partition(".")[0]
-        if (e.name or "").partition(".")[0] != package:
-            raise
-        raise UsageError(f"{what} needs {package}: {INSTALL}") from e
-
-
 def _float32(path: Path, name: str, value: np.ndarray) -> np.ndarray:
     if value.dtype.name not in _FLOATS:
         raise UsageError(f"{path}: {name} is {value.dtype.name}, expected {', '.join(_FLOATS)}")
@@ -105,7 +89,7 @@ def _float32(path: Path, name: str, value: np.ndarray) -> np.ndarray:
 
 
 def _read_pth(data: bytes):
-    torch = need("torch", "reading .pth")
+    torch = need("torch", "reading .pth", "weights")
     import pickle
 
     try:
@@ -137,7 +121,7 @@ def _read_pth(data: bytes):
 
 
 def _read_safetensors(data: bytes):
-    load = need("safetensors.numpy", "reading .safetensors").load
+    load = need("safetensors.numpy", "reading .safetensors", "weights").load
     import ml_dtypes  # noqa: F401  (with it NumPy has bfloat16)
 
     return None, _without_bookkeeping(load(data))
@@ -148,7 +132,7 @@ def _without_bookkeeping(tensors):
 
 
 def _read_keras(data: bytes):
-    h5py = need("h5py", "reading Keras' files")
+    h5py = need("h5py", "reading Keras' files", "weights")
     if data[:2] == b"PK":  # .keras: a zip archive
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             data = archive.read("model.weights.h5")
@@ -249,7 +233,7 @@ def write(library: str, path: Path, tensors: dict[str, np.ndarray], *, metadata:
 
 
 def _pth(tensors, metadata) -> bytes:
-    torch = need("torch", "writing .pth")
+    torch = need("torch", "writing .pth", "weights")
     state = collections.OrderedDict(
         (n, torch.from_numpy(np.array(t))) for n, t in _with_bookkeeping(tensors).items()
     )
@@ -261,7 +245,7 @@ def _pth(tensors, metadata) -> bytes:
 
 
 def _safetensors(tensors, metadata) -> bytes:
-    save = need("safetensors.numpy", "writing .safetensors").save
+    save = need("safetensors.numpy", "writing .safetensors", "weights").save
     plain = {n: np.ascontiguousarray(t) for n, t in _with_bookkeeping(tensors).items()}
     return save(plain, metadata={"format": "pt"})
 
@@ -277,7 +261,7 @@ def _with_bookkeeping(tensors):
 
 
 def _keras(tensors, metadata) -> bytes:
-    h5py = need("h5py", "writing Keras' files")
+    h5py = need("h5py", "writing Keras' files", "weights")
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         for name, value in tensors.items():

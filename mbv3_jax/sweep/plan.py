@@ -1,8 +1,6 @@
 """From a sweep file to jobs, all of them checked before any is started."""
 
 import dataclasses
-import importlib.util
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ from ml_collections import ConfigDict
 
 from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.run.config import config_differences, config_from_json, parse_config, spec_of
+from mbv3_jax.run.shipped import call_file
 from mbv3_jax.sweep.combinators import Sweep, Trial, group_of
 
 DESCRIPTIONS = "jobs"  # of a sweep's folder: job descriptions and logs
@@ -39,46 +38,35 @@ class Job:
 
 
 def load(sweep: str) -> Sweep:
-    """Reads a sweep file: "configs/ablations/stem.py" or "configs/ablations/stem.py:imagenet".
+    """Reads a sweep file.
+
+    Args:
+      sweep: "stem", "ablations/stem", or the path of a Python file, and after a colon the
+        argument of its `get_sweep`: "stem:imagenet".
 
     Raises:
-      UsageError: no such file, one that fails, or one whose get_sweep(argument) returns no
-        `Sweep` of differently named trials.
+      UsageError: there is no such file, it fails, or its get_sweep does not return a `Sweep` of
+        differently named trials.
     """
-    path, _, argument = sweep.partition(":")
-    if not Path(path).is_file() or Path(path).suffix != ".py":
-        raise UsageError(f"--sweep: no Python file {path!r}; see configs/ablations/")
-    module_spec = importlib.util.spec_from_file_location("sweep_file", path)
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-        get_sweep = getattr(module, "get_sweep", None)
-        if get_sweep is None:
-            raise ValueError("no sweep file: it has no get_sweep(argument)")
-        if argument and not inspect.signature(get_sweep).parameters:
-            raise ValueError(f"it takes no argument, got {argument!r}")
-        loaded = get_sweep(argument) if argument else get_sweep()
-        if not isinstance(loaded, Sweep):
-            raise TypeError(f"get_sweep returned {loaded!r}, expected a Sweep")
-        _check_names(loaded.trials)
-    except Exception as e:  # whatever the file does
-        kind = "" if isinstance(e, ValueError) else f"{type(e).__name__}: "
-        raise UsageError(f"--sweep={sweep}: {kind}{e}") from e
+    loaded = call_file(sweep, "get_sweep")
+    if not isinstance(loaded, Sweep):
+        raise UsageError(f"--sweep={sweep}: get_sweep returned {loaded!r}, expected a Sweep")
+    _check_names(sweep, loaded.trials)
     return loaded
 
 
-def _check_names(trials: Sequence[Trial]) -> None:
+def _check_names(sweep: str, trials: Sequence[Trial]) -> None:
     if not trials:
-        raise ValueError("it has no trial")
+        raise UsageError(f"--sweep={sweep}: it has no trial")
     seen: dict[str, str] = {}
     for name in (trial.name for trial in trials):
         if not _NAME.fullmatch(name) or name == DESCRIPTIONS:
-            raise ValueError(
-                f"trial {name!r}: a name has letters, digits and . _ = @ , + - in it, and is not "
-                f"{DESCRIPTIONS!r}; it becomes a folder"
+            raise UsageError(
+                f"--sweep={sweep}: trial {name!r}: a name has letters, digits and . _ = @ , + - in "
+                f"it, and is not {DESCRIPTIONS!r}; it becomes a folder"
             )
         if other := seen.get(name.casefold()):
-            raise ValueError(f"two trials have the name {other!r}")
+            raise UsageError(f"--sweep={sweep}: two trials have the name {other!r}")
         seen[name.casefold()] = name
 
 

@@ -368,7 +368,7 @@ def test_a_missing_package_is_named(do, imported, tmp_path, monkeypatch):
     code, _, said = do(f"--import={imported}", "--format=onnx", f"--out={tmp_path}/a.onnx")
     assert code == 2
     assert "ONNX needs onnx" in said
-    assert "pip install -r requirements-export.txt" in said
+    assert "pip install -e '.[export]'" in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -214,7 +214,7 @@ def test_a_missing_package_is_named(tmp_path, tensors, attempt, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     monkeypatch.setitem(sys.modules, "safetensors", None)
     said = attempt(file)
-    assert "reading .safetensors needs safetensors: pip install -r requirements-weights" in said
+    assert "reading .safetensors needs safetensors: pip install -e '.[weights]'" in said
 
 
 def test_a_folder_that_is_not_empty(tmp_path, tensors, capsys):

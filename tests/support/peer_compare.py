@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from mbv3_jax.core.packages import install
 from mbv3_jax.interop import mapping
 from mbv3_jax.nn import functional
 
 PEERS = ("h5py", "huggingface_hub", "keras", "safetensors", "timm", "torch", "torchvision")
-INSTALL = "pip install -r requirements-peers.txt"
+INSTALL = install("peers")
 IMAGE_SHAPE = (64, 97, 3)  # the layers see even heights and odd widths: both paddings at once
 TOLERANCE = 1e-4  # of the largest value compared
 

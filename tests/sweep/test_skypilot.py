@@ -1,7 +1,7 @@
 """The executor for SkyPilot: its task files, read as YAML and by SkyPilot's own parser.
 
 The real one runs where MBV3_SKY_PYTHON names a Python that has it, or this one does
-(requirements-launch-skypilot.txt).
+(the extra `skypilot`).
 """
 
 import importlib.util
@@ -123,7 +123,7 @@ def test_without_skypilot_it_says_so(tmp_path, monkeypatch, capfd):
     arguments = [f"--sweep={sweep_file(tmp_path, 'seeds(1)')}", f"--workdir={tmp_path}/sweep"]
     options = ["--executor.accelerators=A100:1", "--executor.bucket=gs://b"]
     assert sweep.main([*arguments, "--executor=skypilot", *options]) == 2
-    assert "the program 'sky' is not installed here; pip install -r requirements-launch-sk" in (
+    assert "the program 'sky' is not installed here; pip install -e '.[skypilot]', in an env" in (
         capfd.readouterr().err
     )
 
@@ -140,7 +140,7 @@ print(json.dumps({
 """
 
 
-@pytest.mark.skipif(not PYTHON, reason="SkyPilot is not installed (requirements-launch-skypilot)")
+@pytest.mark.skipif(not PYTHON, reason="SkyPilot is not installed (the extra `skypilot`)")
 def test_skypilot_reads_it_as_it_is_meant(tmp_path, monkeypatch, task_file):
     monkeypatch.setenv("HOME", str(tmp_path))
     path = task_file(infra="gcp", nodes=1)

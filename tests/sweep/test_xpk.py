@@ -1,6 +1,6 @@
 """The executor for xpk: what it asks for, and the manifest that the real xpk makes of it.
 
-The real one runs where MBV3_XPK or the PATH has it (requirements-launch-xpk.txt).
+The real one runs where MBV3_XPK or the PATH has it (the extra `xpk`).
 """
 
 import json
@@ -98,12 +98,12 @@ def test_without_xpk_it_says_so(tmp_path, monkeypatch, capfd):
     )
     assert code == 2
     assert capfd.readouterr().err.splitlines()[0] == (
-        "error: the program 'xpk' is not installed here; pip install -r "
-        "requirements-launch-xpk.txt, in an environment of its own"
+        "error: the program 'xpk' is not installed here; pip install -e '.[xpk]', "
+        "in an environment of its own"
     )
 
 
-@pytest.mark.skipif(not XPK, reason="xpk is not installed (requirements-launch-xpk.txt)")
+@pytest.mark.skipif(not XPK, reason="xpk is not installed (the extra `xpk`)")
 def test_the_manifest_that_xpk_writes(tmp_path, monkeypatch, executor, job):
     monkeypatch.setenv("HOME", str(tmp_path))
     manifest = executor.manifest(job)

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from mbv3_jax.core.checks import check_whole
+from mbv3_jax.core.packages import install
 from mbv3_jax.sweep.executors import base
 from mbv3_jax.sweep.executors.base import (
     ENDED,
@@ -27,7 +28,7 @@ from mbv3_jax.sweep.executors.base import (
 )
 from mbv3_jax.sweep.plan import Job
 
-_ADVICE = "pip install -r requirements-launch-skypilot.txt, in an environment of its own"
+_ADVICE = f"{install('skypilot')}, in an environment of its own"
 _MOUNT = "/sweeps"
 _WAITING = ("PENDING", "SUBMITTED", "STARTING", "RECOVERING")
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mbv3_jax.core.checks import check_whole
+from mbv3_jax.core.packages import install
 from mbv3_jax.sweep.executors.base import (
     ENDED,
     EXIT_RESTART,
@@ -23,7 +24,7 @@ from mbv3_jax.sweep.executors.base import (
 from mbv3_jax.sweep.plan import Job
 
 _NAME_LIMIT = 39  # xpk's validators.py: less than 40 characters
-_XPK = "pip install -r requirements-launch-xpk.txt, in an environment of its own"
+_XPK = f"{install('xpk')}, in an environment of its own"
 _KUBECTL = "see https://kubernetes.io/docs/tasks/tools/; xpk needs it too"
 
 
