@@ -1,4 +1,4 @@
-"""From a sweep file to jobs, all of them checked before any is started."""
+"""Turns a sweep file into jobs, and checks all of them before any is started."""
 
 import dataclasses
 import re
@@ -12,7 +12,7 @@ from mbv3_jax.run.config import config_differences, config_from_json, parse_conf
 from mbv3_jax.run.shipped import call_file
 from mbv3_jax.sweep.combinators import Sweep, Trial, group_of
 
-DESCRIPTIONS = "jobs"  # of a sweep's folder: job descriptions and logs
+DESCRIPTIONS = "jobs"  # the folder in a sweep's folder for job descriptions and logs
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=@,+-]*")
 
 
@@ -21,11 +21,11 @@ class Job:
     """A trial as an executor runs it.
 
     Attributes:
-      name: of the trial.
+      name: the trial's name.
       group: the name without its seed.
-      overrides: of the trial alone, dotted field -> value.
-      arguments: of main.py, but for --workdir.
-      folder: the run folder.
+      overrides: the trial's own fields, dotted name -> value.
+      arguments: the arguments of the training command, except --workdir.
+      folder: the trial's run folder.
       config: the whole configuration.
     """
 
@@ -71,18 +71,20 @@ def _check_names(sweep: str, trials: Sequence[Trial]) -> None:
 
 
 def make_jobs(sweep: Sweep, folder: Path, overrides: Sequence[str] = ()) -> list[Job]:
-    """The jobs of a sweep, each with a valid configuration and network.
+    """Makes the jobs of a sweep, each with a valid configuration and network.
 
     Args:
       sweep: see `load`.
-      folder: of the sweep; run folders lie in it.
-      overrides: of every trial, as flags: "--config.total_epochs=3".
+      folder: the sweep's folder, which holds the run folders.
+      overrides: flags for every trial: "--config.total_epochs=3".
 
     Raises:
-      UsageError: a trial has an unknown field, a wrong value, a network that cannot be, a field
-        that `overrides` sets too, or a run folder of another configuration. All are listed.
+      UsageError: a trial has an unknown field, a wrong value, an impossible network, a field that
+        `overrides` sets too, or a run folder of another configuration. All trials that are wrong
+        are listed.
     """
-    jobs, wrong = [], {}
+    jobs: list[Job] = []
+    wrong: dict[str, list[str]] = {}  # message -> names of trials
     # --noconfig.net.shortcut is --config.net.shortcut=False
     common = {re.sub("^--(no)?config[.]", "", o.partition("=")[0]) for o in overrides}
     for trial in sweep.trials:
@@ -108,8 +110,8 @@ def make_jobs(sweep: Sweep, folder: Path, overrides: Sequence[str] = ()) -> list
             )
         )
     if wrong:
-        count = sum(map(len, wrong.values()))
-        lines = [f"  {_some(names)}: {message}" for message, names in wrong.items()]
+        count = sum(len(names) for names in wrong.values())
+        lines = [f"  {_listed(names)}: {message}" for message, names in wrong.items()]
         raise UsageError(
             f"{count} of {len(sweep.trials)} trials are wrong, none was started:\n"
             + "\n".join(lines)
@@ -121,7 +123,7 @@ def _flag(field: str, value) -> str:
     return f"--config.{field}={value}"
 
 
-def _some(names: list[str]) -> str:
+def _listed(names: list[str]) -> str:
     return ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} others"
 
 
@@ -135,32 +137,37 @@ def _check_network(config: ConfigDict, run: Path) -> None:
 
 
 def _check_choices(config: ConfigDict) -> None:
-    """Optimizer and schedule with their options; the durations need the data, and are not."""
+    """Checks optimizer and schedule; their durations depend on the data and are not checked."""
     from mbv3_jax.train import schedules  # here, so that a wrong flag waits for no jax
     from mbv3_jax.train.optimizer import make_optimizer
 
     of_schedule, of_optimizer = config.schedule.to_dict(), config.optimizer.to_dict()
     for unit in ("steps", "epochs", "examples"):
         of_schedule.pop(f"warmup_{unit}")
-    some = {"total_steps": 1000, "steps_per_epoch": 10.0, "warmup_steps": 0}
     try:
-        schedule = schedules.make_schedule(of_schedule.pop("name"), **some, **of_schedule)
+        schedule = schedules.make_schedule(
+            of_schedule.pop("name"),
+            total_steps=1000,
+            steps_per_epoch=10.0,
+            warmup_steps=0,
+            **of_schedule,
+        )
         make_optimizer(of_optimizer.pop("name"), schedule, **of_optimizer)
     except ValueError as e:
         raise UsageError(f"config: {e}") from e
 
 
 def _check_folder(run: Path, config: ConfigDict) -> None:
-    """A run that has ended is skipped by main.py's own rule: its configuration is this one."""
+    """Refuses a run folder of another configuration, by the rule that training applies to it."""
     path = run / "config.json"
     if not path.is_file():
         return
     try:
-        different = config_differences(config, config_from_json(path.read_text()))
+        differences = config_differences(config, config_from_json(path.read_text()))
     except ValueError as e:
         raise UsageError(f"{path} is damaged ({e})") from e
-    if different:
+    if differences:
         listed = ", ".join(
-            f"{field} {theirs!r}, now {ours!r}" for field, (ours, theirs) in different.items()
+            f"{field} {stored!r}, now {new!r}" for field, (new, stored) in differences.items()
         )
         raise UsageError(f"{run} holds a run of another configuration: {listed}; another --workdir")

@@ -18,7 +18,6 @@ from sweep_tools import jobs_of, sweep_file
 from mbv3_jax.cli import sweep
 from mbv3_jax.sweep.combinators import trial
 from mbv3_jax.sweep.executors import base, skypilot
-from mbv3_jax.sweep.executors import base as tpu_types
 
 HERE = sys.executable if importlib.util.find_spec("sky") else None
 PYTHON = os.environ.get("MBV3_SKY_PYTHON") or HERE
@@ -68,7 +67,7 @@ def test_gpus_and_a_setup_of_one_s_own(task_file):
     ["tpu-v2-8", "tpu-v3-2048", "tpu-v4-384", "tpu-v5litepod-1", "tpu-v5p-12288", "tpu-v6e-256"],
 )
 def test_tpus_that_exist(name):
-    assert tpu_types.check_tpu_type("accelerators", name) == name
+    assert skypilot.check_tpu_type("accelerators", name) == name
 
 
 @pytest.mark.parametrize(

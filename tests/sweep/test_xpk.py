@@ -60,7 +60,7 @@ def test_names_are_those_of_kubernetes(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "status", "expected"),
     [
-        ({"suspend": True}, {}, base.Status("queued", reason="waits for room in the cluster")),
+        ({"suspend": True}, {}, base.Status("queued", reason="waits for capacity in the cluster")),
         ({"suspend": False}, {"restarts": 2}, base.Status("running")),
         ({}, {"conditions": [{"type": "Completed", "status": "True"}]}, base.Status("ended", 0)),
         (
@@ -79,7 +79,7 @@ def test_states_are_those_of_the_jobset(tmp_path, monkeypatch, executor, spec, s
     kubectl.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert executor.poll({"a": "w-1"}) == {"a": expected}
-    assert executor.poll({"a": "w-2"})["a"].reason == "the JobSet is gone from the cluster"
+    assert executor.poll({"a": "w-2"})["a"].reason == "the JobSet is no longer on the cluster"
     kubectl.write_text("#!/bin/sh\nexit 1\n")
     assert executor.poll({"a": "w-1"}) == {}
 
