@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mbv3_jax.cli.examples import examples_text
 from mbv3_jax.core.checks import call_with_options, choose, option_names
 from mbv3_jax.core.errors import EXIT_INTERRUPTED, RunError, UsageError
 from mbv3_jax.core.packages import program
@@ -37,19 +38,15 @@ def _parser() -> argparse.ArgumentParser:
     options = "\n".join(
         f"  {name}: {', '.join(option_names(make))}" for name, make in EXECUTORS.items()
     )
-    command = f"{program()} sweep"
     parser = argparse.ArgumentParser(
-        prog=command,
+        prog=f"{program()} sweep",
         description="Runs the trials of a sweep. Run the same command again to resume.",
         epilog=f"""\
 Any field of the configuration can be set for all trials: --config.total_epochs=3 ...
 Options of the executors are given as --executor.NAME=VALUE:
 {options}
 
-examples:
-  {command} --sweep=ablations/smoke --dry-run
-  {command} --sweep=nonlinearity --executor.jobs=2
-  {command} --sweep=ablations/width:imagenet --executor=slurm --executor.partition=gpu""",
+{examples_text("sweep")}""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

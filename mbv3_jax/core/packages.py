@@ -1,9 +1,11 @@
 """Optional packages, and how this package is called and installed, for messages."""
 
+import contextlib
 import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -46,6 +48,19 @@ def need(module: str, what: str, extra: str) -> ModuleType:
         is_missing = (getattr(e, "name", None) or "").partition(".")[0] == package
         why = "" if is_missing else f" ({e})"
         raise UsageError(f"{what} needs {package}{why}: {install(extra)}") from e
+
+
+@contextlib.contextmanager
+def hidden(package: str) -> Iterator[None]:
+    """Makes a package look as if it were not installed, for others that import it on the side."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]  # what Python itself writes for this
+    try:
+        yield
+    finally:
+        del sys.modules[package]
 
 
 def installed(*modules: str) -> bool:

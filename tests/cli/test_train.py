@@ -22,6 +22,11 @@ def main(*arguments):
         ("configs/small.py:imagenet", "runs/small-imagenet"),
         ("/a/b/large.py:imagenet,recipe=slim", "runs/large-imagenet-recipe=slim"),
         ("configs/small.py:../../etc", "runs/small-..-..-etc"),
+        ("configs/search/small.py", "runs/search-small"),
+        ("../somewhere/mine.py", "runs/mine"),
+        ("small", "runs/small"),
+        ("small:imagenet", "runs/small-imagenet"),
+        ("search/small", "runs/search-small"),
     ],
 )
 def test_default_run_folder(config, folder):
@@ -75,7 +80,7 @@ def test_ctrl_c_and_the_same_command_again(tmp_path, capfd, monkeypatch):
         assert main(f"--workdir={run}") == 130
     err = capfd.readouterr().err
     assert err.endswith(
-        f"interrupted; the same command goes on from the last checkpoint in {run}\n"
+        f"interrupted; run the same command again to resume from the last checkpoint in {run}\n"
     )
     assert "Traceback" not in err
     assert checkpoint_steps(run) == [6]

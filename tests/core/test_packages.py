@@ -39,3 +39,14 @@ def test_a_package_that_lacks_something_says_what(tmp_path, monkeypatch):
 def test_commands_are_written_as_the_user_starts_them(monkeypatch, started, written):
     monkeypatch.setattr(sys, "argv", [started])
     assert packages.program() == written
+
+
+def test_a_hidden_package_cannot_be_imported_meanwhile(tmp_path, monkeypatch):
+    (tmp_path / "some_package.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with packages.hidden("some_package"), pytest.raises(ImportError):
+        import some_package
+    import some_package
+
+    with packages.hidden("some_package"):  # it is imported already, and stays
+        assert sys.modules["some_package"] is some_package
