@@ -112,7 +112,7 @@ ROOMS = {
     "sweep": [
         "mbv3_jax.sweep.combinators",
         "mbv3_jax.sweep.plan",
-        "mbv3_jax.sweep.results",
+        "mbv3_jax.sweep.state",
         "mbv3_jax.sweep.executors.base",
         "mbv3_jax.sweep.executors.local",
         "mbv3_jax.sweep.executors.slurm",

@@ -1,1 +1,108 @@
-"""MobileNetV3 in JAX: the networks, their training, their ablations."""
+"""MobileNetV3 in JAX: the networks, their training, their ablations.
+
+    import jax
+    import mbv3_jax
+
+    spec = mbv3_jax.build("mobilenet_v3_large", width=0.75)
+    variables = mbv3_jax.init(spec, jax.random.key(0))
+    logits, _ = mbv3_jax.apply(spec, variables, images)
+    print(mbv3_jax.cost.madds(spec))
+    model = mbv3_jax.load("runs/small")
+
+Importing the package imports only the standard library; JAX follows at the first call of `init`,
+`apply` or `load`.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mbv3_jax.arch import NetSpec, build, cost
+
+if TYPE_CHECKING:
+    import jax
+
+    from mbv3_jax.nn.functional import Variables
+    from mbv3_jax.nn.modules import Compute
+    from mbv3_jax.run.model import Model
+
+__all__ = ["NetSpec", "apply", "build", "cost", "init", "load"]
+
+
+def init(spec: NetSpec, key: jax.Array) -> Variables:
+    """Draws fresh variables of a network, in one compiled program for each spec.
+
+    Args:
+      spec: the network, see `build`.
+      key: randomness, `jax.random.key(0)`.
+
+    Returns:
+      {"params": ..., "batch_stats": ...}, nested by layer name, all float32.
+    """
+    from mbv3_jax.nn import functional  # imports JAX, like all imports inside these functions
+
+    return functional.init(spec, key)
+
+
+def apply(
+    spec: NetSpec,
+    variables: Variables,
+    images: jax.Array,
+    *,
+    train: bool = False,
+    key: jax.Array | None = None,
+    compute: Compute | None = None,
+) -> tuple[jax.Array, dict[str, Any]]:
+    """Runs a network, compiled once for each spec, image shape and `train`.
+
+    `nn.functional.apply` is the same function without compilation, for programs that compile it as
+    a part of a larger function.
+
+    Args:
+      spec: the network.
+      variables: from `init`, or the `variables` of a `load`ed model.
+      images: normalised images [batch, height, width, channels].
+      train: whether to normalise by the batch's own statistics, move the running ones and drop
+        out.
+      key: randomness for dropout and drop-path; training with either needs it.
+      compute: types and forms of computation; None for float32.
+
+    Returns:
+      Float32 logits [batch, classes], and the new batch_stats: the old ones unless `train`.
+
+    Raises:
+      ValueError: the images or the variables do not fit the network, or the key is missing.
+    """
+    options = {} if compute is None else {"compute": compute}
+    return _compiled_apply()(spec, variables, images, train=train, key=key, **options)
+
+
+@functools.cache
+def _compiled_apply():
+    import jax
+
+    from mbv3_jax.nn import functional
+
+    return jax.jit(functional.apply, static_argnums=0, static_argnames=("train", "compute"))
+
+
+def load(folder: str | Path, *, step: int | str | None = None, weights: str = "auto") -> Model:
+    """Reads a trained network from a run folder or an import folder.
+
+    Args:
+      folder: a run folder, or a folder written by `mbv3 import`.
+      step: which checkpoint of a run: a number, "best", or None for the newest.
+      weights: which weights of a run: "ema", "raw", or "auto" for the average if there is one.
+
+    Returns:
+      The network's spec, variables, preprocessing and class names.
+
+    Raises:
+      UsageError: the folder is missing or of another kind, or an option does not fit it.
+      RunError: the folder is damaged, or has no such checkpoint.
+    """
+    from mbv3_jax.run.model import load_model
+
+    return load_model(Path(folder), step=step, weights=weights)

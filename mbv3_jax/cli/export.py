@@ -1,11 +1,10 @@
-"""mbv3 export: files for phones and servers."""
+"""mbv3 export: writes files for phones and servers."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mbv3_jax.cli.arguments import add_model, positive
+from mbv3_jax.cli.arguments import add_model, no_more, positive, table_console
 from mbv3_jax.core.errors import UsageError
 
 _FORMATS = ("tflite", "onnx", "stablehlo")
@@ -18,34 +17,58 @@ def add_parsers(commands) -> None:
     """Adds `export` to the subparsers; `run_command(flags, overrides)` runs it."""
     export = commands.add_parser(
         "export",
-        help="a file for phones and servers: TFLite, ONNX, StableHLO",
+        help="write a TFLite, ONNX or StableHLO file",
         allow_abbrev=False,
     )
     add_model(export)
-    export.add_argument("--format", required=True, choices=_FORMATS)
-    export.add_argument("--precision", choices=_PRECISIONS, default="float32")
-    export.add_argument("--out", required=True, type=Path, help="FILE.tflite, .onnx, .stablehlo")
+    export.add_argument("--format", required=True, choices=_FORMATS, help="the kind of file")
     export.add_argument(
-        "--batch", type=_batch, default=1, help="images at a time, or any; default 1"
+        "--precision", choices=_PRECISIONS, default="float32", help="of the file; default float32"
+    )
+    export.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="FILE.tflite, FILE.onnx or FILE.stablehlo",
+    )
+    export.add_argument(
+        "--batch",
+        type=_batch,
+        default=1,
+        metavar="N",
+        help="how many images the file takes at a time, or any; default 1",
     )
     export.add_argument(
         "--input",
         choices=("float32", "uint8"),
         default="float32",
-        help="normalised images, or uint8 ones that the file normalises",
+        help="whether the file takes normalised images, or uint8 images that it normalises; "
+        "default float32",
     )
     export.add_argument(
-        "--images", nargs="+", help="files, folders or @LISTs to check on, and to calibrate int8"
+        "--images",
+        nargs="+",
+        help="images to check the file with, and to calibrate int8: files, folders or @LIST; "
+        "default the run's own data",
     )
     export.add_argument(
-        "--check", type=_count, default=128, help="images to check on, or all; default 128"
+        "--check",
+        type=_count,
+        default=128,
+        metavar="N",
+        help="how many images to check the file with, or all; default 128",
     )
-    group = export.add_argument_group("int8 after training")
-    group.add_argument("--calibration", type=positive, help="training images; default 512")
-    group.add_argument("--observer", choices=_OBSERVERS, help="of ranges; default mse")
-    group.add_argument("--percentile", type=float, help="of that observer; default 99.99")
-    group.add_argument("--equalize", action="store_true", help="cross-layer equalisation")
-    group.add_argument("--correct-bias", action="store_true", help="bias correction")
+    group = export.add_argument_group("quantisation after training, for --precision=int8")
+    group.add_argument(
+        "--calibration", type=positive, metavar="N", help="training images to use; default 512"
+    )
+    group.add_argument("--observer", choices=_OBSERVERS, help="how ranges are chosen; default mse")
+    group.add_argument(
+        "--percentile", type=float, metavar="P", help="for --observer=percentile; default 99.99"
+    )
+    group.add_argument("--equalize", action="store_true", help="equalise ranges across layers")
+    group.add_argument("--correct-bias", action="store_true", help="correct the biases")
     export.set_defaults(run_command=_export)
 
 
@@ -58,26 +81,19 @@ def _count(text: str) -> int | None:
 
 
 def _export(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
-    if overrides:
-        raise UsageError(f"unknown option {overrides[0]}; see export --help")
+    no_more(overrides, "export")
     from mbv3_jax.export import pipeline
     from mbv3_jax.export.formats import Target
     from mbv3_jax.quant.post_training import Options
 
-    given = [
-        name
-        for name in ("calibration", "observer", "percentile", "equalize", "correct_bias")
-        if getattr(flags, name) not in (None, False)
-    ]
-    if given and flags.precision != "int8":
-        option = given[0].replace("_", "-")
-        raise UsageError(f"--{option}: of --precision=int8")
-    post = None
-    if given:
-        options = {k: getattr(flags, k) for k in given if k != "calibration"}
-        post = Options(**options)
+    names = ("calibration", "observer", "percentile", "equalize", "correct_bias")
+    options = {k: getattr(flags, k) for k in names if getattr(flags, k) not in (None, False)}
+    if options and flags.precision != "int8":
+        option = next(iter(options)).replace("_", "-")
+        raise UsageError(f"--{option}: has an effect only with --precision=int8")
     if flags.percentile is not None and flags.observer != "percentile":
-        raise UsageError("--percentile: of --observer=percentile")
+        raise UsageError("--percentile: has an effect only with --observer=percentile")
+    post = Options(**{k: v for k, v in options.items() if k != "calibration"}) if options else None
     target = Target(
         file_format=flags.format,
         precision=flags.precision,
@@ -99,7 +115,6 @@ def _export(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _print(report, target, out: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(header_style="bold")
@@ -109,16 +124,14 @@ def _print(report, target, out: Path) -> None:
         table.add_row(name, str(count))
     table.add_section()
     table.add_row("all", str(sum(report.counts.values())))
-    # Without a terminal rich would wrap the lines at 80 columns.
-    console = Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False)
-    console.print(table)
+    table_console().print(table)
     print(f"checked in {_RUNTIMES[target.file_format]} on {report.what}")
     if report.quantization:
         print(f"ranges: {report.quantization}")
-    for name, found in report.comparisons.items():
+    for name, comparison in report.comparisons.items():
         print(
-            f"against the {name}: {found.agreement:.2%} of the top-1 classes agree, largest "
-            f"difference of a logit {found.largest:.3g} (logits reach {found.scale:.3g})"
+            f"against the {name}: {comparison.agreement:.2%} of the top-1 classes agree, largest "
+            f"difference of a logit {comparison.largest:.3g} (logits reach {comparison.scale:.3g})"
         )
     if report.top1:
         print("top-1: " + ", ".join(f"{name} {v:.2%}" for name, v in report.top1.items()))

@@ -1,4 +1,4 @@
-"""mbv3 eval, predict, embed: using trained networks."""
+"""mbv3 eval, predict, embed: evaluates and applies trained networks."""
 
 import argparse
 import json
@@ -11,43 +11,67 @@ from mbv3_jax.core.errors import UsageError
 from mbv3_jax.core.files import open_atomically
 from mbv3_jax.run.config import parse_config
 
-# What `eval --config` takes of a configuration.
-_OF_EVALUATION = ("--config.data.", "--config.eval_batch_size")
-_ON_SHEET = 120  # images at most
+# The fields of a configuration that `eval --config` uses.
+_EVALUATION_FIELDS = ("--config.data.", "--config.eval_batch_size")
+_MAX_SHEET_IMAGES = 120
 
 
 def add_parsers(commands) -> None:
     """Adds the commands to the subparsers; `run_command(flags, overrides)` runs one."""
     evaluate = commands.add_parser(
-        "eval", help="evaluate on every held-out example, or on other data", allow_abbrev=False
+        "eval", help="evaluate a network on every held-out image", allow_abbrev=False
     )
     add_model(evaluate)
-    evaluate.add_argument("--data", help="evaluate on this instead: folder:PATH, tfds/NAME, ...")
-    evaluate.add_argument("--config", help="or on the data of this configuration; overrides too")
-    evaluate.add_argument("--batch", type=int, help="images at a time; of --data or --config")
+    evaluate.add_argument("--data", help="evaluate on other images: folder:PATH, tfds/NAME, ...")
+    evaluate.add_argument(
+        "--config",
+        help="evaluate on the data of a configuration; its fields can be set as for train",
+    )
+    evaluate.add_argument(
+        "--batch", type=int, metavar="N", help="images at a time, with --data or --config"
+    )
     evaluate.set_defaults(run_command=_eval)
 
     predict = commands.add_parser(
-        "predict", help="the most probable classes of image files", allow_abbrev=False
+        "predict", help="name the most probable classes of image files", allow_abbrev=False
     )
     _add_images(predict)
-    predict.add_argument("--json", action="store_true", help="a line of JSON for each image")
-    predict.add_argument("--save", type=Path, help="FILE.png: the images with the predictions")
+    predict.add_argument("--json", action="store_true", help="print a line of JSON for each image")
+    predict.add_argument(
+        "--save",
+        type=Path,
+        metavar="FILE",
+        help="write a picture of the images with their predictions: .png, .jpg, .pdf or .svg",
+    )
     predict.set_defaults(run_command=_predict)
 
     embed = commands.add_parser(
-        "embed", help="embeddings of image files, from before the logits", allow_abbrev=False
+        "embed",
+        help="write embeddings of image files, the inputs of the last layer",
+        allow_abbrev=False,
     )
     _add_images(embed)
-    embed.add_argument("--out", required=True, type=Path, help="FILE.npz: embedding, path")
+    embed.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="FILE.npz",
+        help="a file with the arrays embedding and path",
+    )
     embed.set_defaults(run_command=_embed)
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("images", nargs="*", help="files, folders, or @LIST with a path a line")
-    parser.add_argument("--list", action="append", default=[], help="the same as @LIST")
-    parser.add_argument("--batch", type=int, default=32, help="images at a time; default 32")
+    parser.add_argument(
+        "images", nargs="*", help="files, folders, or @LIST: a file with a path on each line"
+    )
+    parser.add_argument(
+        "--list", action="append", default=[], metavar="LIST", help="the same as @LIST"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=32, metavar="N", help="images at a time; default 32"
+    )
 
 
 def _eval(flags, overrides: Sequence[str]) -> int:
@@ -59,10 +83,11 @@ def _eval(flags, overrides: Sequence[str]) -> int:
             "--data or --config, --batch"
         )
     for override in overrides:
-        if override.startswith("--") and not override.startswith(_OF_EVALUATION):
+        if override.startswith("--") and not override.startswith(_EVALUATION_FIELDS):
             raise UsageError(
-                f"{override}: has no part in an evaluation, which takes network and preprocessing "
-                f"from {flags.run or flags.imported}; only {' and '.join(_OF_EVALUATION)} have"
+                f"{override}: has no effect on an evaluation, which takes network and "
+                f"preprocessing from {flags.run or flags.imported}; only "
+                f"{' and '.join(_EVALUATION_FIELDS)} have"
             )
     batch = flags.batch
     if flags.config:
@@ -80,7 +105,10 @@ def _eval(flags, overrides: Sequence[str]) -> int:
         values = evaluate_on(folder, data, **options, batch=32 if batch is None else batch)
     else:
         if batch is not None:
-            raise UsageError("--batch: without --data, the run's own eval_batch_size counts")
+            raise UsageError(
+                "--batch: has an effect only with --data or --config; else the run's "
+                "eval_batch_size counts"
+            )
         from mbv3_jax.train.inference import reevaluate
 
         values = reevaluate(flags.run, **options)
@@ -89,7 +117,7 @@ def _eval(flags, overrides: Sequence[str]) -> int:
 
 
 def _open(flags, overrides: Sequence[str]):
-    """The files that a command names, and the network."""
+    """The image files that a command names, and the network."""
     no_more(overrides, flags.command)
     from mbv3_jax.data.files import find_files
 
@@ -137,7 +165,7 @@ def _predict(flags, overrides: Sequence[str]) -> int:
             for i, guess in enumerate(top):
                 name, share = guess["class"], f"{guess['probability']:.2%}"
                 table.add_row("" if i else path, name, share, end_section=i == len(top) - 1)
-        if flags.save and len(sheet) < _ON_SHEET:
+        if flags.save and len(sheet) < _MAX_SHEET_IMAGES:
             guesses = (f"{g['class'][:24]} {g['probability']:.1%}" for g in top[:3])
             sheet.append((view, "\n".join((Path(path).name[-28:], *guesses))))
     if table is not None and table.row_count:
@@ -197,7 +225,11 @@ def _embed(flags, overrides: Sequence[str]) -> int:
 
 
 def _report(results, paths: Sequence[str]) -> int:
-    """Says on standard error how fast it was, and what could not be read; the exit code."""
+    """Prints the speed and the files that could not be read on standard error.
+
+    Returns:
+      The exit code: 1 if a file could not be read.
+    """
     for path, reason in results.problems.items():
         print(f"error: {path}: {reason}", file=sys.stderr)
     bad = sum(path in results.problems for path in paths)

@@ -1,4 +1,4 @@
-"""mbv3 latency: how long networks take, measured and predicted, here and on a phone."""
+"""mbv3 latency: measures networks on this machine and on a phone, and makes latency tables."""
 
 import argparse
 import contextlib
@@ -10,27 +10,36 @@ from pathlib import Path
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.cli.arguments import add_model, no_more, positive
 from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.packages import program
 
 _RUNTIMES = ("litert", "onnxruntime", "xla")
 
 
 def add_parsers(commands) -> None:
     """Adds `latency` to the subparsers; `run_command(flags, overrides)` runs it."""
-    latency = commands.add_parser("latency", help="how long networks take", allow_abbrev=False)
-    actions = latency.add_subparsers(dest="what", required=True)
+    latency = commands.add_parser(
+        "latency", help="measure how long networks take", allow_abbrev=False
+    )
+    actions = latency.add_subparsers(dest="what", metavar="ACTION", required=True)
 
-    run = actions.add_parser("run", help="one network on this machine", allow_abbrev=False)
+    run = actions.add_parser("run", help="measure one network on this machine", allow_abbrev=False)
     which = add_model(run)
-    which.add_argument("--config", help="FILE[:ARG], random weights; overrides too")
-    which.add_argument("--file", type=Path, help="FILE.tflite or FILE.onnx")
+    which.add_argument(
+        "--config",
+        help="the network of a configuration, with random weights; its fields can be set as for "
+        "train",
+    )
+    which.add_argument("--file", type=Path, help="a .tflite or .onnx file")
     _add_runtime(run)
     run.set_defaults(run_command=_run)
 
     compare = actions.add_parser(
-        "compare", help="several networks in turns, and their ratios", allow_abbrev=False
+        "compare", help="measure several networks in turns, and their ratios", allow_abbrev=False
     )
     compare.add_argument(
-        "networks", nargs="+", help="run folders, import folders, .py configs, .json specs, files"
+        "networks",
+        nargs="+",
+        help="run folders, import folders, configurations, spec.json files, .tflite or .onnx files",
     )
     _add_runtime(compare)
     compare.set_defaults(run_command=_compare)
@@ -40,12 +49,30 @@ def add_parsers(commands) -> None:
 
 
 def _add_runtime(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runtime", choices=_RUNTIMES, help="default litert, or as the file is")
-    parser.add_argument("--precision", choices=("float32", "int8"), default="float32")
-    parser.add_argument("--threads", type=positive, default=1)
-    parser.add_argument("--seconds", type=float, default=1.0, help="at least, for each network")
-    parser.add_argument("--runs", type=positive, default=50, help="at least, for each network")
-    parser.add_argument("--out", type=Path, help="FILE.json")
+    parser.add_argument(
+        "--runtime", choices=_RUNTIMES, help="default: litert, or the one that reads the file"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "int8"),
+        default="float32",
+        help="of networks that are not files; default float32",
+    )
+    parser.add_argument("--threads", type=positive, default=1, metavar="N", help="default 1")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=1.0,
+        help="measure each network for so long at least; default 1",
+    )
+    parser.add_argument(
+        "--runs",
+        type=positive,
+        default=50,
+        metavar="N",
+        help="run each network so often at least; default 50",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON")
 
 
 def _run(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -82,56 +109,94 @@ def _compare(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     from mbv3_jax.latency.measure import Effort, measure_files, ratios
 
     no_more(overrides, "latency compare")
-    found = [subjects.of_anything(text) for text in flags.networks]
+    sources = [subjects.of_anything(text) for text in flags.networks]
     effort = Effort(seconds=flags.seconds, runs=flags.runs)
     with tempfile.TemporaryDirectory() as folder:
         models = []
-        for i, source in enumerate(found):
+        for i, source in enumerate(sources):
             runtime = flags.runtime or source.runtime or "litert"
             path = source.prepare(Path(folder), runtime, flags.precision, f"model{i}")
             models.append((runtime, path))
         timings = measure_files(models, threads=flags.threads, effort=effort)
-    compared, names = ratios(timings), [source.name for source in found]
+    compared, names = ratios(timings), [source.name for source in sources]
     results.console().print(results.timings_table(names, timings, compared))
     for runtime in dict.fromkeys(t.runtime for t in timings):
         print(results.footer(next(t for t in timings if t.runtime == runtime)))
     rows = [
         results.record(source.name, _precision(flags, source), t) | {"ratio": dataclasses.asdict(r)}
-        for source, t, r in zip(found, timings, compared, strict=True)
+        for source, t, r in zip(sources, timings, compared, strict=True)
     ]
     results.save(flags.out, {"networks": rows})
 
 
 def _precision(flags: argparse.Namespace, source) -> str | None:
-    """None of a file, which may have any."""
+    """The precision that was asked for; None for a file, which may have any."""
     return None if source.path else flags.precision
 
 
-# Tables for searches: measure, csv.
+# Latency tables for searches: measure, csv.
 
 
 def _add_table_parsers(actions) -> None:
     measure = actions.add_parser(
-        "measure", help="a table of latencies, by which searches predict", allow_abbrev=False
+        "measure", help="make a latency table, from which searches predict", allow_abbrev=False
     )
-    measure.add_argument("--target", choices=("litert", "xla"), default="litert")
-    measure.add_argument("--space", required=True, help="a preset, see search spaces")
-    measure.add_argument("--resolution", type=positive, help="default: the space's")
-    measure.add_argument("--networks", type=positive, default=40, help="whose pieces; default 40")
-    measure.add_argument("--check", type=positive, default=20, help="held out; default 20")
-    measure.add_argument("--threads", type=positive, default=1)
-    measure.add_argument("--out", type=Path, required=True, help="TABLE.json; it grows")
-    measure.add_argument("--files", type=Path, help="folder that keeps the models")
     measure.add_argument(
-        "--only-files", action="store_true", help="write the models and pieces.csv for a phone"
+        "--target", choices=("litert", "xla"), default="litert", help="the runtime; default litert"
+    )
+    measure.add_argument(
+        "--space", required=True, help="a search space; `search spaces` lists them"
+    )
+    measure.add_argument(
+        "--resolution", type=positive, metavar="PIXELS", help="default: the space's own"
+    )
+    measure.add_argument(
+        "--networks",
+        type=positive,
+        default=40,
+        metavar="N",
+        help="measure the pieces of so many random networks; default 40",
+    )
+    measure.add_argument(
+        "--check",
+        type=positive,
+        default=20,
+        metavar="N",
+        help="measure so many whole networks to check the predictions; default 20",
+    )
+    measure.add_argument("--threads", type=positive, default=1, metavar="N", help="default 1")
+    measure.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="TABLE.json",
+        help="the table; a table that exists is extended",
+    )
+    measure.add_argument("--files", type=Path, metavar="DIR", help="keep the models in this folder")
+    measure.add_argument(
+        "--only-files",
+        action="store_true",
+        help="measure nothing: write the models and pieces.csv, to measure them on a phone",
     )
     measure.set_defaults(run_command=_measure)
 
-    table = actions.add_parser("csv", help="a table as CSV, or from CSV", allow_abbrev=False)
+    table = actions.add_parser(
+        "csv", help="convert a latency table to CSV or back", allow_abbrev=False
+    )
     table.add_argument("table", type=Path, help="TABLE.json or TABLE.csv")
-    table.add_argument("--out", type=Path, required=True, help="of the other kind")
-    table.add_argument("--machine", help="what a CSV was measured on, e.g. 'Pixel 1, large core'")
-    table.add_argument("--threads", type=positive, default=1, help="of a CSV")
+    table.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="a file of the other kind"
+    )
+    table.add_argument(
+        "--machine", help="the machine that a CSV was measured on: 'Pixel 1, large core'"
+    )
+    table.add_argument(
+        "--threads",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="the threads that a CSV was measured with; default 1",
+    )
     table.set_defaults(run_command=_csv)
 
 
@@ -154,7 +219,7 @@ def _measure(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         held_out = _sample(flags.space, flags.resolution, 1, flags.check)
     except ValueError as e:
         raise UsageError(f"measure: {e}") from e
-    wanted = unique(fitted)
+    pieces = unique(fitted)
     with contextlib.ExitStack() as stack:
         folder = flags.files or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         try:
@@ -162,33 +227,37 @@ def _measure(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         except OSError as e:
             raise UsageError(f"--files: {folder}: {e.strerror}") from e
         if flags.only_files:
-            for piece in wanted:
+            for piece in pieces:
                 write_piece(folder, piece, flags.target)
             for spec in (*fitted, *held_out):
                 write_whole(folder, spec, flags.target)
-            (folder / "pieces.csv").write_text(table_to_csv(dict.fromkeys(wanted)))
-            print(f"{folder}: {len(wanted)} pieces, listed in pieces.csv")
+            (folder / "pieces.csv").write_text(table_to_csv(dict.fromkeys(pieces)))
+            print(f"{folder}: {len(pieces)} pieces, listed in pieces.csv")
             return
         table = open_table(flags.out, flags.target, flags.threads)
         with _progress() as note:
             fill_table(
-                flags.out, table, folder, wanted, fitted=fitted, held_out=held_out, note=note
+                flags.out, table, folder, pieces, fitted=fitted, held_out=held_out, note=note
             )
-    found = cost_model.judge(cost_model.fit(table), table)
-    results.console().print(results.errors_table({"held-out networks": found}))
+    if errors := cost_model.judge(cost_model.fit(table), table):
+        results.console().print(results.errors_table({"held-out networks": errors}))
     print(f"{flags.out}: {len(table.pieces)} pieces, {len(table.wholes)} networks")
 
 
 def _sample(space: str, resolution: int | None, seed: int, count: int) -> list[NetSpec]:
-    """Random networks of a search space; ValueError if there is no space of that name."""
+    """Random networks of a search space.
+
+    Raises:
+      ValueError: no space has that name.
+    """
     import numpy as np
 
     from mbv3_jax.search.presets import preset
 
-    found = preset(space)
+    networks = preset(space)
     if resolution:
-        found = found.replace(resolution=resolution)
-    return [found.to_spec(p) for p in found.sample(np.random.default_rng(seed), count)]
+        networks = networks.replace(resolution=resolution)
+    return [networks.to_spec(p) for p in networks.sample(np.random.default_rng(seed), count)]
 
 
 @contextlib.contextmanager
@@ -218,43 +287,67 @@ def _csv(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
             text = flags.table.read_text()
         except (OSError, UnicodeDecodeError) as e:
             raise UsageError(f"{flags.table}: cannot be read ({e})") from e
-        found = table_from_csv(text, str(flags.table))
+        pieces = table_from_csv(text, str(flags.table))
         machine = {"cpu": flags.machine}
-        Table("litert", flags.threads, machine, {}, found).write(flags.out)
-        print(f"{len(found)} pieces")
+        Table("litert", flags.threads, machine, {}, pieces).write(flags.out)
+        print(f"{len(pieces)} pieces")
     else:
-        raise UsageError("csv: give TABLE.json and --out=TABLE.csv, or the other way round")
+        raise UsageError(
+            "csv: give TABLE.json and --out=TABLE.csv, or TABLE.csv and --out=TABLE.json"
+        )
     print(flags.out)
 
 
-# A phone, by TFLite's benchmark_model: android, import.
+# A phone, with TFLite's benchmark_model: android, import.
 
 
 def _add_phone_parsers(actions) -> None:
     android = actions.add_parser(
-        "android", help="the command lines for a phone, or runs them", allow_abbrev=False
+        "android", help="measure on a phone, or print the commands for it", allow_abbrev=False
     )
-    android.add_argument("--file", type=Path, required=True, help="FILE.tflite")
-    android.add_argument("--binary", type=Path, default=Path("benchmark_model"))
-    android.add_argument("--serial", help="of the phone, where several are connected")
-    android.add_argument("--threads", type=positive, default=1)
-    android.add_argument("--cpu-mask", type=_mask, help="cores, e.g. f0: the large ones of many")
-    android.add_argument("--runs", type=positive, default=100, help="at least; default 100")
-    android.add_argument("--adb", action="store_true", help="run them, and read what they print")
+    android.add_argument("--file", type=Path, required=True, help="a .tflite file")
+    android.add_argument(
+        "--binary",
+        type=Path,
+        default=Path("benchmark_model"),
+        help="TFLite's benchmark_model for the phone; default benchmark_model",
+    )
+    android.add_argument(
+        "--serial", help="the serial number of the phone, if several are connected"
+    )
+    android.add_argument("--threads", type=positive, default=1, metavar="N", help="default 1")
+    android.add_argument(
+        "--cpu-mask",
+        type=_mask,
+        metavar="MASK",
+        help="the cores to use, in hexadecimal: f0 are the large cores of many phones",
+    )
+    android.add_argument(
+        "--runs",
+        type=positive,
+        default=100,
+        metavar="N",
+        help="run the network so often at least; default 100",
+    )
+    android.add_argument(
+        "--adb", action="store_true", help="run the commands with adb, and read their output"
+    )
     _add_result(android)
     android.set_defaults(run_command=_android)
 
     read = actions.add_parser(
-        "import", help="what benchmark_model printed, as JSON", allow_abbrev=False
+        "import", help="read the output of benchmark_model", allow_abbrev=False
     )
-    read.add_argument("texts", type=Path, nargs="+", help="TIMING.txt [PROFILE.txt]")
+    read.add_argument(
+        "texts", type=Path, nargs="+", metavar="FILE", help="the timing, and after it the profile"
+    )
     _add_result(read)
     read.set_defaults(run_command=_import)
 
 
 def _add_result(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--machine", help="the phone, e.g. 'Pixel 6'")
-    parser.add_argument("--out", type=Path, help="FILE.json")
+    parser.add_argument("--machine", help="the name of the phone: 'Pixel 6'")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON")
 
 
 def _mask(text: str) -> str:
@@ -263,7 +356,7 @@ def _mask(text: str) -> str:
             return text
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"got {text!r}, expected hexadecimal digits, e.g. f0")
+    raise argparse.ArgumentTypeError(f"got {text!r}, expected hexadecimal digits such as f0")
 
 
 def _android(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -292,7 +385,7 @@ def _android(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         print(shlex.join(line))
     print(f"{timing} > timing.txt 2>&1")
     print(f"{profile} > profile.txt 2>&1")
-    print("python -m mbv3_jax latency import timing.txt profile.txt --out=phone.json")
+    print(f"{program()} latency import timing.txt profile.txt --out=phone.json")
 
 
 def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -308,11 +401,11 @@ def _show(flags: argparse.Namespace, texts: list[str], name: str) -> None:
     from mbv3_jax.latency import phone, results
 
     try:
-        found = phone.read(texts, name, flags.machine)
+        result = phone.read(texts, name, flags.machine)
     except ValueError as e:
         raise UsageError(f"{name}: {e}") from e
-    runs = f", mean of {found['runs']} runs" if found["runs"] else ""
-    print(f"{name}: {found['ms']:.3f} ms{runs}; first {found['first_ms']:.3f} ms")
-    if found["profile"]:
-        results.console().print(results.profile_table(found["profile"]))
-    results.save(flags.out, found)
+    runs = f", mean of {result['runs']} runs" if result["runs"] else ""
+    print(f"{name}: {result['ms']:.3f} ms{runs}; first run {result['first_ms']:.3f} ms")
+    if result["profile"]:
+        results.console().print(results.profile_table(result["profile"]))
+    results.save(flags.out, result)

@@ -1,4 +1,4 @@
-"""`mbv3 COMMAND`: finds the command, runs it, and turns errors into exit codes."""
+"""mbv3 COMMAND: finds the command, runs it, and turns errors into exit codes."""
 
 import argparse
 import os
@@ -8,28 +8,36 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from mbv3_jax.cli import data, export, inference, latency, report, search, use_huge_pages, weights
+from mbv3_jax.cli.examples import add_examples
 from mbv3_jax.core.errors import EXIT_INTERRUPTED, RunError, UsageError
-
-# These two have command lines of their own, which main.py and launch/sweep.py share.
-_TRAIN = "train a network and evaluate it; the same as main.py"
-_SWEEP = "run a list of trials; the same as launch/sweep.py"
+from mbv3_jax.core.packages import program
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mbv3", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("train", help=_TRAIN, add_help=False)
-    commands.add_parser("sweep", help=_SWEEP, add_help=False)
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog=program(),
+        description="MobileNetV3 in JAX. COMMAND --help explains a command and has an example.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    # These two have parsers of their own, which main.py and launch/sweep.py share.
+    commands.add_parser("train", help="train a network and evaluate it", add_help=False)
+    commands.add_parser("sweep", help="run the trials of a sweep file", add_help=False)
     for group in (report, inference, data, weights, export, latency, search):
         group.add_parsers(commands)
+    add_examples(parser)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code; the codes are those of `cli.train.main`.
+    """Runs a command.
 
     Args:
       arguments: the command and its options; None takes those of this process.
+
+    Returns:
+      The exit code, see `cli.train.main`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["train"]:
@@ -41,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from mbv3_jax.cli.sweep import main as sweep
 
         return sweep(arguments[1:])
-    flags, overrides = _parser().parse_known_args(arguments)
+    flags, overrides = make_parser().parse_known_args(arguments)
     try:
         code = flags.run_command(flags, overrides)
     except (UsageError, RunError) as e:
@@ -51,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return e.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # of `| head`; Python would complain when it closes the stream
+    except BrokenPipeError:  # `| head` ends early; Python would complain as it closes the stream
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code or 0

@@ -14,35 +14,49 @@ from mbv3_jax.core.files import open_atomically
 
 def add_parsers(commands) -> None:
     """Adds the commands to the subparsers; `run_command(flags, overrides)` runs one."""
-    summary = commands.add_parser("summary", help="layer table and totals of a network")
-    summary.add_argument("--config", required=True, help="as for train, overrides too")
+    summary = commands.add_parser("summary", help="print the layers and the cost of a network")
+    summary.add_argument(
+        "--config", required=True, help="a configuration; its fields can be set as for train"
+    )
     summary.set_defaults(run_command=_summary)
 
-    plot = commands.add_parser("plot", help="a picture of a run: curves, confusion, mistakes")
-    plot.add_argument("--run", required=True, type=Path, help="run folder")
-    plot.add_argument("--out", required=True, type=Path, help="file.png, file.svg or file.pdf")
+    plot = commands.add_parser("plot", help="draw the curves, confusions or mistakes of a run")
+    plot.add_argument("--run", required=True, type=Path, metavar="DIR", help="a run folder")
+    plot.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="a file that ends in .png, .svg or .pdf",
+    )
     plot.add_argument(
         "--what",
         choices=("curves", "confusion", "mistakes"),
         default="curves",
-        help="training curves, confusion matrix, or the worst mistakes; default curves",
+        help="the training curves, the confusion matrix, or the worst mistakes; default curves",
     )
     plot.set_defaults(run_command=_plot)
 
     report = commands.add_parser(
-        "report", help="results of runs, sweeps or searches as a page or a table"
+        "report", help="write a page or a table of runs, sweeps or searches"
     )
-    report.add_argument("runs", nargs="*", type=Path, help="run and sweep folders; or searches")
     report.add_argument(
-        "--compare", nargs=2, type=Path, metavar=("A", "B"), help="two of them side by side"
+        "runs",
+        nargs="*",
+        type=Path,
+        metavar="DIR",
+        help="folders of runs and sweeps, or folders of searches",
     )
-    report.add_argument("--out", type=Path, help="file; default: the terminal")
+    report.add_argument(
+        "--compare", nargs=2, type=Path, metavar=("A", "B"), help="compare two run folders"
+    )
+    report.add_argument("--out", type=Path, metavar="FILE", help="default: the terminal")
     report.add_argument(
         "--format",
         choices=("html", "md", "csv", "json", "latex"),
-        help="default: as --out ends (.html, .md, .csv, .json, .tex), else md",
+        help="default: what --out ends in (.html, .md, .csv, .json, .tex), or md",
     )
-    report.add_argument("--no-latency", action="store_true", help="measure no latency")
+    report.add_argument("--no-latency", action="store_true", help="do not measure latency")
     report.set_defaults(run_command=_report)
 
 

@@ -1,19 +1,28 @@
-"""python -m mbv3_jax search spaces, netadapt, worker."""
+"""mbv3 search: search spaces, NetAdapt, and workers for a search that runs elsewhere."""
 
 import argparse
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.cli.arguments import no_more, table_console
 from mbv3_jax.core.errors import Preempted, UsageError
+from mbv3_jax.core.packages import program
 
 
 def add_parsers(commands) -> None:
     """Adds `search` to the subparsers; `run_command(flags, overrides)` runs it."""
-    search = commands.add_parser("search", help="spaces of networks, and NetAdapt")
-    actions = search.add_subparsers(dest="what", required=True)
-    spaces = actions.add_parser("spaces", help="the preset spaces and how many networks they have")
+    search = commands.add_parser(
+        "search",
+        help="list search spaces, narrow a network, or help a search",
+        description="A whole search is a configuration of train.",
+    )
+    actions = search.add_subparsers(dest="what", metavar="ACTION", required=True)
+    spaces = actions.add_parser(
+        "spaces", help="list the search spaces and how many networks they have"
+    )
     spaces.set_defaults(run_command=_spaces)
 
     netadapt = actions.add_parser(
@@ -21,37 +30,71 @@ def add_parsers(commands) -> None:
         help="narrow a trained network, layer by layer, down to a cost",
         allow_abbrev=False,
     )
-    netadapt.add_argument("--run", type=Path, required=True, help="folder of a run that has ended")
+    netadapt.add_argument(
+        "--run", type=Path, required=True, metavar="DIR", help="the folder of a finished run"
+    )
     target = netadapt.add_mutually_exclusive_group(required=True)
-    target.add_argument("--target-madds", type=float, metavar="N", help="multiply-adds to get to")
-    target.add_argument("--target-ms", type=float, metavar="MS", help="latency to get to")
-    netadapt.add_argument(
-        "--table", type=Path, help="TABLE.json of latency measure, for --target-ms"
+    target.add_argument(
+        "--target-madds", type=float, metavar="N", help="narrow it to so many multiply-adds"
     )
-    netadapt.add_argument("--out", type=Path, required=True, help="folder for all that it writes")
-    netadapt.add_argument(
-        "--steps", type=int, default=50, help="that each proposal is fine-tuned; default 50"
+    target.add_argument(
+        "--target-ms", type=float, metavar="MS", help="narrow it to so many milliseconds"
     )
     netadapt.add_argument(
-        "--rate", type=float, help="learning rate of that; default a tenth of the run's"
+        "--table",
+        type=Path,
+        metavar="TABLE.json",
+        help="the latency table for --target-ms, see `latency measure`",
     )
     netadapt.add_argument(
-        "--delta", type=float, default=0.01, help="of the cost, cut in a step; default 0.01"
+        "--out", type=Path, required=True, metavar="DIR", help="a folder for the results"
     )
-    netadapt.add_argument("--divisor", type=int, default=8, help="of channel counts; default 8")
     netadapt.add_argument(
-        "--max-proposals", type=int, metavar="N", help="tried in a step, at random; default all"
+        "--steps",
+        type=int,
+        default=50,
+        metavar="N",
+        help="fine-tune each proposal for so many steps; default 50",
     )
-    netadapt.add_argument("--seed", type=int, default=0)
     netadapt.add_argument(
-        "--eval-split", help="to choose by, as --config.data.eval_split; default the run's"
+        "--rate",
+        type=float,
+        help="the learning rate of this fine-tuning; default a tenth of the run's",
+    )
+    netadapt.add_argument(
+        "--delta",
+        type=float,
+        default=0.01,
+        metavar="PART",
+        help="the part of the cost that each step cuts; default 0.01",
+    )
+    netadapt.add_argument(
+        "--divisor",
+        type=int,
+        default=8,
+        metavar="N",
+        help="channel counts stay multiples of this; default 8",
+    )
+    netadapt.add_argument(
+        "--max-proposals",
+        type=int,
+        metavar="N",
+        help="try so many random proposals in each step; default all",
+    )
+    netadapt.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+    netadapt.add_argument(
+        "--eval-split",
+        metavar="SPLIT",
+        help="the images to choose by, as for --config.data.eval_split; default the run's",
     )
     netadapt.set_defaults(run_command=_netadapt)
 
     worker = actions.add_parser(
         "worker", help="train candidates of a search that runs elsewhere", allow_abbrev=False
     )
-    worker.add_argument("--run", type=Path, required=True, help="the search's folder")
+    worker.add_argument(
+        "--run", type=Path, required=True, metavar="DIR", help="the folder of the search"
+    )
     worker.set_defaults(run_command=_worker)
 
 
@@ -62,16 +105,15 @@ def _spaces(flags, overrides: Sequence[str]) -> None:
     from mbv3_jax.search.presets import PRESETS
     from mbv3_jax.search.space import combinations, network_count
 
-    if overrides:
-        raise UsageError(f"unknown option {overrides[0]}; search spaces takes none")
+    no_more(overrides, "search spaces")
     table = Table(title="search spaces", header_style="bold")
     for name in ("space", "decisions", "combinations", "different networks"):
-        table.add_column(name, justify="left" if name == "space" else "right", no_wrap=True)
+        table.add_column(name, justify=_side(name == "space"), no_wrap=True)
     for name, make in PRESETS.items():
         space = make()
         numbers = (_number(combinations(space)), _number(network_count(space)))
         table.add_row(name, str(len(space.decisions)), *numbers)
-    table.caption = "combinations count choices of blocks that are left out, as papers do"
+    table.caption = "combinations include the choices in blocks that are left out, as in papers"
     Console().print(table)
 
 
@@ -80,15 +122,13 @@ def _netadapt(flags: argparse.Namespace, overrides: Sequence[str]) -> int | None
 
     from mbv3_jax.search.netadapt.adapt import shrink
 
-    if overrides:
-        raise UsageError(f"unknown option {overrides[0]}; see search netadapt --help")
-    plain = {"markup": False, "emoji": False, "highlight": False}
-    console = Console(stderr=True, soft_wrap=True, **plain)
+    no_more(overrides, "search netadapt")
+    console = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
     cost, show = _cost(flags)
     target = flags.target_madds if flags.target_ms is None else flags.target_ms
     options = ("steps", "rate", "delta", "divisor", "max_proposals", "seed", "eval_split")
     try:
-        found = shrink(
+        result = shrink(
             flags.run,
             cost,
             target,
@@ -98,49 +138,49 @@ def _netadapt(flags: argparse.Namespace, overrides: Sequence[str]) -> int | None
             show=show,
         )
     except Preempted as e:
-        console.print("stopped on request; the same command goes on")
+        console.print("preempted; run the same command again to resume")
         return e.exit_code
-    _print_steps(found, show)
-    spec, cost_model = flags.out / "spec.json", found["model"]
-    print(f"\nfrom scratch: python main.py --config=configs/found.py:spec={spec},TASK")
-    print(f"or go on: python main.py --config=configs/finetune.py:TASK --config.init={cost_model}")
+    _print_steps(result, show)
+    spec, model = flags.out / "spec.json", result["model"]
+    print(f"\nto train it from scratch: {program()} train --config=found:spec={spec},TASK")
+    print(f"to fine-tune it: {program()} train --config=finetune:TASK --config.init={model}")
     return None
 
 
 def _cost(flags: argparse.Namespace) -> tuple[Callable[[NetSpec], float], Callable[[float], str]]:
-    """The cost that the target is of, and how to write it."""
+    """The function that computes the cost of a network, and the one that formats a cost."""
     if flags.target_madds is not None:
         from mbv3_jax.arch.cost import madds
 
         if flags.table:
-            raise UsageError("--table goes with --target-ms")
+            raise UsageError("--table: has an effect only with --target-ms")
         return madds, lambda value: f"{value / 1e6:.4g} million MAdds"
     from mbv3_jax.latency import cost_model, table
 
     if not flags.table:
-        raise UsageError("--target-ms needs --table=TABLE.json, see latency measure")
+        raise UsageError("--target-ms needs --table=TABLE.json, see `latency measure`")
     try:
         return cost_model.fit(table.read_table(flags.table)), lambda value: f"{value:.4g} ms"
     except ValueError as e:
         raise UsageError(f"--table: {flags.table}: {e}") from e
 
 
-def _print_steps(found: dict, show: Callable[[float], str]) -> None:
-    import sys
+def _side(is_text: bool) -> Literal["left", "right"]:
+    return "left" if is_text else "right"
 
-    from rich.console import Console
+
+def _print_steps(result: dict, show: Callable[[float], str]) -> None:
     from rich.table import Table
 
     table = Table(title="NetAdapt", header_style="bold")
-    for name in ("step", "narrowed", "cost", f"top-1, {found['split']}"):
-        justify = "left" if name == "narrowed" else "right"
-        table.add_column(name, justify=justify, no_wrap=name != "narrowed")
-    rows = [{"change": "", **found["seed"]}, *found["steps"]]
+    for name in ("step", "narrowed", "cost", f"top-1, {result['split']}"):
+        is_text = name == "narrowed"
+        table.add_column(name, justify=_side(is_text), no_wrap=not is_text)
+    rows = [{"change": "", **result["seed"]}, *result["steps"]]
     for number, row in enumerate(rows):
         table.add_row(str(number), row["change"], show(row["cost"]), f"{row['accuracy']:.2%}")
     table.caption = "top-1 after a brief fine-tuning"
-    # Without a terminal rich would wrap the table at 80 columns.
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    table_console().print(table)
 
 
 def _number(value: int) -> str:
@@ -154,8 +194,7 @@ def _worker(flags, overrides: Sequence[str]) -> None:
     from mbv3_jax.search.candidates import work
     from mbv3_jax.search.program import read_search_config
 
-    if overrides:
-        raise UsageError(f"unknown option {overrides[0]}; search worker takes --run")
+    no_more(overrides, "search worker")
     config = read_search_config(flags.run)
     console = Console(stderr=True, markup=False, emoji=False)
     with stops_at_once():
@@ -165,4 +204,4 @@ def _worker(flags, overrides: Sequence[str]) -> None:
             ended=(flags.run / "found.json").exists,
             console=console,
         )
-    print(f"{count} trainings; the search wants no more")
+    print(f"{count} trainings; the search needs no more")

@@ -1,16 +1,19 @@
-"""The command line of `main.py`: flags to configuration, errors to exit codes."""
+"""mbv3 train, and main.py: trains or searches by a configuration."""
 
 import argparse
 import logging
 import re
 import shlex
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from mbv3_jax.cli.examples import examples_text
 from mbv3_jax.core.errors import EXIT_INTERRUPTED, EXIT_RESTART, Preempted, RunError, UsageError
+from mbv3_jax.core.packages import program
 from mbv3_jax.run import interrupt
 from mbv3_jax.run.config import parse_config
 from mbv3_jax.run.processes import (
@@ -21,15 +24,19 @@ from mbv3_jax.run.processes import (
     process_label,
     start_processes,
 )
+from mbv3_jax.run.shipped import split_argument
 
 
 def default_workdir(config: str) -> Path:
-    """runs/small for configs/small.py, runs/small-imagenet for configs/small.py:imagenet,
-    runs/search-small for configs/search/small.py."""
-    path, _, argument = config.partition(":")
-    *folders, name = Path(path).with_suffix("").parts
-    if "configs" in folders:
-        name = "-".join([*folders[folders.index("configs") + 1 :], name])
+    """The default --workdir: runs/small for "small" and "configs/small.py", runs/small-imagenet for
+    "small:imagenet", runs/search-small for "search/small" and "configs/search/small.py"."""
+    path, argument = split_argument(config)
+    parts = Path(path).with_suffix("").parts
+    if "configs" in parts[:-1]:
+        parts = parts[parts.index("configs") + 1 :]
+    elif path.endswith(".py"):
+        parts = parts[-1:]
+    name = "-".join(parts)
     argument = re.sub(r"[^A-Za-z0-9._=-]+", "-", argument).strip("-")
     return Path("runs") / "-".join(filter(None, (name, argument)))
 
@@ -95,8 +102,8 @@ def _search(config, workdir: Path, console: Console) -> str:
 _PROGRAMS = {"train": _train, "search": _search}
 
 
-def _ended(error: BaseException, code: int, text: str, console: Console, **how) -> int:
-    """Says what ended the run, to the person and to the other processes; returns the code."""
+def _ended(error: BaseException, code: int, text: str, console: Console, **style) -> int:
+    """Tells the user and the other processes what ended the run; returns the exit code."""
     console.quiet = False
     peers = other_processes()
     if peers and is_loss_of_a_process(error):
@@ -104,31 +111,41 @@ def _ended(error: BaseException, code: int, text: str, console: Console, **how) 
     if peers:
         peers.report_failure(text.removeprefix("error: ").removeprefix(process_label()), code)
     if text:
-        console.print(text, **how)
+        console.print(text, **style)
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="main.py",
-        description="Trains a network and evaluates it. The same command again resumes.",
-        epilog="Any field of the configuration: --config.seed=1 --config.net.width=0.5 ...",
+        prog="main.py" if Path(sys.argv[0]).name == "main.py" else f"{program()} train",
+        description="Trains a network and evaluates it. Run the same command again to resume.",
+        epilog="Any field of the configuration can be set: --config.seed=1 --config.net.width=0.5 "
+        f"...\n\n{examples_text('train')}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, help="configs/NAME.py or configs/NAME.py:ARG")
-    parser.add_argument("--workdir", type=Path, help="run folder; default runs/NAME-ARG")
+    parser.add_argument(
+        "--config",
+        required=True,
+        help="NAME or NAME:ARG of a shipped configuration, or the path of a file",
+    )
+    parser.add_argument(
+        "--workdir", type=Path, metavar="DIR", help="the run folder; default runs/NAME-ARG"
+    )
     several = parser.add_argument_group(
-        "several processes", "under srun, in a JobSet and on a TPU pod they find each other"
+        "several processes",
+        "Under srun, in a JobSet and on a TPU pod the processes find each other without these.",
     )
     several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    several.add_argument("--num-processes", type=int, metavar="N")
-    several.add_argument("--process-id", type=int, metavar="I", help="0 to N-1")
+    several.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
+    several.add_argument("--process-id", type=int, metavar="I", help="this one's number, 0 to N-1")
     several.add_argument(
         "--patience",
         type=float,
         default=PATIENCE,
         metavar="SECONDS",
-        help="after so long without a sign or a step of another process, exit 75; default 300",
+        help="exit with code 75 if another process has not answered or advanced for so long; "
+        "default 300",
     )
     return parser
 
@@ -152,15 +169,15 @@ def _report(summary: dict, workdir: Path) -> str:
         f"top-1 {values['top1']:.2%} on {_images(values)} {summary['split']} images "
         f"({summary['weights']} weights)",
         f"run folder: {workdir}",
-        f"next: python -m mbv3_jax plot --run={quoted} --out=curves.png   draw its curves",
-        f"      python -m mbv3_jax eval --run={quoted}                    evaluate it again",
+        f"next: {program()} plot --run={quoted} --out=curves.png   draw its curves",
+        f"      {program()} eval --run={quoted}                    evaluate it again",
     ]
     if best := summary.get("best"):
         at = f"at step {best['step']}; --run={quoted} --step=best uses that checkpoint"
         lines.insert(2, f"best: top-1 {best['top1']:.2%} {at}")
     if (workdir / "predictions.npz").exists():
         out = "--what=mistakes --out=mistakes.png"
-        lines.append(f"      python -m mbv3_jax plot --run={quoted} {out}   its worst mistakes")
+        lines.append(f"      {program()} plot --run={quoted} {out}   draw its worst mistakes")
     return "\n".join(lines)
 
 

@@ -1,37 +1,71 @@
-"""Packages that are imported only when they are used: optional ones, and ones slow to import."""
+"""Packages imported only when they are used, and how this one is called and installed."""
 
+import contextlib
 import importlib
 import importlib.util
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from mbv3_jax.core.errors import UsageError
 
+# A checkout has the project file beside the package; an installed package has not.
+CHECKOUT = Path(__file__).resolve().parents[2]
+IS_CHECKOUT = (CHECKOUT / "pyproject.toml").is_file() and (CHECKOUT / "main.py").is_file()
 
-def need(module: str, what: str, *, requirements: str = "requirements-export.txt") -> ModuleType:
+
+def install(extra: str) -> str:
+    """The command that installs an extra of pyproject.toml, for messages."""
+    return f"pip install -e '.[{extra}]'" if IS_CHECKOUT else f"pip install 'mbv3_jax[{extra}]'"
+
+
+def program() -> str:
+    """How to write a command: `mbv3` if the user does, else what works without installation."""
+    return "mbv3" if Path(sys.argv[0]).stem == "mbv3" else "python -m mbv3_jax"
+
+
+def need(module: str, what: str, extra: str) -> ModuleType:
     """Imports a module of an optional package.
 
     Args:
-      module: the module.
-      what: the feature that needs it, for the message.
-      requirements: the file that lists the package.
+      module: its dotted name.
+      what: what needs it, for the message: "TFLite", "reading .pth".
+      extra: the extra of pyproject.toml that installs it.
 
     Raises:
-      UsageError: the module cannot be imported; the message says how to install it.
+      UsageError: it is not installed; the message has the command that installs it.
     """
-    # The C++ of litert-converter greets on standard error; warnings stay.
+    # The C++ of litert-converter prints a greeting on standard error at a lower level.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     try:
         return importlib.import_module(module)
     except ImportError as e:
-        raise UsageError(
-            f"{what} needs {module.partition('.')[0]} ({e}): pip install -r {requirements}"
-        ) from e
+        package = module.partition(".")[0]
+        # Anything but "No module named ..." of the package itself: it is there, but incomplete, or
+        # it does not fit another package.
+        is_missing = (getattr(e, "name", None) or "").partition(".")[0] == package
+        why = "" if is_missing else f" ({e})"
+        raise UsageError(f"{what} needs {package}{why}: {install(extra)}") from e
+
+
+@contextlib.contextmanager
+def hidden(package: str) -> Iterator[None]:
+    """Makes a package look as if it were not installed, for others that import it on the side."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]  # what Python itself writes for this
+    try:
+        yield
+    finally:
+        del sys.modules[package]
 
 
 def installed(*modules: str) -> bool:
-    """Whether all of them can be imported; they are not."""
+    """Whether all of these modules can be found, without importing them."""
     return all(importlib.util.find_spec(module) for module in modules)
 
 

@@ -75,7 +75,7 @@ def _build(dataset: str, root: str, manual_dir: str | None, report: Callable[[st
     except ImportError as e:
         raise NotFound(
             f"to prepare {dataset} TFDS needs TensorFlow, this once (training does not): "
-            f"pip install -r requirements-data.txt ({e})"
+            f"{install('data')} ({e})"
         ) from e
     import tensorflow_datasets
 

@@ -113,7 +113,7 @@ def run_file(file: bytes, target: Target, images: np.ndarray) -> np.ndarray:
     """
     batch = target.batch or _REFERENCE_BATCH
     if target.file_format == "onnx":
-        runtime = need("onnxruntime", "ONNX")
+        runtime = need("onnxruntime", "ONNX", "export")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
@@ -126,7 +126,7 @@ def run_file(file: bytes, target: Target, images: np.ndarray) -> np.ndarray:
     elif target.file_format == "stablehlo":
         run = jax.jit(jax.export.deserialize(bytearray(file)).call)
     else:
-        interpreter = need("ai_edge_litert.interpreter", "TFLite")
+        interpreter = need("ai_edge_litert.interpreter", "TFLite", "export")
         runner = interpreter.Interpreter(model_content=file, num_threads=1).get_signature_runner()
 
         inputs = runner.get_input_details()["images"]

@@ -164,7 +164,7 @@ def to_stablehlo(
     Returns:
       The file, which `jax.export.deserialize` reads; its `mlir_module()` is the StableHLO.
     """
-    need("flatbuffers", "StableHLO")  # jax.export imports it
+    need("flatbuffers", "StableHLO", "export")  # jax.export imports it
     dimensions = jax.export.symbolic_shape(",".join(map(str, shape)))
     exported = jax.export.export(
         jax.jit(function),
@@ -179,7 +179,7 @@ def stablehlo_counts(file: bytes) -> dict[str, int]:
 
     Constants and operations that only handle shapes are counted too, as XLA has not yet fused them.
     """
-    need("flatbuffers", "StableHLO")
+    need("flatbuffers", "StableHLO", "export")
     numbers: collections.Counter[str] = collections.Counter()
     module = jax.export.deserialize(bytearray(file)).mlir_module()
     for operation in _STABLEHLO_OPERATION.finditer(module):

@@ -56,7 +56,7 @@ def to_onnx(
       UsageError: onnx is not installed.
       ValueError: a weight is too large for float16.
     """
-    need("onnx", "ONNX")
+    need("onnx", "ONNX", "export")
     from onnx import TensorProto, checker, helper, shape_inference
 
     writer = _Writer(spec, folded, np.dtype(dtype))
@@ -96,7 +96,7 @@ def counts(model: bytes) -> dict[str, int]:
 
     Depthwise convolutions are counted apart, as `DEPTHWISE`.
     """
-    onnx = need("onnx", "ONNX")
+    onnx = need("onnx", "ONNX", "export")
 
     def name(node):
         groups = {a.name: a.i for a in node.attribute}.get("group", 1)
@@ -108,7 +108,7 @@ def counts(model: bytes) -> dict[str, int]:
 
 def with_metadata(model: bytes, entries: dict[str, str]) -> bytes:
     """A copy of the file with these entries in its metadata_props."""
-    onnx = need("onnx", "ONNX")
+    onnx = need("onnx", "ONNX", "export")
     proto = onnx.load_model_from_string(model)
     onnx.helper.set_model_props(proto, entries)
     return proto.SerializeToString()
@@ -116,7 +116,7 @@ def with_metadata(model: bytes, entries: dict[str, str]) -> bytes:
 
 def metadata(model: bytes) -> dict[str, str]:
     """The entries that `with_metadata` wrote."""
-    onnx = need("onnx", "ONNX")
+    onnx = need("onnx", "ONNX", "export")
     return {p.key: p.value for p in onnx.load_model_from_string(model).metadata_props}
 
 

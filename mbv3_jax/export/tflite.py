@@ -58,9 +58,9 @@ def to_tflite(
     Raises:
       UsageError: litert-converter is not installed.
     """
-    ir = need("litert_converter.mlir.ir", "TFLite")
-    passmanager = need("litert_converter.mlir.passmanager", "TFLite")
-    converter = need("litert_converter.mlir._mlir_libs.converter_api_ext", "TFLite")
+    ir = need("litert_converter.mlir.ir", "TFLite", "export")
+    passmanager = need("litert_converter.mlir.passmanager", "TFLite", "export")
+    converter = need("litert_converter.mlir._mlir_libs.converter_api_ext", "TFLite", "export")
     # The module is passed as text, because the converter refuses every custom call in the portable
     # form.
     lowered = jax.jit(function).trace(*examples).lower(lowering_platforms=("cpu",)).as_text()
@@ -87,7 +87,7 @@ def to_tflite(
 
 def operations(model: bytes) -> list[Operation]:
     """Lists the operations of a TFLite file in order."""
-    schema = need("litert_converter.schema_py_generated", "TFLite")
+    schema = need("litert_converter.schema_py_generated", "TFLite", "export")
     names = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
     types = {v: k for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
     file = schema.Model.GetRootAs(model, 0)
@@ -137,8 +137,8 @@ def with_half_weights(model: bytes) -> bytes:
       UsageError: a package is not installed.
       ValueError: a value is too large for float16.
     """
-    flatbuffers = need("flatbuffers", "TFLite")
-    schema = need("litert_converter.schema_py_generated", "TFLite")
+    flatbuffers = need("flatbuffers", "TFLite", "export")
+    schema = need("litert_converter.schema_py_generated", "TFLite", "export")
 
     class Aligned(schema.BufferT):  # type: ignore[name-defined]  # an optional, untyped package
         """A buffer that begins at a multiple of `_ALIGNMENT`; the generated class ignores that."""

@@ -9,7 +9,6 @@ from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.core.files import open_atomically
 from mbv3_jax.core.packages import need
 from mbv3_jax.interop.pretrained import HUB_FILE, Pretrained
-from mbv3_jax.interop.weight_files import REQUIREMENTS
 
 _TIMEOUT_S = 30
 
@@ -39,9 +38,7 @@ def fetch(entry: Pretrained, *, revision: str | None = None) -> tuple[Path, dict
 def _fetch_from_hub(
     entry: Pretrained, hub: str, revision: str | None
 ) -> tuple[Path, dict[str, str]]:
-    client_package = need(
-        "huggingface_hub", "downloading from the Hugging Face Hub", requirements=REQUIREMENTS
-    )
+    client_package = need("huggingface_hub", "downloading from the Hugging Face Hub", "weights")
     try:
         client = client_package.HfApi()
         info = client.model_info(hub, revision=revision, files_metadata=True)

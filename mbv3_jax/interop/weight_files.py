@@ -22,7 +22,6 @@ from mbv3_jax.core.files import open_atomically
 from mbv3_jax.core.packages import need
 from mbv3_jax.interop.mapping import BOOKKEEPING
 
-REQUIREMENTS = "requirements-weights.txt"  # lists the packages that read and write these files
 # Library -> the endings of files that are read.
 SUFFIXES = {
     "timm": (".safetensors", ".pth"),
@@ -147,10 +146,6 @@ def write(library: str, path: Path, tensors: Tensors, *, metadata: Mapping[str, 
         raise RunError(f"cannot write {path}: {e.strerror}") from e
 
 
-def _need(module: str, what: str) -> Any:
-    return need(module, what, requirements=REQUIREMENTS)
-
-
 def _as_float32(path: Path, name: str, value: np.ndarray) -> np.ndarray:
     if value.dtype.name not in _FLOATS:
         raise UsageError(f"{path}: {name} is {value.dtype.name}, expected {', '.join(_FLOATS)}")
@@ -158,7 +153,7 @@ def _as_float32(path: Path, name: str, value: np.ndarray) -> np.ndarray:
 
 
 def _read_pth(data: bytes) -> tuple[str | None, Tensors]:
-    torch = _need("torch", "reading .pth")
+    torch = need("torch", "reading .pth", "weights")
     try:
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
@@ -189,7 +184,7 @@ def _read_pth(data: bytes) -> tuple[str | None, Tensors]:
 
 
 def _read_safetensors(data: bytes) -> tuple[str | None, Tensors]:
-    load = _need("safetensors.numpy", "reading .safetensors").load
+    load = need("safetensors.numpy", "reading .safetensors", "weights").load
     import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
 
     return None, _without_bookkeeping(load(data))
@@ -200,7 +195,7 @@ def _without_bookkeeping(tensors: Tensors) -> Tensors:
 
 
 def _read_keras(data: bytes) -> tuple[str | None, Tensors]:
-    h5py = _need("h5py", "reading Keras' files")
+    h5py = need("h5py", "reading Keras' files", "weights")
     if data[:2] == b"PK":  # .keras: a zip archive
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             data = archive.read("model.weights.h5")
@@ -255,7 +250,7 @@ def _text(name: str | bytes) -> str:
 
 
 def _pth_bytes(tensors: Tensors, metadata: Mapping[str, dict]) -> bytes:
-    torch = _need("torch", "writing .pth")
+    torch = need("torch", "writing .pth", "weights")
     state = collections.OrderedDict(
         (n, torch.from_numpy(np.array(t))) for n, t in _with_bookkeeping(tensors).items()
     )
@@ -268,7 +263,7 @@ def _pth_bytes(tensors: Tensors, metadata: Mapping[str, dict]) -> bytes:
 
 
 def _safetensors_bytes(tensors: Tensors) -> bytes:
-    save = _need("safetensors.numpy", "writing .safetensors").save
+    save = need("safetensors.numpy", "writing .safetensors", "weights").save
     contiguous = {n: np.ascontiguousarray(t) for n, t in _with_bookkeeping(tensors).items()}
     return save(contiguous, metadata={"format": "pt"})
 
@@ -284,7 +279,7 @@ def _with_bookkeeping(tensors: Tensors) -> Tensors:
 
 
 def _keras_bytes(tensors: Tensors) -> bytes:
-    h5py = _need("h5py", "writing Keras' files")
+    h5py = need("h5py", "writing Keras' files", "weights")
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         for name, value in tensors.items():

@@ -20,6 +20,7 @@ from mbv3_jax.nn.folded import Forms, apply_folded, fold
 from mbv3_jax.quant.post_training import Options, quantize
 from mbv3_jax.run.config import parse_config, spec_of
 from mbv3_jax.run.model import Model, Preprocessing, load_model
+from mbv3_jax.run.shipped import shipped_names, split_argument
 
 _FORMATS = {"litert": "tflite", "onnxruntime": "onnx"}
 _RUNTIMES = {".tflite": "litert", ".onnx": "onnxruntime"}
@@ -183,11 +184,8 @@ def of_config(text: str, overrides: Sequence[str] = ()) -> Source:
 
 
 def of_anything(text: str) -> Source:
-    """Returns the source for whatever a path is.
-
-    Args:
-      text: A run folder, an import folder, a .tflite or .onnx file, a spec (.json), or a
-        configuration (.py, with an argument after a colon).
+    """By what is there: a folder of a run or an import, a .tflite or .onnx file, a spec (.json),
+    or a configuration (a shipped name or .py, with an argument after a colon).
 
     Raises:
       UsageError: It is none of these.
@@ -200,6 +198,7 @@ def of_anything(text: str) -> Source:
             return of_spec(spec_from_json(path.read_text()), path.stem)
         except ValueError as e:
             raise UsageError(f"{path}: {e}") from e
-    if text.partition(":")[0].endswith(".py"):
+    name, _ = split_argument(text)
+    if name.endswith(".py") or name in shipped_names("get_config"):
         return dataclasses.replace(of_config(text), name=Path(text).name)
     return of_file(path)

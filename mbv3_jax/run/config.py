@@ -8,7 +8,6 @@ typed plan; everything else takes typed arguments.
 
 import dataclasses
 import functools
-import importlib.util
 import inspect
 import json
 import math
@@ -27,6 +26,7 @@ from mbv3_jax.arch.spec import spec_from_json
 from mbv3_jax.core.checks import check_number, check_whole
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.core.files import parse_json
+from mbv3_jax.run.shipped import call_file, find_file, split_argument
 
 # Fields of config.net that are None where config.init brings the network: as they are there.
 INIT_FIELDS = ("name", "resolution", "bn_decay", "dropout", "drop_path")
@@ -131,10 +131,10 @@ def parse_config(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Reads a configuration.
 
     Args:
-      config: path of a Python file with `get_config(argument: str)`, and after a colon the
-        argument: "configs/small.py" or "configs/small.py:imagenet".
-      overrides: flags such as "--config.seed=1" or "--config.net.width=0.5". Optional fields take
-        "None" too.
+      config: name of a shipped file, or path of a Python file with `get_config(argument: str)`,
+        and after a colon the argument: "small", "configs/small.py" or "small:imagenet".
+      overrides: flags such as "--config.seed=1" or "--config.net.width=0.5". Fields that need
+        not be given take "None" too.
 
     Returns:
       The configuration, locked.
@@ -143,14 +143,15 @@ def parse_config(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
       UsageError: there is no such file, it fails, it does not take the argument, or a flag has an
         unknown field (the valid ones are listed) or a value of the wrong type.
     """
-    path, _, _ = config.partition(":")
-    if not Path(path).is_file() or Path(path).suffix != ".py":
-        raise UsageError(f"--config: no Python file {path!r}; see configs/ for those there are")
     loaded = _load(config)
-    cleared = [override for override in overrides if _clears(override, loaded)]
-    arguments = [path, f"--config={config}", *(o for o in overrides if o not in cleared)]
+    name, argument = split_argument(config)
+    path = str(find_file(name, "get_config"))
+    file = f"{path}:{argument}" if argument else path
+    cleared = [name for name in overrides if _clears(name, loaded)]
+    arguments = [path, f"--config={file}", *(o for o in overrides if o not in cleared)]
     registry = flags.FlagValues()
-    # Without sys_argv it looks for overrides in this process's own arguments.
+    # ml_collections looks for overrides in sys.argv unless it is given the arguments. Its
+    # DEFINE_config_dict would save reading the file again, but writes the whole default as YAML.
     config_flags.DEFINE_config_file("config", flag_values=registry, sys_argv=arguments)
     try:
         surplus = registry(arguments)[1:]
@@ -167,21 +168,11 @@ def parse_config(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def _load(config: str) -> ConfigDict:
-    path, _, argument = config.partition(":")
-    module_spec = importlib.util.spec_from_file_location("config_file", path)
-    assert module_spec and module_spec.loader, "the path ends in .py"
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-        get_config = module.get_config
-        if argument and not inspect.signature(get_config).parameters:
-            raise ValueError(f"it takes no argument, got {argument!r}")
-        loaded = get_config(argument) if argument else get_config()
-        if not isinstance(loaded, ConfigDict):
-            raise TypeError(f"get_config returned {loaded!r}, expected a ConfigDict")
-    except Exception as e:  # whatever the file raises
-        kind = "" if isinstance(e, ValueError) else f"{type(e).__name__}: "
-        raise UsageError(f"--config={config}: {kind}{e}") from e
+    loaded = call_file(config, "get_config")
+    if not isinstance(loaded, ConfigDict):
+        raise UsageError(
+            f"--config={config}: get_config returned {loaded!r}, expected a ConfigDict"
+        )
     return loaded
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.packages import install
 from mbv3_jax.search.space import Point, Space
 
 # How often `Random` draws again to find networks that it has not asked for yet.
@@ -245,7 +246,7 @@ def nsga2(
         from pymoo.operators.sampling.rnd import IntegerRandomSampling
         from pymoo.optimize import minimize
     except ImportError as e:
-        raise UsageError(f"NSGA-II: {e}; pip install -r requirements-search.txt") from e
+        raise UsageError(f"NSGA-II: {e}; {install('search')}") from e
     seen: dict[Point, tuple[float, float]] = {}
 
     class Networks(Problem):

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mbv3_jax.core.checks import check_whole, choose
 from mbv3_jax.core.errors import UsageError
-from mbv3_jax.core.packages import installed
+from mbv3_jax.core.packages import install, installed
 from mbv3_jax.core.registry import call_with_options, option_names
 from mbv3_jax.search.evaluators import Evaluator
 from mbv3_jax.search.objective import Costs, Reward
@@ -97,9 +97,7 @@ def _nsga2(space: Space, *, steps: int = STEPS, batch: int = BATCH) -> Strategy:
     """NSGA-II with `steps` generations of `batch` points; returns the front alone."""
     _check_effort(steps, batch)
     if not installed("pymoo"):
-        raise UsageError(
-            "config.searcher.name: nsga2 needs pymoo: pip install -r requirements-search.txt"
-        )
+        raise UsageError(f"config.searcher.name: nsga2 needs pymoo: {install('search')}")
 
     def search(goal: Goal, seed: int, after_step: AfterStep) -> Mapping[Point, float]:
         rewards: dict[Point, float] = {}

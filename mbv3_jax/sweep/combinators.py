@@ -22,7 +22,7 @@ class Trial:
     """One run of a sweep.
 
     Attributes:
-      name: also the name of its run folder; parts of a product are joined by "-".
+      name: also the name of its run folder; a product joins its parts by "-".
       overrides: dotted field of the configuration -> value: {"net.width": 0.5}.
     """
 
@@ -35,7 +35,12 @@ Trials = tuple[Trial, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What a sweep file returns: a configuration as --config takes it, and trials of it."""
+    """What a sweep file returns.
+
+    Attributes:
+      config: a configuration as --config takes it: "small:clutter" or "configs/small.py:clutter".
+      trials: the trials of that configuration.
+    """
 
     config: str
     trials: Trials
@@ -47,27 +52,27 @@ def trial(name: str, overrides: Mapping[str, object] | None = None) -> Trials:
 
 
 def axis(field: str, *values) -> Trials:
-    """A trial for each value of one field, named as in "width=0.5"."""
+    """A trial for each value of one field, named like "width=0.5"."""
     short = field.rpartition(".")[2]
     return tuple(Trial(f"{short}={value}", {field: value}) for value in values)
 
 
 def seeds(which: int | Iterable[int]) -> Trials:
-    """Trials that differ in the seed alone: `seeds(3)` has the seeds 0, 1 and 2.
+    """Trials that differ only in the seed: `seeds(3)` has the seeds 0, 1 and 2.
 
-    The results of trials that are otherwise equal are summed up as mean and spread.
+    Results are reported as the mean and spread over trials that are otherwise equal.
     """
     numbers = range(which) if isinstance(which, int) else which
     return tuple(Trial(f"seed{number}", {SEED: number}) for number in numbers)
 
 
 def chain(*lists: Trials) -> Trials:
-    """One list after the other."""
+    """Concatenates lists of trials."""
     return tuple(itertools.chain(*lists))
 
 
 def product(*lists: Trials) -> Trials:
-    """Every combination of a trial of each list; the last list varies fastest.
+    """Every combination of one trial from each list; the last list varies fastest.
 
     Raises:
       ValueError: two lists set the same field.
@@ -76,7 +81,7 @@ def product(*lists: Trials) -> Trials:
 
 
 def zip_(*lists: Trials) -> Trials:
-    """The first trials of all lists as one, the second ones, and so on.
+    """Merges the first trials of all lists into one, the second ones, and so on.
 
     Raises:
       ValueError: the lists differ in length, or two set the same field.
@@ -89,17 +94,17 @@ def zip_(*lists: Trials) -> Trials:
 def _merge(parts: tuple[Trial, ...]) -> Trial:
     overrides: dict[str, object] = {}
     for part in parts:
-        if both := sorted(overrides.keys() & part.overrides.keys()):
+        if shared := sorted(overrides.keys() & part.overrides.keys()):
             names = " and ".join(repr(p.name) for p in parts)
-            raise ValueError(f"{names} both set {', '.join(both)}")
+            raise ValueError(f"{names} both set {', '.join(shared)}")
         overrides.update(part.overrides)
     return Trial("-".join(part.name for part in parts), overrides)
 
 
 def group_of(trial: Trial) -> str:
-    """The name without the part that `seeds` gave it: what mean and spread are taken over."""
+    """The trial's name without the part from `seeds`; results are averaged over such a group."""
     if SEED not in trial.overrides:
         return trial.name
-    mine = f"seed{trial.overrides[SEED]}"
+    seed_part = f"seed{trial.overrides[SEED]}"
     parts = trial.name.split("-")
-    return "-".join(part for part in parts if part != mine) or "all"
+    return "-".join(part for part in parts if part != seed_part) or "all"

@@ -1,8 +1,6 @@
-"""From a sweep file to jobs, all of them checked before any is started."""
+"""Turns a sweep file into jobs, and checks all of them before any is started."""
 
 import dataclasses
-import importlib.util
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +9,10 @@ from ml_collections import ConfigDict
 
 from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.run.config import config_differences, config_from_json, parse_config, spec_of
+from mbv3_jax.run.shipped import call_file
 from mbv3_jax.sweep.combinators import Sweep, Trial, group_of
 
-DESCRIPTIONS = "jobs"  # of a sweep's folder: job descriptions and logs
+DESCRIPTIONS = "jobs"  # the folder in a sweep's folder for job descriptions and logs
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=@,+-]*")
 
 
@@ -22,11 +21,11 @@ class Job:
     """A trial as an executor runs it.
 
     Attributes:
-      name: of the trial.
+      name: the trial's name.
       group: the name without its seed.
-      overrides: of the trial alone, dotted field -> value.
-      arguments: of main.py, but for --workdir.
-      folder: the run folder.
+      overrides: the trial's own fields, dotted name -> value.
+      arguments: the arguments of the training command, except --workdir.
+      folder: the trial's run folder.
       config: the whole configuration.
     """
 
@@ -39,62 +38,53 @@ class Job:
 
 
 def load(sweep: str) -> Sweep:
-    """Reads a sweep file: "configs/ablations/stem.py" or "configs/ablations/stem.py:imagenet".
+    """Reads a sweep file.
+
+    Args:
+      sweep: "stem", "ablations/stem", or the path of a Python file, and after a colon the
+        argument of its `get_sweep`: "stem:imagenet".
 
     Raises:
-      UsageError: no such file, one that fails, or one whose get_sweep(argument) returns no
-        `Sweep` of differently named trials.
+      UsageError: there is no such file, it fails, or its get_sweep does not return a `Sweep` of
+        differently named trials.
     """
-    path, _, argument = sweep.partition(":")
-    if not Path(path).is_file() or Path(path).suffix != ".py":
-        raise UsageError(f"--sweep: no Python file {path!r}; see configs/ablations/")
-    module_spec = importlib.util.spec_from_file_location("sweep_file", path)
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-        get_sweep = getattr(module, "get_sweep", None)
-        if get_sweep is None:
-            raise ValueError("no sweep file: it has no get_sweep(argument)")
-        if argument and not inspect.signature(get_sweep).parameters:
-            raise ValueError(f"it takes no argument, got {argument!r}")
-        loaded = get_sweep(argument) if argument else get_sweep()
-        if not isinstance(loaded, Sweep):
-            raise TypeError(f"get_sweep returned {loaded!r}, expected a Sweep")
-        _check_names(loaded.trials)
-    except Exception as e:  # whatever the file does
-        kind = "" if isinstance(e, ValueError) else f"{type(e).__name__}: "
-        raise UsageError(f"--sweep={sweep}: {kind}{e}") from e
+    loaded = call_file(sweep, "get_sweep")
+    if not isinstance(loaded, Sweep):
+        raise UsageError(f"--sweep={sweep}: get_sweep returned {loaded!r}, expected a Sweep")
+    _check_names(sweep, loaded.trials)
     return loaded
 
 
-def _check_names(trials: Sequence[Trial]) -> None:
+def _check_names(sweep: str, trials: Sequence[Trial]) -> None:
     if not trials:
-        raise ValueError("it has no trial")
+        raise UsageError(f"--sweep={sweep}: it has no trial")
     seen: dict[str, str] = {}
     for name in (trial.name for trial in trials):
         if not _NAME.fullmatch(name) or name == DESCRIPTIONS:
-            raise ValueError(
-                f"trial {name!r}: a name has letters, digits and . _ = @ , + - in it, and is not "
-                f"{DESCRIPTIONS!r}; it becomes a folder"
+            raise UsageError(
+                f"--sweep={sweep}: trial {name!r}: a name has letters, digits and . _ = @ , + - in "
+                f"it, and is not {DESCRIPTIONS!r}; it becomes a folder"
             )
         if other := seen.get(name.casefold()):
-            raise ValueError(f"two trials have the name {other!r}")
+            raise UsageError(f"--sweep={sweep}: two trials have the name {other!r}")
         seen[name.casefold()] = name
 
 
 def make_jobs(sweep: Sweep, folder: Path, overrides: Sequence[str] = ()) -> list[Job]:
-    """The jobs of a sweep, each with a valid configuration and network.
+    """Makes the jobs of a sweep, each with a valid configuration and network.
 
     Args:
       sweep: see `load`.
-      folder: of the sweep; run folders lie in it.
-      overrides: of every trial, as flags: "--config.total_epochs=3".
+      folder: the sweep's folder, which holds the run folders.
+      overrides: flags for every trial: "--config.total_epochs=3".
 
     Raises:
-      UsageError: a trial has an unknown field, a wrong value, a network that cannot be, a field
-        that `overrides` sets too, or a run folder of another configuration. All are listed.
+      UsageError: a trial has an unknown field, a wrong value, an impossible network, a field that
+        `overrides` sets too, or a run folder of another configuration. All trials that are wrong
+        are listed.
     """
-    jobs, wrong = [], {}
+    jobs: list[Job] = []
+    wrong: dict[str, list[str]] = {}  # message -> names of trials
     # --noconfig.net.shortcut is --config.net.shortcut=False
     common = {re.sub("^--(no)?config[.]", "", o.partition("=")[0]) for o in overrides}
     for trial in sweep.trials:
@@ -120,8 +110,8 @@ def make_jobs(sweep: Sweep, folder: Path, overrides: Sequence[str] = ()) -> list
             )
         )
     if wrong:
-        count = sum(map(len, wrong.values()))
-        lines = [f"  {_some(names)}: {message}" for message, names in wrong.items()]
+        count = sum(len(names) for names in wrong.values())
+        lines = [f"  {_listed(names)}: {message}" for message, names in wrong.items()]
         raise UsageError(
             f"{count} of {len(sweep.trials)} trials are wrong, none was started:\n"
             + "\n".join(lines)
@@ -133,7 +123,7 @@ def _flag(field: str, value) -> str:
     return f"--config.{field}={value}"
 
 
-def _some(names: list[str]) -> str:
+def _listed(names: list[str]) -> str:
     return ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} others"
 
 
@@ -147,32 +137,37 @@ def _check_network(config: ConfigDict, run: Path) -> None:
 
 
 def _check_choices(config: ConfigDict) -> None:
-    """Optimizer and schedule with their options; the durations need the data, and are not."""
+    """Checks optimizer and schedule; their durations depend on the data and are not checked."""
     from mbv3_jax.train import schedules  # here, so that a wrong flag waits for no jax
     from mbv3_jax.train.optimizers import make_optimizer
 
     of_schedule, of_optimizer = config.schedule.to_dict(), config.optimizer.to_dict()
     for unit in ("steps", "epochs", "examples"):
         of_schedule.pop(f"warmup_{unit}")
-    some = {"total_steps": 1000, "steps_per_epoch": 10.0, "warmup_steps": 0}
     try:
-        schedule = schedules.make_schedule(of_schedule.pop("name"), **some, **of_schedule)
+        schedule = schedules.make_schedule(
+            of_schedule.pop("name"),
+            total_steps=1000,
+            steps_per_epoch=10.0,
+            warmup_steps=0,
+            **of_schedule,
+        )
         make_optimizer(of_optimizer.pop("name"), schedule, **of_optimizer)
     except ValueError as e:
         raise UsageError(f"config: {e}") from e
 
 
 def _check_folder(run: Path, config: ConfigDict) -> None:
-    """A run that has ended is skipped by main.py's own rule: its configuration is this one."""
+    """Refuses a run folder of another configuration, by the rule that training applies to it."""
     path = run / "config.json"
     if not path.is_file():
         return
     try:
-        different = config_differences(config, config_from_json(path.read_text()))
+        differences = config_differences(config, config_from_json(path.read_text()))
     except ValueError as e:
         raise UsageError(f"{path} is damaged ({e})") from e
-    if different:
+    if differences:
         listed = ", ".join(
-            f"{field} {theirs!r}, now {ours!r}" for field, (ours, theirs) in different.items()
+            f"{field} {stored!r}, now {new!r}" for field, (new, stored) in differences.items()
         )
         raise UsageError(f"{run} holds a run of another configuration: {listed}; another --workdir")

@@ -1,4 +1,12 @@
-"""How far a trial is, read from its run folder alone."""
+"""What is on disk about a sweep: its record, its trials' run folders, and its results.
+
+A sweep's folder holds
+
+sweep.json    the command, and for each trial its state, its job and how often it failed
+results.csv   a row for each finished run
+jobs/         job descriptions, logs, and the lock that one sweep command holds
+TRIAL/        the run folder of each trial
+"""
 
 import contextlib
 import csv
@@ -9,7 +17,8 @@ import json
 import shlex
 import statistics
 import sys
-from collections.abc import Iterable, Mapping
+import typing
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -19,108 +28,13 @@ from mbv3_jax.core.files import write_atomically
 from mbv3_jax.run.config import to_steps
 from mbv3_jax.sweep.plan import DESCRIPTIONS, Job
 
-_TAIL = 1 << 18  # bytes of metrics.jsonl: some epochs
+RECORD, RESULTS = "sweep.json", "results.csv"
 
+# The version of sweep.json. 1: commit c7ffdd9 and earlier, without a field "format".
+# 2: with that field.
+FORMAT_VERSION = 2
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Progress:
-    """What is known; None: not yet.
-
-    Attributes:
-      step: of the newest training record.
-      total_steps: of the whole run.
-      top1: of the newest evaluation, 0 to 1.
-      seconds_left: of training, at the speed of the newest record.
-    """
-
-    step: int | None = None
-    total_steps: int | None = None
-    top1: float | None = None
-    seconds_left: float | None = None
-
-
-class Reader:
-    """Reads run folders, each file again only when it has changed."""
-
-    def __init__(self):
-        self._seen: dict[Path, tuple[tuple, Progress]] = {}
-
-    def __call__(self, run: Path, config: ConfigDict) -> Progress:
-        path = min(_runs(run)) / "metrics.jsonl"
-        try:
-            stat = path.stat()
-        except OSError:
-            return Progress()
-        key = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        if self._seen.get(path, (None,))[0] != key:
-            self._seen[path] = (key, _progress(_tail(path), config))
-        return self._seen[path][1]
-
-
-def _tail(path: Path) -> list[dict]:
-    """The newest whole records of metrics.jsonl."""
-    with path.open("rb") as f:
-        size = f.seek(0, 2)
-        start = f.seek(max(0, size - _TAIL))
-        lines = f.read().split(b"\n")
-    records = []
-    for line in lines[1 if start else 0 : -1]:  # the first may be cut, the last is being written
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
-
-
-def _progress(records: list[dict], config: ConfigDict) -> Progress:
-    last = {record["kind"]: record for record in records}
-    top1 = last["eval"]["top1"] if "eval" in last else None
-    if "train" not in last:
-        return Progress(top1=top1)
-    step, epoch = last["train"]["step"], last["train"].get("epoch")
-    total = _total_steps(step, epoch, config)
-    rate = last["train"].get("images_per_second")
-    known = total is not None and rate
-    left = (total - step) * config.batch_size / rate if known else None
-    return Progress(step=step, total_steps=total, top1=top1, seconds_left=left)
-
-
-def _total_steps(step: int, epoch: float | None, config: ConfigDict) -> int | None:
-    """How many steps the run has; the size of its data set follows from step and epoch."""
-    if epoch is None:
-        return config.total_steps
-    given = {unit: config[f"total_{unit}"] for unit in ("steps", "epochs", "examples")}
-    examples = max(1, round(step * config.batch_size / epoch))
-    return to_steps("total", **given, batch_size=config.batch_size, train_examples=examples)
-
-
-def summaries(run: Path) -> dict[str, dict]:
-    """The results of a trial that has ended, by seed folder; "" for an ordinary run.
-
-    A run over `config.seeds` has a run folder for each seed inside its own; it has ended when
-    all of them have.
-    """
-    read = {p.name if p != run else "": _summary(p) for p in _runs(run)}
-    return {} if None in read.values() else read
-
-
-def _runs(run: Path) -> list[Path]:
-    """The run folders of a trial: that of each seed, or its own."""
-    return [p for p in sorted(run.glob("seed*")) if (p / "config.json").is_file()] or [run]
-
-
-def _summary(run: Path) -> dict | None:
-    try:
-        return json.loads((run / "summary.json").read_text())
-    except (OSError, ValueError):
-        return None
-
-
-# sweep.json: what was started, by which executor, and what became of it.
-
-FILE = "sweep.json"
-
-# States of a trial. Only the first two end a sweep with success; the rest is for the next time.
+# States of a trial. The sweep has ended well when all trials have finished.
 FINISHED, FAILED, INTERRUPTED, WAITING, QUEUED, RUNNING = (
     "finished",
     "failed",
@@ -130,18 +44,20 @@ FINISHED, FAILED, INTERRUPTED, WAITING, QUEUED, RUNNING = (
     "running",
 )
 
+_TAIL_BYTES = 1 << 18  # of metrics.jsonl: the records of some epochs
+
 
 @dataclasses.dataclass
 class Entry:
-    """What is known of a trial.
+    """What sweep.json says about a trial.
 
     Attributes:
-      overrides: of the trial alone.
+      overrides: the trial's own fields, dotted name -> value.
       state: one of the states above.
-      failures: how often it has failed; what was stopped or restarted does not count.
-      handle: of the engine, while a job is under way.
-      code: the exit code it last ended with.
-      error: what it said last, if it failed.
+      failures: how often it has failed; interruptions and restarts do not count.
+      handle: the engine's name for its job, while there is one.
+      code: the exit code of its last job.
+      error: the message of its last failure.
     """
 
     overrides: dict
@@ -153,54 +69,69 @@ class Entry:
 
 
 class Record:
-    """The entries of a sweep by trial, on disk after every `save`.
+    """The trials of a sweep as sweep.json has them; `save` writes the file.
 
     Attributes:
-      folder: of the sweep.
+      folder: the sweep's folder.
       entries: trial name -> `Entry`; trials that the sweep no longer has are kept.
+      previous_executor: the executor of the last sweep command in this folder.
+
+    Raises:
+      UsageError: the file is damaged, or a newer version of mbv3_jax wrote it.
     """
 
     def __init__(self, folder: Path, jobs: Iterable[Job], *, sweep: str, executor: str):
-        command = shlex.join(sys.orig_argv)
         self.folder = folder
-        self._header = {"sweep": sweep, "executor": executor, "command": command}
-        stored = _read(folder / FILE)
-        self.executor_before = stored.get("executor")
+        self._header = {
+            "format": FORMAT_VERSION,
+            "sweep": sweep,
+            "executor": executor,
+            "command": shlex.join(sys.orig_argv),
+        }
+        stored = _read_record(folder / RECORD)
+        self.previous_executor = stored.get("executor")
         self.entries = {name: Entry(**e) for name, e in stored.get("trials", {}).items()}
         for job in jobs:
-            entry = self.entries.setdefault(job.name, Entry(dict(job.overrides)))
+            entry = self.entries.setdefault(job.name, Entry(overrides={}))
             entry.overrides = dict(job.overrides)
 
     def __getitem__(self, name: str) -> Entry:
         return self.entries[name]
 
-    def save(self, **more) -> None:
-        """Writes the file; `more` are further fields of it."""
+    def save(self, **fields) -> None:
+        """Writes sweep.json with these further fields."""
         trials = {name: dataclasses.asdict(entry) for name, entry in self.entries.items()}
-        text = json.dumps({**self._header, **more, "trials": trials}, indent=1, default=str)
-        write_atomically(self.folder / FILE, text)
+        text = json.dumps({**self._header, **fields, "trials": trials}, indent=1, default=str)
+        write_atomically(self.folder / RECORD, text)
 
 
-def _read(path: Path) -> dict:
+def _read_record(path: Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text())
-    except ValueError as e:
+        stored = json.loads(path.read_text())
+        version = stored.get("format", 1)
+    except (ValueError, AttributeError) as e:
         raise UsageError(
-            f"{path} is damaged ({e}); remove it: the run folders say what is done"
+            f"{path} is damaged ({e}); remove it: the run folders say which trials have finished"
         ) from e
+    if version > FORMAT_VERSION:
+        raise UsageError(
+            f"{path} was written by a newer version of mbv3_jax, in format {version}; this one "
+            f"reads formats up to {FORMAT_VERSION}"
+        )
+    return stored
 
 
 @contextlib.contextmanager
-def claim(folder: Path):
-    """Holds a sweep's folder; yields the open file that says so.
+def claim(folder: Path) -> Iterator[typing.TextIO]:
+    """Locks a sweep's folder, which it makes if needed, and yields the locked file.
 
-    Local trials inherit the file, so that the folder stays taken while any of them lives, even
-    if the sweep command itself was killed: two processes in one run folder would spoil it.
+    Local trials inherit the file, so that the folder stays locked while any of them lives, even
+    if the sweep command was killed: two processes in one run folder would spoil it.
 
     Raises:
-      UsageError: it cannot be made, holds something else, or is taken.
+      UsageError: the folder cannot be written, or is locked already.
     """
     try:
         (folder / DESCRIPTIONS).mkdir(parents=True, exist_ok=True)
@@ -218,33 +149,123 @@ def claim(folder: Path):
         yield lock
 
 
-# What came out of a sweep: a row a run, and mean and spread over seeds.
+def summaries(run: Path) -> dict[str, dict]:
+    """The results of a finished trial, by seed folder; "" for an ordinary run.
 
-RESULTS = "results.csv"
+    A trial over `config.seeds` has a run folder for each seed inside its own, and has finished
+    when all of them have. The dict is empty if the trial has not finished.
+    """
+    result = {}
+    for folder in _run_folders(run):
+        try:
+            summary = json.loads((folder / "summary.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        result["" if folder == run else folder.name] = summary
+    return result
+
+
+def _run_folders(run: Path) -> list[Path]:
+    """The run folders of a trial: one for each seed, or the trial's folder itself."""
+    seeds = [path for path in sorted(run.glob("seed*")) if (path / "config.json").is_file()]
+    return seeds or [run]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a trial is; None where its run folder does not say yet.
+
+    Attributes:
+      step: the step of the newest training record.
+      total_steps: the steps of the whole run.
+      top1: the newest held-out top-1, from 0 to 1.
+      seconds_left: how long training will take, at the speed of the newest record.
+    """
+
+    step: int | None = None
+    total_steps: int | None = None
+    top1: float | None = None
+    seconds_left: float | None = None
+
+
+class ProgressReader:
+    """Reads the progress of trials; a file is read again only when it has changed."""
+
+    def __init__(self) -> None:
+        self._cache: dict[Path, tuple[tuple[int, int, int], Progress]] = {}
+
+    def __call__(self, run: Path, config: ConfigDict) -> Progress:
+        path = min(_run_folders(run)) / "metrics.jsonl"
+        try:
+            stat = path.stat()
+        except OSError:
+            return Progress()
+        version = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        cached = self._cache.get(path)
+        if cached is None or cached[0] != version:
+            cached = self._cache[path] = (version, _progress(_newest_records(path), config))
+        return cached[1]
+
+
+def _newest_records(path: Path) -> list[dict]:
+    """The last complete records of a metrics.jsonl."""
+    with path.open("rb") as f:
+        size = f.seek(0, 2)
+        start = f.seek(max(0, size - _TAIL_BYTES))
+        lines = f.read().split(b"\n")
+    records = []
+    # The first line may be cut, and the last is still being written.
+    for line in lines[1 if start else 0 : -1]:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+def _progress(records: list[dict], config: ConfigDict) -> Progress:
+    newest = {record["kind"]: record for record in records}
+    top1 = newest["eval"]["top1"] if "eval" in newest else None
+    if "train" not in newest:
+        return Progress(top1=top1)
+    step, epoch = newest["train"]["step"], newest["train"].get("epoch")
+    total = _total_steps(step, epoch, config)
+    images_per_second = newest["train"].get("images_per_second")
+    seconds_left = None
+    if total is not None and images_per_second:
+        seconds_left = (total - step) * config.batch_size / images_per_second
+    return Progress(step=step, total_steps=total, top1=top1, seconds_left=seconds_left)
+
+
+def _total_steps(step: int, epoch: float | None, config: ConfigDict) -> int | None:
+    """The steps of a whole run; the size of its data set follows from step and epoch."""
+    if epoch is None:
+        return config.total_steps
+    duration = {unit: config[f"total_{unit}"] for unit in ("steps", "epochs", "examples")}
+    examples = max(1, round(step * config.batch_size / epoch))
+    return to_steps("total", **duration, batch_size=config.batch_size, train_examples=examples)
 
 
 def rows(jobs: Iterable[Job]) -> list[dict]:
-    """A flat row for each run that has ended: trial, group, seed, overrides and final metrics."""
-    found = []
+    """A flat row for each finished run: trial, group, seed, overrides and final metrics."""
+    result = []
     for job in jobs:
         for part, summary in summaries(job.folder).items():
-            seed = int(part.removeprefix("seed")) if part else job.config.seed
-            metrics = {f"eval.{name}": value for name, value in summary["eval"].items()}
             kept = ("steps", "epochs", "weights", "seconds", "images_per_second")
-            found.append(
+            result.append(
                 {
                     "trial": "/".join(filter(None, (job.name, part))),
                     "group": job.group,
-                    "seed": seed,
+                    "seed": int(part.removeprefix("seed")) if part else job.config.seed,
                     **{f"config.{field}": value for field, value in job.overrides.items()},
-                    **metrics,
+                    **{f"eval.{name}": value for name, value in summary["eval"].items()},
                     **{name: summary[name] for name in kept if name in summary},
                 }
             )
-    return found
+    return result
 
 
-def groups(found: Iterable[Mapping]) -> dict[str, dict]:
+def groups(rows: Iterable[Mapping]) -> dict[str, dict]:
     """Mean and spread over the seeds of each group.
 
     Returns:
@@ -252,24 +273,28 @@ def groups(found: Iterable[Mapping]) -> dict[str, dict]:
       sample standard deviation (n - 1), None for a single run.
     """
     by_group: dict[str, list[Mapping]] = {}
-    for row in found:
+    for row in rows:
         by_group.setdefault(row["group"], []).append(row)
-    result = {}
-    for group, members in by_group.items():
-        result[group] = {"runs": len(members)}
-        for name in ("top1", "loss"):
-            values = [row[f"eval.{name}"] for row in members]
-            result[group][f"{name}_mean"] = statistics.fmean(values)
-            spread = statistics.stdev(values) if len(values) > 1 else None
-            result[group][f"{name}_std"] = spread
+    return {
+        group: {"runs": len(members), **_mean_and_std(members, "top1", "loss")}
+        for group, members in by_group.items()
+    }
+
+
+def _mean_and_std(rows: list[Mapping], *metrics: str) -> dict[str, float | None]:
+    result: dict[str, float | None] = {}
+    for name in metrics:
+        values = [row[f"eval.{name}"] for row in rows]
+        result[f"{name}_mean"] = statistics.fmean(values)
+        result[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
     return result
 
 
-def write_results(folder: Path, found: list[dict]) -> None:
-    """Writes results.csv: a line a run, a column for each field that any of them has."""
-    columns = dict.fromkeys(name for row in found for name in row)
+def write_results(folder: Path, rows: list[dict]) -> None:
+    """Writes results.csv: a line for each row, a column for each field that any of them has."""
+    columns = dict.fromkeys(name for row in rows for name in row)
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(found)
+    writer.writerows(rows)
     write_atomically(folder / RESULTS, text.getvalue())

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: a live table, or lines where there is no terminal."""
+"""Shows a sweep: as a live table, or as lines of text where there is no terminal."""
 
 import dataclasses
 import time
@@ -17,8 +17,8 @@ _COLOURS = {
     state.INTERRUPTED: "yellow",
     state.RUNNING: "cyan",
 }
-# Of which trials a table that does not fit shows first.
-_INTEREST = (
+# A table that does not fit shows trials in these states first.
+_BY_INTEREST = (
     state.RUNNING,
     state.FAILED,
     state.INTERRUPTED,
@@ -30,7 +30,14 @@ _INTEREST = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A trial as shown. `note`: why it failed, or what its engine says."""
+    """A trial as a line of the table.
+
+    Attributes:
+      name: the trial's name.
+      state: one of the states in `state.py`.
+      progress: how far it is.
+      note: why it failed, or what its engine says.
+    """
 
     name: str
     state: str
@@ -39,12 +46,13 @@ class Row:
 
 
 class View:
-    """Use as a context manager; `update` as often as there is news."""
+    """A context manager; call `update` whenever something may have changed."""
 
     _SECONDS_BETWEEN_LINES = 60.0
 
     def __init__(self, console: Console):
-        self._console, self._live = console, None
+        self._console = console
+        self._live: Live | None = None
         self._states: dict[str, str] = {}
         self._last_line = time.monotonic()
 
@@ -59,7 +67,7 @@ class View:
             self._live.stop()
 
     def update(self, rows: Sequence[Row], *, is_last: bool = False) -> None:
-        """Shows the rows: as a table, or a line for each change of state and one a minute."""
+        """Shows the rows in the table, or prints changes of state and, each minute, progress."""
         if self._live:
             room = None if is_last else self._console.height - 6
             self._live.update(table(rows, room), refresh=True)
@@ -81,11 +89,10 @@ class View:
 
 
 def table(rows: Sequence[Row], room: int | None = None) -> Table:
-    """A line a trial; with `room` for fewer lines than trials, those that matter now."""
+    """A table of trials; with `room` for fewer lines than trials, the most interesting ones."""
     shown = list(rows)
     if room is not None and len(rows) > max(1, room):
-        order = {row.name: i for i, row in enumerate(rows)}
-        shown.sort(key=lambda row: (_INTEREST.index(row.state), order[row.name]))
+        shown.sort(key=lambda row: _BY_INTEREST.index(row.state))  # keeps the order within a state
         shown = shown[: max(1, room)]
     result = Table(caption=counts(rows), caption_justify="left")
     result.add_column("trial", no_wrap=True)
@@ -101,18 +108,19 @@ def table(rows: Sequence[Row], room: int | None = None) -> Table:
 
 
 def counts(rows: Sequence[Row]) -> str:
-    """As in "12 trials: 3 finished, 2 running, 7 waiting"."""
-    by_state = {state: sum(row.state == state for row in rows) for state in reversed(_INTEREST)}
+    """A line such as "12 trials: 3 finished, 2 running, 7 waiting"."""
+    by_state = {state: sum(row.state == state for row in rows) for state in reversed(_BY_INTEREST)}
     listed = ", ".join(f"{number} {state}" for state, number in by_state.items() if number)
     return f"{len(rows)} trials: {listed}"
 
 
 def _cells(row: Row) -> tuple[str, str, str, str]:
-    at = row.progress
-    step = "" if at.step is None else f"{at.step}/{at.total_steps or '?'}"
-    top1 = "" if at.top1 is None else f"{at.top1:.2%}"
-    running = row.state == state.RUNNING and at.seconds_left is not None
-    return row.state, step, top1, _duration(at.seconds_left) if running else ""
+    progress, left = row.progress, ""
+    step = "" if progress.step is None else f"{progress.step}/{progress.total_steps or '?'}"
+    top1 = "" if progress.top1 is None else f"{progress.top1:.2%}"
+    if row.state == state.RUNNING and progress.seconds_left is not None:
+        left = _duration(progress.seconds_left)
+    return row.state, step, top1, left
 
 
 def _duration(seconds: float) -> str:
@@ -126,7 +134,7 @@ def _plain(text: str) -> str:
 
 
 def groups_table(groups: Mapping[str, Mapping]) -> Table:
-    """The result of a sweep: mean and spread over the seeds of each group."""
+    """The results of a sweep: mean and spread over the seeds of each group."""
     result = Table(title="held-out top-1", title_justify="left")
     result.add_column("trial")
     for name in ("runs", "mean", "std"):

@@ -1,6 +1,8 @@
-"""Whole runs of main.py in processes of their own."""
+"""Whole runs of main.py in processes of their own, and the help of all commands."""
 
+import argparse
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,7 +12,10 @@ import pytest
 from paths import ROOT, TINY
 from run_checks import assert_same_end, assert_same_records, checkpoint_steps
 
+from mbv3_jax.cli import main, sweep, train
+from mbv3_jax.cli.examples import EXAMPLES, subparsers
 from mbv3_jax.run.metrics import read_metrics
+from mbv3_jax.run.shipped import find_file, split_argument
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +93,9 @@ def test_interrupted_and_killed_at_any_time_it_ends_with_the_same_bits(whole, co
         assert "Traceback" not in err
         assert process.returncode == (130 if stop == signal.SIGINT else -stop)
         if stop == signal.SIGINT:
-            advice = "run the same command again to resume from the last checkpoint"
-            assert err.endswith(f"{advice} in {run}\n")
+            assert err.endswith(
+                f"run the same command again to resume from the last checkpoint in {run}\n"
+            )
     assert command("main.py", *arguments[2:]).returncode == 0
     assert_same_end(run, whole[0])
     assert_same_records(run, whole[0])
@@ -109,3 +115,54 @@ def test_a_full_disk_is_one_line(whole, tmp_path):
     assert sum("error" in text.lower() for text in process.stderr.splitlines()) == 1
     assert "Traceback" not in process.stderr
     assert checkpoint_steps(run) == []
+
+
+def all_commands():
+    return dict(subparsers(main.make_parser()))
+
+
+def test_every_command_has_an_example_in_its_help(capsys):
+    assert set(EXAMPLES) == {"", *all_commands()}
+    for name in EXAMPLES:
+        with pytest.raises(SystemExit) as caught:
+            main.main([*name.split(), "--help"])
+        assert caught.value.code == 0
+        text = capsys.readouterr().out
+        for example in EXAMPLES[name]:
+            assert f"\n  python -m mbv3_jax {example}\n" in f"{text}\n", name
+
+
+@pytest.mark.parametrize("example", sorted({e for group in EXAMPLES.values() for e in group}))
+def test_examples_are_commands(example):
+    name, *arguments = shlex.split(example)
+    parser = {"train": train._parser, "sweep": sweep._parser}.get(name)
+    if parser:
+        flags, rest = parser().parse_known_args(arguments)
+    else:
+        flags, rest = main.make_parser().parse_known_args([name, *arguments])
+    assert all(option.startswith(("--config.", "--executor.")) for option in rest)
+    if name == "sweep":
+        assert find_file(split_argument(flags.sweep)[0], "get_sweep").is_file()
+    elif getattr(flags, "config", None):
+        assert find_file(split_argument(flags.config)[0], "get_config").is_file()
+
+
+def test_every_option_has_a_help_text():
+    parsers = {**all_commands(), "train": train._parser(), "sweep": sweep._parser()}
+    bare = [
+        f"{name} {action.option_strings or action.dest}"
+        for name, parser in parsers.items()
+        for action in parser._actions
+        if not action.help and not isinstance(action, argparse._SubParsersAction)
+    ]
+    assert bare == []
+
+
+def test_a_command_starts_without_jax():
+    code = (
+        "import sys; from mbv3_jax.cli import main, train, sweep\n"
+        "main.make_parser(); train._parser(); sweep._parser()\n"
+        "print(*({'jax', 'flax', 'tensorflow', 'torch', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.returncode) == ("", 0), done.stderr

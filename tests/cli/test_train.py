@@ -22,6 +22,11 @@ def main(*arguments):
         ("configs/small.py:imagenet", "runs/small-imagenet"),
         ("/a/b/large.py:imagenet,recipe=slim", "runs/large-imagenet-recipe=slim"),
         ("configs/small.py:../../etc", "runs/small-..-..-etc"),
+        ("configs/search/small.py", "runs/search-small"),
+        ("../somewhere/mine.py", "runs/mine"),
+        ("small", "runs/small"),
+        ("small:imagenet", "runs/small-imagenet"),
+        ("search/small", "runs/search-small"),
     ],
 )
 def test_default_run_folder(config, folder):
@@ -38,7 +43,8 @@ def test_default_run_folder(config, folder):
         ("--config.batch_size=9", "config: batch_size: got 9, which 2 devices do not divide"),
         ("--verbose", "unknown option --verbose; fields are set as --config.NAME=VALUE"),
         ("extra", "unknown option extra; fields are set as --config.NAME=VALUE"),
-        ("--config=configs/none.py", "--config: no Python file 'configs/none.py'; see configs/"),
+        ("--config=configs/none.py", "--config: no Python file 'configs/none.py'; The shipped on"),
+        ("--config=smal", "--config: no configuration is named 'smal'; did you mean small? The s"),
         ("--config.net.se=:100:", "config.net.se: got ':100:', expected one of"),  # no emoji
         ("--workdir=runs/a[1]", "runs/a[1]: checkpoints cannot be read from a path with [ in it"),
         ("--workdir=/dev/null/run", "cannot write to /dev/null/run: Not a directory; choose ano"),

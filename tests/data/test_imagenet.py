@@ -1,6 +1,6 @@
 """A miniature imagenet2012 from archives laid out like the official ones, by the real TFDS builder.
 
-Needs TensorFlow, for the building alone: pip install -r requirements-data.txt. Everything after
+Needs TensorFlow, for the building alone: pip install -e '.[data]'. Everything after
 it runs as it would without.
 """
 
@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(
         importlib.util.find_spec("tensorflow") is None
         and os.environ.get("MBV3_REQUIRE_PEERS") != "1",
-        reason="preparing ImageNet needs TensorFlow: pip install -r requirements-data.txt",
+        reason="preparing ImageNet needs TensorFlow: pip install -e '.[data]'",
     ),
 ]
 

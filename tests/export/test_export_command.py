@@ -330,11 +330,15 @@ def test_a_full_disk_leaves_the_earlier_file(do, imported, tmp_path, small_files
         (["--format=stablehlo", "--precision=int8"], 2, "--format=tflite does"),
         (["--format=onnx", "--precision=int8"], 2, "--format=tflite does"),
         (["--format=tflite", "--batch=any"], 2, "fixed batch"),
-        (["--format=tflite", "--observer=mse"], 2, "--observer: of --precision=int8"),
+        (
+            ["--format=tflite", "--observer=mse"],
+            2,
+            "--observer: has an effect only with --precision=int8",
+        ),
         (
             ["--format=tflite", "--precision=int8", "--percentile=99"],
             2,
-            "--percentile: of --observer=percentile",
+            "--percentile: has an effect only with --observer=percentile",
         ),
         (
             ["--format=tflite", "--precision=int8", "--observer=percentile", "--percentile=20"],
@@ -368,7 +372,7 @@ def test_a_missing_package_is_named(do, imported, tmp_path, monkeypatch):
     code, _, said = do(f"--import={imported}", "--format=onnx", f"--out={tmp_path}/a.onnx")
     assert code == 2
     assert "ONNX needs onnx" in said
-    assert "pip install -r requirements-export.txt" in said
+    assert "pip install -e '.[export]'" in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -68,6 +68,8 @@ def test_operations_say_what_they_write():
 
 
 def test_what_is_not_installed_is_named_with_the_command():
-    with pytest.raises(UsageError, match=r"no_such_package .*requirements-export.txt"):
-        packages.need("no_such_package.inner", "TFLite")
+    with pytest.raises(
+        UsageError, match=r"TFLite needs no_such_package: pip install .*\[export\]'"
+    ):
+        packages.need("no_such_package.inner", "TFLite", "export")
     assert packages.installed("json") and not packages.installed("no_such_package")

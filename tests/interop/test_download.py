@@ -187,7 +187,7 @@ def test_by_the_hub(hub, tmp_path, capsys, revision):
     assert (origin["revision"], origin["sha256"]) == (COMMIT, sha256)
     assert origin["preprocessing"] == f"of {NAME}"
     said = capsys.readouterr().out
-    assert f"(again the same: --revision={COMMIT})" in said
+    assert f"(to import the same again: --revision={COMMIT})" in said
     # The file is asked for by commit, never by the branch.
     assert f"GET /timm/{NAME}/resolve/{COMMIT}/model.safetensors" in asked
     assert not [a for a in asked if "/resolve/main/" in a]

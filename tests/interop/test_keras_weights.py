@@ -6,17 +6,13 @@ import warnings
 import jax
 import numpy as np
 import pytest
-from peer_compare import IMAGE_SHAPE, TOLERANCE, check_shapes, error, import_peer
+from peer_compare import IMAGE_SHAPE, TOLERANCE, check_shapes, error, import_peer, keras_peers
 
 from mbv3_jax import __main__
 from mbv3_jax.interop import networks, weight_files
 from mbv3_jax.interop.pretrained import PRETRAINED
 from mbv3_jax.nn import functional
 from mbv3_jax.run.model import load_model
-
-KerasPeer = import_peer("peer_keras", "imported weights against keras.applications").KerasPeer
-import h5py  # noqa: E402
-import keras  # noqa: E402
 
 BN_DECAY = 0.2  # see `peer_compare`
 QUICKLY = {"xla_backend_optimization_level": 0}
@@ -47,7 +43,7 @@ def _theirs(model, count, images):
         before = before if i else "expanded_conv_"
         tried = [before + end for end in ("add", "project_bn", "project_BN")]
         ends.append(model.get_layer(next(n for n in tried if n in names)).output)
-    part = keras.Model(model.input, [*ends, model.output])
+    part = keras_peers().keras.Model(model.input, [*ends, model.output])
     values = [[v.value for v in vs] for vs in (part.trainable_variables, part.variables)]
     trained = {id(v) for v in part.trainable_variables}
     values[1] = [v.value for v in part.variables if id(v) not in trained]
@@ -65,7 +61,7 @@ def _save(model, file) -> None:
 @pytest.mark.parametrize(("name", "options", "file", "scales"), CASES, ids=lambda v: str(v))
 def test_keras_files(name, options, file, scales, tmp_path, capsys):
     rng = np.random.default_rng(0)
-    peer = KerasPeer(name.partition("_")[0], IMAGE_SHAPE, classes=10, **options)
+    peer = keras_peers().KerasPeer(name.partition("_")[0], IMAGE_SHAPE, classes=10, **options)
     peer.prepare(rng, bn_eps=1e-3, bn_decay=BN_DECAY)
     images = rng.uniform(-1, 1, size=(2, *IMAGE_SHAPE)).astype(np.float32)
     pixels = (images + 1) * 127.5 if scales else images
@@ -100,6 +96,7 @@ def test_keras_files(name, options, file, scales, tmp_path, capsys):
 
     if file.endswith("x.h5"):  # what Keras 2 called model.save_weights: the same without a root
         older = tmp_path / "older.h5"
+        h5py = import_peer("h5py", "files of Keras 2")
         with h5py.File(source) as whole, h5py.File(older, "w") as weights:
             for key in whole["model_weights"]:
                 whole.copy(f"model_weights/{key}", weights)
@@ -110,6 +107,7 @@ def test_keras_files(name, options, file, scales, tmp_path, capsys):
 
 
 def test_hashes_and_addresses_are_those_of_keras():
+    keras_peers()
     from keras.src.applications import mobilenet_v2, mobilenet_v3
 
     entries = {entry.name: entry for entry in PRETRAINED["keras"]}
@@ -131,4 +129,5 @@ def test_the_printed_line_builds_the_network():
     options = eval(networks.construction(network, spec), scope)
     assert (options.pop("weights"), options.pop("input_shape")) == (None, (32, 32, 3))
     assert options["include_preprocessing"] is True
-    check_shapes(KerasPeer("MobileNetV3Small", (32, 32, 3), **options), spec)
+    peer = keras_peers().KerasPeer("MobileNetV3Small", (32, 32, 3), **options)
+    check_shapes(peer, spec)

@@ -6,23 +6,35 @@ PyTorch builds them without values. Keras' are compared in tests/peers/ and test
 import functools
 
 import pytest
-from peer_compare import import_peer
+from peer_compare import torch_peers
 
 from mbv3_jax.interop import mapping, networks
 from mbv3_jax.interop.pretrained import PRETRAINED, find_pretrained, usual_preprocessing
 
-peer_torch = import_peer("peer_torch", "the networks' tensors against timm and torchvision")
-torch, timm, torchvision = peer_torch.torch, peer_torch.timm, peer_torch.torchvision
-NAMESPACE = {"torch": torch, "timm": timm, "torchvision": torchvision, "functools": functools}
+
+@pytest.fixture(scope="module")
+def torch():
+    return torch_peers().torch
+
+
+@pytest.fixture(scope="module")
+def timm():
+    return torch_peers().timm
+
+
+@pytest.fixture(scope="module")
+def torchvision():
+    return torch_peers().torchvision
 
 
 def _built(network, spec):
-    with torch.device("meta"):
-        return eval(networks.construction(network, spec), dict(NAMESPACE))
+    libraries = {name: getattr(torch_peers(), name) for name in ("torch", "timm", "torchvision")}
+    with torch_peers().torch.device("meta"):
+        return eval(networks.construction(network, spec), {"functools": functools, **libraries})
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
-def test_tensors_and_constants(library):
+def test_tensors_and_constants(library, torch):
     for network in networks.candidates(library):
         spec = network.spec.replace(num_classes=7)
         model = _built(network, spec)
@@ -52,19 +64,19 @@ def test_constants_and_padding_can_be_asked_for():
     assert model.features[0][1].eps == 1e-3
 
 
-def test_every_timm_network_of_the_three_kinds_is_here_or_refused():
+def test_every_timm_network_of_the_three_kinds_is_here_or_refused(timm):
     kinds = ("*mobilenetv2_*", "*mobilenetv3_*", "*mnasnet_*")
     theirs = {name for kind in kinds for name in timm.list_models(kind)}
     assert theirs == set(networks.NAMES["timm"]) | set(networks.UNSUPPORTED)
 
 
-def test_a_refused_network_is_one_that_a_spec_cannot_say():
+def test_a_refused_network_is_one_that_a_spec_cannot_say(torch, timm):
     with torch.device("meta"):
         model = timm.create_model("mobilenetv3_large_150d")
     assert len(model.blocks[-1]) == 2  # 1x1 convolutions before pooling
 
 
-def test_preprocessing_of_every_timm_tag():
+def test_preprocessing_of_every_timm_tag(timm):
     ours = {entry.name: entry for entry in PRETRAINED["timm"]}
     kinds = ("*mobilenetv2_*", "*mobilenetv3_*", "*mnasnet_*")
     theirs = {name for kind in kinds for name in timm.list_pretrained(kind)}
@@ -88,7 +100,7 @@ def test_preprocessing_of_every_timm_tag():
         )
 
 
-def test_preprocessing_of_every_torchvision_tag():
+def test_preprocessing_of_every_torchvision_tag(torchvision):
     theirs = {}
     for name in networks.NAMES["torchvision"]:
         for weights in torchvision.models.get_model_weights(name):
@@ -106,7 +118,7 @@ def test_preprocessing_of_every_torchvision_tag():
         assert find_pretrained("torchvision", name).url == default.url
 
 
-def test_class_names_are_those_of_torchvision():
+def test_class_names_are_those_of_torchvision(torchvision):
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
     from mbv3_jax.interop.class_names import find_class_names, imagenet_names

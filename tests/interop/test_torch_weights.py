@@ -9,15 +9,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from peer_compare import IMAGE_SHAPE, TOLERANCE, error, import_peer
+from peer_compare import IMAGE_SHAPE, TOLERANCE, error, torch_peers
 
 from mbv3_jax import __main__
 from mbv3_jax.interop import weight_files
 from mbv3_jax.nn import functional
 from mbv3_jax.run.model import load_model
-
-TorchPeer = import_peer("peer_torch", "imported weights against timm and torchvision").TorchPeer
-import torch  # noqa: E402
 
 BN_DECAY = 0.2  # see `peer_compare`
 QUICKLY = {"xla_backend_optimization_level": 0}
@@ -80,7 +77,7 @@ def _torch_features(peer, spec, images) -> list[np.ndarray]:
 
 def _save(state: dict, path: Path) -> None:
     if path.suffix == ".pth":
-        torch.save(state, path)
+        torch_peers().torch.save(state, path)
     else:
         from safetensors.torch import save_file
 
@@ -94,8 +91,9 @@ def _images(rng) -> np.ndarray:
 @pytest.mark.parametrize(("name", "width", "file", "flags", "train"), TORCH, ids=lambda v: str(v))
 def test_torch_files(name, width, file, flags, train, tmp_path, capsys):
     rng = np.random.default_rng(0)
-    peer = TorchPeer(name, width, num_classes=10)
-    eps = next(m.eps for m in peer.model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    peer = torch_peers().TorchPeer(name, width, num_classes=10)
+    norm = torch_peers().torch.nn.BatchNorm2d
+    eps = next(m.eps for m in peer.model.modules() if isinstance(m, norm))
     peer.prepare(rng, bn_eps=eps, bn_decay=BN_DECAY)
     images = _images(rng)
     peer.forward(images, train=True)
@@ -128,7 +126,7 @@ def test_torch_files(name, width, file, flags, train, tmp_path, capsys):
     assert after.keys() == before.keys()
     assert all(np.array_equal(after[n], before[n]) for n in before)
     # What the command prints is what loads the file.
-    code = capsys.readouterr().out.partition("load it by\n")[2]
+    code = capsys.readouterr().out.partition("load it with\n")[2]
     scope = {}
     exec(code, scope)
     built = scope["model"].state_dict()

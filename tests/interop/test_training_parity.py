@@ -2,15 +2,12 @@
 
 import jax
 import numpy as np
-from peer_compare import import_peer, to_variables
+from peer_compare import to_variables, torch_peers
 
 from mbv3_jax.interop import networks
 from mbv3_jax.train import sharding, step
 from mbv3_jax.train.optimizers import make_optimizer
 from mbv3_jax.train.state import TrainState
-
-peer_torch = import_peer("peer_torch", "training against timm's RMSpropTF")
-torch = peer_torch.torch
 
 STEPS, BATCH, SIDE, CLASSES = 10, 8, 64, 10
 # Higher rates make float32 PyTorch end 1e-2 of the way off float64 PyTorch.
@@ -19,11 +16,12 @@ QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 def test_ten_steps_of_tf_rmsprop_end_alike():
+    torch = torch_peers().torch
     from timm.optim import RMSpropTF
 
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
-    peer = peer_torch.TorchPeer("timm/mobilenetv3_small_050", num_classes=CLASSES)
+    peer = torch_peers().TorchPeer("timm/mobilenetv3_small_050", num_classes=CLASSES)
     spec = networks.get("timm", "mobilenetv3_small_050").spec
     spec = spec.replace(num_classes=CLASSES, bn_decay=DECAY, resolution=SIDE)
     start = to_variables(peer, spec)

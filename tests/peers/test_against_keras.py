@@ -1,11 +1,9 @@
 """Networks with TF padding against keras.applications on the JAX backend."""
 
 import pytest
-from peer_compare import IMAGE_SHAPE, check_forward, check_shapes, import_peer
+from peer_compare import IMAGE_SHAPE, check_forward, check_shapes, keras_peers
 
 from mbv3_jax.arch.build import build
-
-KerasPeer = import_peer("peer_keras", "the networks against keras.applications").KerasPeer
 
 NETWORKS = {
     "mobilenet_v3_large": ("MobileNetV3Large", {}),
@@ -30,9 +28,8 @@ SHAPES = [
 
 def _pair(network: str, width: float):
     name, options = NETWORKS[network]
-    return KerasPeer(name, IMAGE_SHAPE, alpha=width, **options), build(
-        network, width=width, width_rule="keras"
-    )
+    peer = keras_peers().KerasPeer(name, IMAGE_SHAPE, alpha=width, **options)
+    return peer, build(network, width=width, width_rule="keras")
 
 
 @pytest.mark.parametrize(("network", "width"), FORWARD)

@@ -1,11 +1,9 @@
 """Networks with symmetric padding against torchvision and timm; with TF padding against timm."""
 
 import pytest
-from peer_compare import check_forward, check_shapes, import_peer
+from peer_compare import check_forward, check_shapes, torch_peers
 
 from mbv3_jax.arch.build import build
-
-TorchPeer = import_peer("peer_torch", "the networks against timm and torchvision").TorchPeer
 
 # Peer, network, width, width rule. timm's names that begin with tf_ pad as TensorFlow does.
 # Neighbours whose specs are equal share a compilation.
@@ -54,7 +52,7 @@ def test_forward_equals_torch(case):
     name, network, width, rule = case
     padding = "same" if name.startswith("timm/tf_") else "symmetric"
     spec = build(network, width=width, width_rule=rule, padding=padding)
-    peer = TorchPeer(name, width)
+    peer = torch_peers().TorchPeer(name, width)
     check_shapes(peer, spec)
     print(name, width, check_forward(peer, spec))
 
@@ -62,4 +60,5 @@ def test_forward_equals_torch(case):
 @pytest.mark.parametrize("case", SHAPES, ids=_name)
 def test_shapes_equal_torch(case):
     name, network, width, rule = case
-    check_shapes(TorchPeer(name, width), build(network, width=width, width_rule=rule))
+    peer = torch_peers().TorchPeer(name, width)
+    check_shapes(peer, build(network, width=width, width_rule=rule))

@@ -1,13 +1,21 @@
 import io
 import json
 import struct
+import subprocess
+import sys
 
 import pytest
+from paths import ROOT
 from rich.console import Console
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import masked_crc32c
 
-from mbv3_jax.run.metrics import Metrics, ProgressBar, read_metrics
+from mbv3_jax.run.metrics import (
+    Event,
+    Metrics,
+    ProgressBar,
+    SessionLog,
+    masked_crc32c,
+    read_metrics,
+)
 
 
 def events(run):
@@ -122,3 +130,10 @@ def test_progress_on_a_terminal_shows_the_latest_numbers():
     shown = console.file.getvalue()
     for part in ("step 20/30", "loss 1.500", "top-1 50.00%", "100 images/s", "left"):
         assert part in shown
+
+
+def test_training_does_not_import_torch():
+    heavy = "{'torch', 'tensorflow', 'keras'}"
+    code = f"import sys, mbv3_jax.train.loop; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr

@@ -48,5 +48,5 @@ def test_nsga2_finds_the_front_of_a_small_space():
 def test_without_pymoo_the_message_says_what_to_install(monkeypatch):
     for name in ("pymoo", "pymoo.algorithms.moo.nsga2"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UsageError, match=r"pip install -r requirements-search.txt"):
+    with pytest.raises(UsageError, match=r"pip install -e '.\[search\]'"):
         nsga2(preset("toy"), lambda p: (p, p), generations=1)

@@ -1,4 +1,8 @@
-"""What every peer is held to, and what happens where a peer is not installed."""
+"""Compares networks with peers, and skips tests where a peer is not installed.
+
+Tests import peers when they run, because importing Keras or PyTorch takes as long as
+collecting all tests.
+"""
 
 import importlib
 import os
@@ -7,11 +11,12 @@ import jax
 import numpy as np
 import pytest
 
+from mbv3_jax.core.packages import install
 from mbv3_jax.interop import mapping
 from mbv3_jax.nn import functional
 
 PEERS = ("h5py", "huggingface_hub", "keras", "safetensors", "timm", "torch", "torchvision")
-INSTALL = "pip install -r requirements-peers.txt"
+INSTALL = install("peers")
 IMAGE_SHAPE = (64, 97, 3)  # the layers see even heights and odd widths: both paddings at once
 TOLERANCE = 1e-4  # of the largest value compared
 
@@ -23,7 +28,7 @@ _apply = jax.jit(functional.apply, static_argnums=0, static_argnames="train")
 
 
 def import_peer(module: str, compared: str):
-    """Imports a helper module that needs a peer; skips the test file where it is missing.
+    """Imports a module that needs a peer; skips the test where it is not installed.
 
     With MBV3_REQUIRE_PEERS=1 in the environment a missing peer is an error instead.
     """
@@ -33,7 +38,17 @@ def import_peer(module: str, compared: str):
         if e.name not in PEERS or os.environ.get("MBV3_REQUIRE_PEERS", "0") != "0":
             raise
         reason = f"{compared}: not compared, {e.name} is not installed ({INSTALL})"
-        pytest.skip(reason, allow_module_level=True)
+        pytest.skip(reason)
+
+
+def keras_peers():
+    """`peer_keras`, with Keras itself as `keras`."""
+    return import_peer("peer_keras", "networks and weights against keras.applications")
+
+
+def torch_peers():
+    """`peer_torch`, with `torch`, `timm` and `torchvision`."""
+    return import_peer("peer_torch", "networks and weights against timm and torchvision")
 
 
 def to_variables(peer, spec) -> dict:

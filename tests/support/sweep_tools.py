@@ -6,6 +6,7 @@ from pathlib import Path
 
 from paths import TINY
 
+from mbv3_jax.core import packages
 from mbv3_jax.sweep import plan
 from mbv3_jax.sweep.combinators import Sweep
 from mbv3_jax.sweep.executors import local, slurm
@@ -18,8 +19,7 @@ def stand_in(tmp_path, monkeypatch):
     root = tmp_path / "stand_in"
     root.mkdir()
     shutil.copy(STAND_IN, root / "main.py")
-    monkeypatch.setattr(local, "ROOT", root)
-    monkeypatch.setattr(slurm, "ROOT", root)
+    monkeypatch.setattr(packages, "CHECKOUT", root)
     monkeypatch.setattr(local.Local, "interval", 0.05)
     monkeypatch.setattr(slurm.Slurm, "interval", 0.5)
 

@@ -83,13 +83,13 @@ def test_exit_codes(tmp_path, make):
     assert log.splitlines() == ["saved"]
 
 
-def test_who_asks_for_ever_has_failed(tmp_path, make):
+def test_a_trial_that_always_asks_for_a_restart_has_failed(tmp_path, make):
     executor = make()
     (job,) = jobs_of(tmp_path, trial("asks"))
     statuses, _ = run_all(executor, [job])
     assert statuses == {"asks": ("ended", 75)}
     assert executor.poll({"asks": ""})["asks"].reason == (
-        "it asked 3 times to be restarted and did not get on"
+        "it asked for 3 restarts without saving a new checkpoint"
     )
 
 

@@ -92,10 +92,10 @@ def test_wrong_sweep_files(tmp_path, trials, message):
     assert message in str(caught.value)
 
 
-def test_files_that_are_none(tmp_path):
+def test_files_that_are_not_sweeps(tmp_path):
     with pytest.raises(UsageError, match="no Python file 'configs/ablations/none"):
         plan.load("configs/ablations/none.py")
-    with pytest.raises(UsageError, match=r"no sweep file: it has no get_sweep\(argument\)"):
+    with pytest.raises(UsageError, match=r"it is not a sweep file: it has no get_sweep\("):
         plan.load(TINY)
     with pytest.raises(UsageError, match="it takes no argument, got 'imagenet'"):
         plan.load(sweep_file(tmp_path, "seeds(1)") + ":imagenet")

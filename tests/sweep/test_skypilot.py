@@ -1,7 +1,7 @@
 """The executor for SkyPilot: its task files, read as YAML and by SkyPilot's own parser.
 
 The real one runs where MBV3_SKY_PYTHON names a Python that has it, or this one does
-(requirements-launch-skypilot.txt).
+(the extra `skypilot`).
 """
 
 import importlib.util
@@ -18,7 +18,6 @@ from sweep_tools import jobs_of, sweep_file
 from mbv3_jax.cli import sweep
 from mbv3_jax.sweep.combinators import trial
 from mbv3_jax.sweep.executors import base, skypilot
-from mbv3_jax.sweep.executors import base as tpu_types
 
 HERE = sys.executable if importlib.util.find_spec("sky") else None
 PYTHON = os.environ.get("MBV3_SKY_PYTHON") or HERE
@@ -68,7 +67,7 @@ def test_gpus_and_a_setup_of_one_s_own(task_file):
     ["tpu-v2-8", "tpu-v3-2048", "tpu-v4-384", "tpu-v5litepod-1", "tpu-v5p-12288", "tpu-v6e-256"],
 )
 def test_tpus_that_exist(name):
-    assert tpu_types.check_tpu_type("accelerators", name) == name
+    assert skypilot.check_tpu_type("accelerators", name) == name
 
 
 @pytest.mark.parametrize(
@@ -123,7 +122,7 @@ def test_without_skypilot_it_says_so(tmp_path, monkeypatch, capfd):
     arguments = [f"--sweep={sweep_file(tmp_path, 'seeds(1)')}", f"--workdir={tmp_path}/sweep"]
     options = ["--executor.accelerators=A100:1", "--executor.bucket=gs://b"]
     assert sweep.main([*arguments, "--executor=skypilot", *options]) == 2
-    assert "the program 'sky' is not installed here; pip install -r requirements-launch-sk" in (
+    assert "the program 'sky' is not installed here; pip install -e '.[skypilot]', in an env" in (
         capfd.readouterr().err
     )
 
@@ -140,7 +139,7 @@ print(json.dumps({
 """
 
 
-@pytest.mark.skipif(not PYTHON, reason="SkyPilot is not installed (requirements-launch-skypilot)")
+@pytest.mark.skipif(not PYTHON, reason="SkyPilot is not installed (the extra `skypilot`)")
 def test_skypilot_reads_it_as_it_is_meant(tmp_path, monkeypatch, task_file):
     monkeypatch.setenv("HOME", str(tmp_path))
     path = task_file(infra="gcp", nodes=1)

@@ -172,7 +172,7 @@ def test_watching_ends_and_begins_again(tmp_path, sweep, capfd):
     thread = when(folder / "slow" / "ready", "kill", "-INT", str(os.getpid()))
     assert sweep(trials) == 130
     thread.join()
-    assert "what was submitted goes on; the same command watches" in capfd.readouterr().err
+    assert "keep running; run the same command again to watch them" in capfd.readouterr().err
     assert states(folder)["slow"] in ("queued", "running")
     # A pre-emption comes to the processes of the trial; the trial goes on under the same handle.
     subprocess.run(["scancel", "--signal=TERM", handle(folder, "slow")()], check=True)

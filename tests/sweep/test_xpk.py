@@ -1,6 +1,6 @@
 """The executor for xpk: what it asks for, and the manifest that the real xpk makes of it.
 
-The real one runs where MBV3_XPK or the PATH has it (requirements-launch-xpk.txt).
+The real one runs where MBV3_XPK or the PATH has it (the extra `xpk`).
 """
 
 import json
@@ -60,7 +60,7 @@ def test_names_are_those_of_kubernetes(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "status", "expected"),
     [
-        ({"suspend": True}, {}, base.Status("queued", reason="waits for room in the cluster")),
+        ({"suspend": True}, {}, base.Status("queued", reason="waits for capacity in the cluster")),
         ({"suspend": False}, {"restarts": 2}, base.Status("running")),
         ({}, {"conditions": [{"type": "Completed", "status": "True"}]}, base.Status("ended", 0)),
         (
@@ -79,7 +79,7 @@ def test_states_are_those_of_the_jobset(tmp_path, monkeypatch, executor, spec, s
     kubectl.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert executor.poll({"a": "w-1"}) == {"a": expected}
-    assert executor.poll({"a": "w-2"})["a"].reason == "the JobSet is gone from the cluster"
+    assert executor.poll({"a": "w-2"})["a"].reason == "the JobSet is no longer on the cluster"
     kubectl.write_text("#!/bin/sh\nexit 1\n")
     assert executor.poll({"a": "w-1"}) == {}
 
@@ -98,12 +98,12 @@ def test_without_xpk_it_says_so(tmp_path, monkeypatch, capfd):
     )
     assert code == 2
     assert capfd.readouterr().err.splitlines()[0] == (
-        "error: the program 'xpk' is not installed here; pip install -r "
-        "requirements-launch-xpk.txt, in an environment of its own"
+        "error: the program 'xpk' is not installed here; pip install -e '.[xpk]', "
+        "in an environment of its own"
     )
 
 
-@pytest.mark.skipif(not XPK, reason="xpk is not installed (requirements-launch-xpk.txt)")
+@pytest.mark.skipif(not XPK, reason="xpk is not installed (the extra `xpk`)")
 def test_the_manifest_that_xpk_writes(tmp_path, monkeypatch, executor, job):
     monkeypatch.setenv("HOME", str(tmp_path))
     manifest = executor.manifest(job)

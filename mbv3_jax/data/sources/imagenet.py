@@ -17,7 +17,7 @@ How to get it, once:
      ILSVRC 2012 challenge into one folder, here called ARCHIVES:
        ILSVRC2012_img_train.tar (138 GB), ILSVRC2012_img_val.tar (6.3 GB)
   2. Prepare them (only this step needs TensorFlow, and another 150 GB of disk):
-       pip install -r requirements-data.txt
+       {install}
        python -m mbv3_jax data prepare imagenet --manual_dir=ARCHIVES --data_dir={root}
   3. Run the same command again. A copy elsewhere is named by data.data_dir or TFDS_DATA_DIR."""
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from etils import epath
 
+from mbv3_jax.core.packages import install
 from mbv3_jax.data.decode import Encoded
 from mbv3_jax.data.source import NotFound, source
 
@@ -14,7 +15,7 @@ HELD_OUT = ("validation", "test")  # the first that exists, unless one is named
 
 _HOW_TO_GET = """\
 How to get it, once (only this step needs TensorFlow):
-  pip install -r requirements-data.txt
+  {install}
   python -m mbv3_jax data prepare {name} --data_dir={root}
 A copy elsewhere is named by data.data_dir or TFDS_DATA_DIR."""
 _CONVERT = """\
@@ -208,7 +209,7 @@ def find_builder(
     root, setting = data_root(data_dir)
     copies = prepared_copies(root, dataset)
     if not copies:
-        advice = how_to_get.format(name=name, root=root)
+        advice = how_to_get.format(name=name, root=root, install=install("data"))
         raise NotFound(f"{name}: no prepared {dataset} in {root} ({setting}).\n{advice}")
     import tensorflow_datasets as tfds  # does not import TensorFlow, as a test checks
 

@@ -1,6 +1,14 @@
 """Engines that run trials, behind the protocol of `base.py`."""
 
+from collections.abc import Callable, Mapping
+
 from mbv3_jax.sweep.executors import local, skypilot, slurm, xpk
+from mbv3_jax.sweep.executors.base import Executor
 
 # Name -> make(descriptions, lock, *, options).
-EXECUTORS = {"local": local.make, "slurm": slurm.make, "xpk": xpk.make, "skypilot": skypilot.make}
+EXECUTORS: Mapping[str, Callable[..., Executor]] = {
+    "local": local.make,
+    "slurm": slurm.make,
+    "xpk": xpk.make,
+    "skypilot": skypilot.make,
+}

@@ -1,22 +1,22 @@
-"""Trials as managed jobs of SkyPilot: machines of any cloud, with recovery from pre-emption."""
+"""Trials as managed jobs of SkyPilot: machines of any cloud, with recovery from preemption."""
 
 import dataclasses
 import json
 import shlex
 import subprocess
 import types
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
+from mbv3_jax.core import packages
 from mbv3_jax.core.checks import check_whole
-from mbv3_jax.sweep.executors import base
 from mbv3_jax.sweep.executors.base import (
     ENDED,
     EXIT_RESTART,
     QUEUED,
-    ROOT,
     RUNNING,
     STOPPED,
     Status,
@@ -27,14 +27,34 @@ from mbv3_jax.sweep.executors.base import (
 )
 from mbv3_jax.sweep.plan import Job
 
-_ADVICE = "pip install -r requirements-launch-skypilot.txt, in an environment of its own"
+_ADVICE = f"{packages.install('skypilot')}, in an environment of its own"
 _MOUNT = "/sweeps"
 _WAITING = ("PENDING", "SUBMITTED", "STARTING", "RECOVERING")
+
+# The sizes of TPU slices that Google Cloud offers. SkyPilot accepts any number after the generation
+# and fails only when it asks the cloud. The number counts TensorCores for v2 to v5p, and chips for
+# v5litepod and v6e.
+# Source: https://cloud.google.com/tpu/docs (regions-zones, v4, v5p, v5e, v6e), read in 2025.
+_CUBE = 128  # TensorCores of 4x4x4 chips, of which larger slices consist
+
+
+def _powers_of_two(*exponents: int) -> list[int]:
+    return [2**exponent for exponent in exponents]
+
+
+TPU_SIZES = {
+    "v2": _powers_of_two(3, 5, 7, 8, 9),
+    "v3": _powers_of_two(3, 5, 6, 7, 8, 9, 10, 11),
+    "v4": [*_powers_of_two(3, 4, 5, 6), *range(_CUBE, 8192 + 1, _CUBE)],
+    "v5litepod": _powers_of_two(0, 2, 3, 4, 5, 6, 7, 8),
+    "v5p": [*_powers_of_two(3, 4, 5, 6), *range(_CUBE, 12288 + 1, _CUBE)],
+    "v6e": _powers_of_two(0, 2, 3, 4, 5, 6, 7, 8),
+}
 
 
 def make(
     descriptions: Path,
-    lock,
+    lock: typing.IO | None,
     *,
     accelerators: str,
     bucket: str,
@@ -43,24 +63,29 @@ def make(
     spot: bool = True,
     setup: str | None = None,
 ) -> "SkyPilot":
-    """The executor.
+    """Makes the executor.
 
     Args:
       descriptions: the folder for task files.
-      lock: not used: jobs outlive the sweep command.
-      accelerators: of a node: "tpu-v5litepod-8", "A100:8".
-      bucket: "gs://NAME" or "s3://NAME", where run folders go: a machine that is pre-empted
-        takes its disk with it.
-      infra: where to look for machines: "gcp/us-central2"; None: wherever is cheapest.
-      nodes: of one trial.
-      spot: whether to take machines that can be pre-empted.
-      setup: lines of shell that install what a trial needs; None: requirements.txt and JAX for
-        the accelerator.
+      lock: not used, because jobs outlive the sweep command.
+      accelerators: the accelerators of a node: "tpu-v5litepod-8", "A100:8".
+      bucket: "gs://NAME" or "s3://NAME" for the run folders: the disk of a machine that is
+        preempted is lost.
+      infra: where to look for machines: "gcp/us-central2"; None: wherever they are cheapest.
+      nodes: the nodes of one trial.
+      spot: whether to take machines that can be preempted.
+      setup: lines of shell that install what a trial needs; None, from a checkout:
+        requirements.txt and JAX for the accelerator.
     """
-    base.check_tpu_type("accelerators", accelerators)
+    check_tpu_type("accelerators", accelerators)
     check_whole("nodes", nodes, at_least=1)
     if not bucket.startswith(("gs://", "s3://")):
         raise ValueError(f"bucket: got {bucket!r}, expected gs://NAME or s3://NAME")
+    if setup is None and not packages.IS_CHECKOUT:
+        raise ValueError(
+            "setup: got None, expected lines of shell that install mbv3_jax on a machine; from a "
+            "checkout of the repository they have a default"
+        )
     if setup is None:
         extra = "tpu" if accelerators.startswith("tpu") else "cuda13"
         setup = f'pip install -r requirements.txt "jax[{extra}]"'
@@ -71,7 +96,8 @@ def make(
         "job_recovery": {"recover_on_exit_codes": [EXIT_RESTART]},
     }
     task = {
-        "workdir": str(ROOT),
+        # SkyPilot copies this folder to each machine, and runs the commands in it.
+        "workdir": str(packages.CHECKOUT if packages.IS_CHECKOUT else Path.cwd()),
         "num_nodes": nodes,
         "resources": {name: value for name, value in resources.items() if value is not None},
         "file_mounts": {_MOUNT: {"source": bucket.rstrip("/"), "mode": "MOUNT"}},
@@ -92,10 +118,11 @@ class SkyPilot:
 
     def command(self, job: Job) -> list[str]:
         folder = f"{_MOUNT}/{job.folder.parent.name}/{job.name}"
-        return ["python", "main.py", *job.arguments, f"--workdir={folder}"]
+        start = ["main.py"] if packages.IS_CHECKOUT else ["-m", "mbv3_jax", "train"]
+        return ["python", *start, *job.arguments, f"--workdir={folder}"]
 
     def describe(self, job: Job) -> Path:
-        """Writes the task file of a job's next submission; its stem names the managed job."""
+        """Writes the task file of a job's next submission; its stem is the managed job's name."""
         path = next_free(self.descriptions, label(job, 40), ".yaml")
         task = {"name": path.stem, **self.task, "run": f"exec {shlex.join(self.command(job))}"}
         path.write_text(yaml.safe_dump(task, sort_keys=False))
@@ -113,12 +140,12 @@ class SkyPilot:
     def poll(self, handles: Mapping[str, str]) -> dict[str, Status]:
         listing = [need("sky", _ADVICE), "jobs", "queue", "--all", "--output=json"]
         done = subprocess.run(listing, capture_output=True, text=True)
-        if done.returncode:  # its server does not answer just now
+        if done.returncode:  # SkyPilot's server does not answer at the moment
             return {}
-        found = {job["job_name"]: job for job in json.loads(done.stdout)}
-        gone = Status(ENDED, None, "SkyPilot does not know the job any more")
+        queue = {job["job_name"]: job for job in json.loads(done.stdout)}
+        gone = Status(ENDED, None, "SkyPilot no longer knows the job")
         return {
-            name: _status(found[handle]) if handle in found else gone
+            name: _status(queue[handle]) if handle in queue else gone
             for name, handle in handles.items()
         }
 
@@ -137,3 +164,25 @@ def _status(job: Mapping) -> Status:
     if state.startswith("FAILED"):
         return Status(ENDED, None, reason or state)
     return Status(QUEUED, reason=state) if state in _WAITING else Status(RUNNING)
+
+
+def check_tpu_type(path: str, accelerator: str) -> str:
+    """Returns `accelerator` if it is not a TPU, or is a TPU that exists: "tpu-v5litepod-16".
+
+    Raises:
+      ValueError: the TPU does not exist; the message has `path`, and the generations or sizes.
+    """
+    if not accelerator.lower().startswith("tpu"):
+        return accelerator
+    prefix, _, rest = accelerator.partition("-")
+    generation, _, size = rest.rpartition("-")
+    if prefix != "tpu" or generation not in TPU_SIZES:
+        listed = ", ".join(f"tpu-{name}-N" for name in TPU_SIZES)
+        raise ValueError(f"{path}: got {accelerator!r}, expected one of {listed}")
+    sizes = TPU_SIZES[generation]
+    if not size.isdigit() or int(size) not in sizes:
+        listed = ", ".join(map(str, sizes[:8])) + (" ..." if len(sizes) > 8 else "")
+        raise ValueError(
+            f"{path}: got {accelerator!r}, which does not exist; tpu-{generation}-N has N {listed}"
+        )
+    return accelerator

@@ -1,10 +1,10 @@
-"""Trials as an array job of SLURM."""
+"""Trials as the tasks of a SLURM array job."""
 
 import dataclasses
 import shlex
 import subprocess
-import sys
 import types
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from mbv3_jax.sweep.executors.base import (
     ENDED,
     EXIT_RESTART,
     QUEUED,
-    ROOT,
     RUNNING,
     Status,
     ended,
@@ -21,6 +20,7 @@ from mbv3_jax.sweep.executors.base import (
     need,
     next_free,
     run,
+    training_command,
 )
 from mbv3_jax.sweep.plan import Job
 
@@ -29,9 +29,9 @@ _SCRIPT = """\
 #!/bin/bash
 {directives}
 
-# Exit code 75 means "saved, restart me". A job that leaves by itself is over for SLURM, also
-# inside the grace time of a pre-emption, so this script requeues its own element of the array
-# and waits to be ended. SLURM_JOB_ID would not do: that of one element names the whole array.
+# Exit code 75 means "saved, restart me". SLURM does not requeue a job that exits by itself, even
+# in the grace time of a preemption, so this script requeues its own element of the array and waits
+# to be killed. SLURM_JOB_ID would not do: the id of one element names the whole array.
 element="${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 cd {root} || exit 1
 case $SLURM_ARRAY_TASK_ID in
@@ -41,24 +41,24 @@ exec >>"$log" 2>&1
 echo "SLURM job $element on $SLURM_JOB_NODELIST, restarts: ${{SLURM_RESTART_COUNT:-0}}"
 rm -f "$log.exit"
 {setup}
-# JAX finds the other processes of a trial from what srun sets, and only from that; and a
-# pre-emption is announced to what srun started, not to what this shell did. srun does not take
-# over --cpus-per-task by itself.
+# JAX finds the other processes of a trial only through the variables that srun sets, and SLURM
+# announces a preemption to processes that srun started, not to those of this shell. srun does not
+# take over --cpus-per-task by itself.
 srun --kill-on-bad-exit=0 --wait=60 \
   ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}} "${{command[@]}}" &
 trial=$!
 
-# The time limit is announced to this shell, which tells the processes of the trial.
+# SLURM announces the time limit to this shell, which passes it on to the trial's processes.
 trap 'scancel --signal=TERM "$element"' USR1
 trap : TERM
-while kill -0 "$trial" 2>/dev/null; do # a signal ends a wait before its time
+while kill -0 "$trial" 2>/dev/null; do # a signal ends the wait early
   wait "$trial"
 done
 wait "$trial"
 code=$?
 trap - TERM
 
-# Not if somebody cancelled the job, or SLURM is requeueing it already.
+# The job is not requeued if somebody cancelled it, or if SLURM is requeueing it already.
 if [ "$code" -eq {restart} ] && [ "$(squeue --noheader --jobs="$element" --format=%T)" = RUNNING ]
 then
   echo "saved; requeueing"
@@ -68,14 +68,14 @@ echo "$element $code" >"$log.exit"
 exit "$code"
 """
 
-# States of squeue in which nothing runs; all others are on a node.
+# States of squeue in which a job does not run; in all others it is on a node.
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SUSPENDED", "CONFIGURING")
 _ADVICE = "run the sweep where SLURM's commands are, on a login node"
 
 
 def make(
     descriptions: Path,
-    lock,
+    lock: typing.IO | None,
     *,
     partition: str | None = None,
     account: str | None = None,
@@ -90,16 +90,16 @@ def make(
     setup: str = "",
     sbatch: str = "",
 ) -> "Slurm":
-    """The executor.
+    """Makes the executor.
 
     Args:
-      descriptions: a folder that the nodes see under the same path, as the run folders.
-      lock: not used: jobs outlive the sweep command.
-      partition, account, time, memory: as sbatch's --partition, --account, --time, --mem.
-      nodes: of one trial.
+      descriptions: a folder that the nodes see under the same path; the run folders too.
+      lock: not used, because jobs outlive the sweep command.
+      partition, account, time, memory: sbatch's --partition, --account, --time, --mem.
+      nodes: the nodes of one trial.
       tasks_per_node: JAX processes on each node of a trial.
-      cpus_per_task, gpus_per_task: what each process gets.
-      limit: how many trials run at a time; None: as many as SLURM lets.
+      cpus_per_task, gpus_per_task: cores and GPUs of each process.
+      limit: how many trials run at a time; None: as many as SLURM allows.
       grace: seconds before the time limit at which a trial is told to save.
       setup: a line of shell before the trial: "module load cuda".
       sbatch: further options of sbatch: "--qos=low --constraint=a100".
@@ -141,12 +141,12 @@ class Slurm:
     interval = 5.0
     programs = types.MappingProxyType(dict.fromkeys(("sbatch", "squeue", "scancel"), _ADVICE))
 
-    def __post_init__(self):
-        self._absent: set[str] = set()
+    def __post_init__(self) -> None:
+        self._absent: set[str] = set()  # handles that squeue did not list once
 
     def command(self, job: Job) -> list[str]:
-        main = str(ROOT / "main.py")
-        return [sys.executable, main, *job.arguments, f"--workdir={job.folder.absolute()}"]
+        start = training_command(absolute=True)
+        return [*start, *job.arguments, f"--workdir={job.folder.absolute()}"]
 
     def submit(self, jobs: Sequence[Job]) -> dict[str, str]:
         if not jobs:
@@ -154,8 +154,8 @@ class Slurm:
         program = need("sbatch", _ADVICE)
         path = next_free(self.descriptions, "array", ".sbatch")
         path.write_text(self.script(jobs, name=path.parent.parent.name))
-        said = run([program, "--parsable", str(path)], what=str(path))
-        number = said.strip().partition(";")[0]  # "id;cluster" where there are several
+        output = run([program, "--parsable", str(path)], what=str(path))
+        number = output.strip().partition(";")[0]  # "id;cluster" where there are several
         return {job.name: f"{number}_{index}" for index, job in enumerate(jobs)}
 
     def script(self, jobs: Sequence[Job], name: str) -> str:
@@ -167,7 +167,7 @@ class Slurm:
             f"--array={array}",
             *self.options,
             f"--signal=B:USR1@{self.grace}",
-            "--requeue",  # after the failure of a node, too
+            "--requeue",  # also after the failure of a node
             "--open-mode=append",
             f"--output={folder / 'slurm-%A_%a.out'}",
         )
@@ -186,7 +186,7 @@ class Slurm:
     def poll(self, handles: Mapping[str, str]) -> dict[str, Status]:
         listing = [need("squeue", _ADVICE), "--me", "--array", "--noheader", "--format=%i|%T|%r"]
         done = subprocess.run(listing, capture_output=True, text=True)
-        if done.returncode:  # the controller is away for a while
+        if done.returncode:  # the controller does not answer at the moment
             return {}
         rows = (line.strip().split("|") for line in done.stdout.splitlines())
         states = {row[0]: row[1:] for row in rows if len(row) == 3}
@@ -197,17 +197,17 @@ class Slurm:
                 waiting = state in _WAITING
                 reason = "" if reason == "None" else reason
                 statuses[name] = Status(QUEUED if waiting else RUNNING, reason=reason)
-            elif (status := self._end(name, handle)) is not None:
+            elif (status := self._final_status(name, handle)) is not None:
                 statuses[name] = status
         return statuses
 
-    def _end(self, name: str, handle: str) -> Status | None:
-        """What became of a job that SLURM no longer lists; None: look once more."""
+    def _final_status(self, name: str, handle: str) -> Status | None:
+        """The status of a job that SLURM no longer lists; None: it is not known yet."""
         path = Path(f"{log_of(self.descriptions, name)}.exit")
         written = path.read_text().split() if path.exists() else []
         if written[:1] == [handle]:
             return ended(int(written[1]))
-        if handle not in self._absent:  # the file may still be on its way through the network
+        if handle not in self._absent:  # the file may not have reached this machine yet
             self._absent.add(handle)
             return None
         return Status(ENDED, None, "SLURM ended the job: cancelled, out of time or of memory")

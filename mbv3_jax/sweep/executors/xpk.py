@@ -1,14 +1,16 @@
-"""Trials as workloads of xpk: JobSets on a GKE cluster with Kueue, for slices of TPU pods."""
+"""Trials as xpk workloads: JobSets on a GKE cluster with Kueue, for slices of TPU pods."""
 
 import dataclasses
 import json
 import shlex
 import subprocess
 import types
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mbv3_jax.core.checks import check_whole
+from mbv3_jax.core.packages import install
 from mbv3_jax.sweep.executors.base import (
     ENDED,
     EXIT_RESTART,
@@ -23,13 +25,13 @@ from mbv3_jax.sweep.executors.base import (
 from mbv3_jax.sweep.plan import Job
 
 _NAME_LIMIT = 39  # xpk's validators.py: less than 40 characters
-_XPK = "pip install -r requirements-launch-xpk.txt, in an environment of its own"
+_XPK = f"{install('xpk')}, in an environment of its own"
 _KUBECTL = "see https://kubernetes.io/docs/tasks/tools/; xpk needs it too"
 
 
 def make(
     descriptions: Path,
-    lock,
+    lock: typing.IO | None,
     *,
     cluster: str,
     tpu_type: str,
@@ -45,19 +47,19 @@ def make(
     grace: int = 120,
     xpk: str = "",
 ) -> "Xpk":
-    """The executor.
+    """Makes the executor.
 
     Args:
       descriptions: the folder for manifests.
-      lock: not used: jobs outlive the sweep command.
-      cluster, project, zone, priority: as those options of xpk.
-      tpu_type: of a slice, as xpk names it: "v5litepod-16".
+      lock: not used, because jobs outlive the sweep command.
+      cluster, project, zone, priority: xpk's options of these names.
+      tpu_type: the type of a slice, as xpk names it: "v5litepod-16".
       image: a container image with this repository and its requirements.
       folder: the sweep's folder as the containers see it, on storage that outlives them.
       code: where the repository is in the image.
-      slices: of one trial.
+      slices: the slices of one trial.
       storage: a storage that `xpk storage create` made, which holds `folder`.
-      max_restarts: of a trial, after pre-emptions and exit code 75.
+      max_restarts: restarts of a trial after preemptions and exit code 75.
       grace: seconds that a pod has to save when it is told to end.
       xpk: further options of xpk workload create: "--spot".
     """
@@ -72,15 +74,15 @@ def make(
         "docker-image": image,
         "priority": priority,
         "storage": storage,
-        # Without restarts allowed the exit code would count for nothing.
+        # The exit code has no effect unless restarts are allowed.
         "max-restarts": max_restarts,
         "restart-on-exit-codes": EXIT_RESTART,
         "termination-grace-period-seconds": grace,
     }
-    given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    flags = [f"--{name}={value}" for name, value in options.items() if value is not None]
     return Xpk(
         descriptions=descriptions,
-        options=(*given, *shlex.split(xpk)),
+        options=(*flags, *shlex.split(xpk)),
         folder=folder,
         code=code,
     )
@@ -103,19 +105,19 @@ class Xpk:
 
     def arguments(self, job: Job, manifest: Path) -> list[str]:
         """The arguments of xpk that write the manifest of a job and submit it."""
-        # xpk passes SIGTERM on to the shell around the command: hence exec.
-        inside = f"cd {shlex.quote(self.code)} && exec {shlex.join(self.command(job))}"
+        # xpk passes SIGTERM on to the shell around the command, so exec has to replace that shell.
+        shell_command = f"cd {shlex.quote(self.code)} && exec {shlex.join(self.command(job))}"
         return [
             "workload",
             "create",
             f"--workload={manifest.stem}",
             *self.options,
-            f"--command={inside}",
+            f"--command={shell_command}",
             f"--output-manifest-file={manifest}",
         ]
 
     def manifest(self, job: Job) -> Path:
-        """Where the manifest of the next submission of a job goes; its stem names the workload."""
+        """The manifest of a job's next submission; its stem is the name of the workload."""
         return next_free(self.descriptions, label(job, _NAME_LIMIT - 4), ".yaml")
 
     def submit(self, jobs: Sequence[Job]) -> dict[str, str]:
@@ -130,12 +132,12 @@ class Xpk:
     def poll(self, handles: Mapping[str, str]) -> dict[str, Status]:
         listing = [need("kubectl", _KUBECTL), "get", "jobsets.jobset.x-k8s.io", "--output=json"]
         done = subprocess.run(listing, capture_output=True, text=True)
-        if done.returncode:  # the cluster does not answer just now
+        if done.returncode:  # the cluster does not answer at the moment
             return {}
-        found = {item["metadata"]["name"]: item for item in json.loads(done.stdout)["items"]}
-        gone = Status(ENDED, None, "the JobSet is gone from the cluster")
+        jobsets = {item["metadata"]["name"]: item for item in json.loads(done.stdout)["items"]}
+        gone = Status(ENDED, None, "the JobSet is no longer on the cluster")
         return {
-            name: _status(found[handle]) if handle in found else gone
+            name: _status(jobsets[handle]) if handle in jobsets else gone
             for name, handle in handles.items()
         }
 
@@ -153,6 +155,6 @@ def _status(jobset: Mapping) -> Status:
         return Status(ENDED, 0)
     if "Failed" in conditions:
         return Status(ENDED, None, conditions["Failed"].get("message", "the JobSet failed"))
-    if jobset["spec"].get("suspend"):  # by Kueue, until there is room
-        return Status(QUEUED, reason="waits for room in the cluster")
+    if jobset["spec"].get("suspend"):  # by Kueue, until the cluster has capacity
+        return Status(QUEUED, reason="waits for capacity in the cluster")
     return Status(RUNNING)

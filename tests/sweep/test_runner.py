@@ -1,5 +1,6 @@
-"""The course of a sweep, with a stand-in for main.py; the command line around it too."""
+"""Whole sweeps with a stand-in for main.py, and the command line around them."""
 
+import json
 import os
 import signal
 import subprocess
@@ -102,7 +103,7 @@ def test_a_sweep_that_cannot_write_leaves_no_trial_behind(tmp_path, sweep, capfd
     monkeypatch.setattr(state.Record, "save", save)
     assert sweep(named("slow", "fine"), "--executor.jobs=2") == 1
     assert "error: stopped in " in (err := capfd.readouterr().err)
-    assert "No space left on device; the same command goes on" in err
+    assert "No space left on device; run the same command again to resume" in err
     with state.claim(folder):  # no trial holds it any more
         pass
 
@@ -125,11 +126,11 @@ def test_a_dry_run_starts_nothing(tmp_path, sweep, capfd):
     ("flag", "message"),
     [
         ("--config.nope=1", "2 of 2 trials are wrong, none was started:"),
-        ("--verbose", "unknown option --verbose; --help lists them, fields of all trials"),
+        ("--verbose", "unknown option --verbose; --help lists the options, and fields of all"),
         ("--executor.jobs=x", "--executor.jobs: got 'x', expected a value of type int"),
         ("--executor.jobs", "--executor.jobs: expected --executor.NAME=VALUE"),
         ("--executor.nodes=2", "--executor: 'local' has no option nodes; its options: cores, gp"),
-        ("--executor.cores=999", "cores: 999 is none of those that this process may use"),
+        ("--executor.cores=999", "cores: 999 is not among those that this process may use"),
         ("--max-failures=0", "--max-failures: got 0, expected at least 1"),
         ("--executor=xpk", "--executor: 'xpk' needs cluster, folder, image, tpu_type"),
     ],
@@ -145,11 +146,11 @@ def test_folders_that_cannot_be_used(tmp_path, sweep, capfd):
     folder.mkdir()
     (folder / "thesis.tex").touch()
     assert sweep("seeds(1)") == 2
-    assert "is no sweep's folder (it holds thesis.tex)" in capfd.readouterr().err
+    assert "is not a sweep's folder (it holds thesis.tex)" in capfd.readouterr().err
     assert cli.main([f"--sweep={sweep_file(tmp_path, 'seeds(1)')}", "--workdir=/dev/null/a"]) == 2
     assert "cannot write to /dev/null/a: Not a directory" in capfd.readouterr().err
     assert cli.main([f"--sweep={sweep_file(tmp_path, 'seeds(1)')}", "--workdir=runs/a[1]"]) == 2
-    assert "no run folder can be in a path with [ in it" in capfd.readouterr().err
+    assert "checkpoints cannot be in a path with [ in it" in capfd.readouterr().err
 
 
 def test_one_sweep_command_at_a_time(tmp_path, sweep, capfd):
@@ -176,7 +177,30 @@ def test_another_executor_waits_for_the_jobs_of_the_first(tmp_path, sweep, capfd
     entries["a"].handle = "17_0"
     entries.save()
     assert sweep(named("a")) == 2
-    assert "1 trials, a among them, are under way by --executor=slurm" in capfd.readouterr().err
+    assert "1 trials, a among them, still run by --executor=slurm" in capfd.readouterr().err
+
+
+def test_a_record_of_an_older_version_is_read(tmp_path, sweep):
+    folder = tmp_path / "sweep"
+    assert sweep(named("fails"), "--max-failures=1") == 1
+    stored = recorded(folder)
+    assert stored.pop("format") == state.FORMAT_VERSION
+    (folder / "sweep.json").write_text(json.dumps(stored))
+    assert sweep(named("fails"), "--max-failures=2") == 1
+    assert recorded(folder)["trials"]["fails"]["failures"] == 2  # one of them from before
+
+
+def test_a_record_of_a_newer_version_is_refused_and_kept(tmp_path, sweep, capfd):
+    folder = tmp_path / "sweep"
+    assert sweep(named("a")) == 0
+    (folder / "sweep.json").write_text('{"format": 99, "trials": {"a": {"mood": "good"}}}')
+    capfd.readouterr()
+    assert sweep(named("a")) == 2
+    assert capfd.readouterr().err == (
+        f"error: {folder}/sweep.json was written by a newer version of mbv3_jax, in format 99; "
+        f"this one reads formats up to {state.FORMAT_VERSION}\n"
+    )
+    assert "mood" in (folder / "sweep.json").read_text()
 
 
 def test_a_damaged_record_is_one_line(tmp_path, sweep, capfd):
@@ -192,6 +216,8 @@ def test_a_damaged_record_is_one_line(tmp_path, sweep, capfd):
     [
         ("configs/ablations/stem.py", "runs/sweeps/stem"),
         ("configs/ablations/stem.py:folder=/a b", "runs/sweeps/stem-folder=-a-b"),
+        ("stem", "runs/sweeps/stem"),
+        ("ablations/stem:imagenet", "runs/sweeps/stem-imagenet"),
     ],
 )
 def test_default_folder(sweep_argument, folder):

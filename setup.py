@@ -1,0 +1,18 @@
+"""Which packages the wheel holds; pyproject.toml has everything else.
+
+The configuration files are installed as mbv3_jax/_shipped/configs, where mbv3_jax/run/shipped.py
+finds them by name. pyproject.toml cannot combine such a mapping with an automatic search.
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+FOLDERS = sorted({path.parent.relative_to(HERE) for path in HERE.glob("configs/**/*.py")})
+CONFIGS = {f"mbv3_jax._shipped.{'.'.join(folder.parts)}": folder for folder in FOLDERS}
+
+setup(
+    packages=[*find_packages(include=["mbv3_jax", "mbv3_jax.*"]), *CONFIGS],
+    package_dir={name: folder.as_posix() for name, folder in CONFIGS.items()},
+)
