@@ -76,10 +76,11 @@ def main(arguments: Sequence[str]) -> int:
         advice = f"run the same command again to resume from the last checkpoint in {workdir}"
         code = _ended(e, EXIT_INTERRUPTED, f"{process_label()}interrupted; {advice}", console)
     except Exception as e:
-        if not other_processes():
+        peers = other_processes()
+        if not peers:
             raise
         if not is_loss_of_a_process(e):
-            other_processes().report_failure(f"{type(e).__name__}: {e}".splitlines()[0], 1)
+            peers.report_failure(f"{type(e).__name__}: {e}".splitlines()[0], 1)
             raise
         code = _ended(e, 1, "", console)
     if peers := other_processes():

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mbv3_jax.core.packages import install
 from mbv3_jax.data.decode import Encoded
 from mbv3_jax.data.source import NotFound, Source
 from mbv3_jax.data.sources import imagenet, tfds

@@ -73,7 +73,9 @@ def _torchvision(spec: NetSpec) -> Names:
     is_v3 = spec.head is not None
 
     def block(i: int) -> dict[str, str]:
-        inside, names, number = f"features.{i + 1}.{'block' if is_v3 else 'conv'}", {}, 0
+        inside = f"features.{i + 1}.{'block' if is_v3 else 'conv'}"
+        names: dict[str, str] = {}
+        number = 0
         for layer in ("expand", "depthwise", "se", "project"):
             if layer == "se" and spec.blocks[i].se:
                 names |= {"se/reduce": f"{inside}.{number}.fc1"}

@@ -45,7 +45,7 @@ class Programs:
         space: Space,
         tx: optax.GradientTransformation,
         *,
-        preprocess: tuple[Preprocess, Preprocess],
+        preprocess: tuple[Preprocess, Callable[[jax.Array], jax.Array]],
         mesh: Mesh,
         compute: Compute = Compute(),  # noqa: B008 (frozen)
         label_smoothing: float = 0.0,
