@@ -10,21 +10,27 @@ from mbv3_jax.train.schedules import SCHEDULES
 
 
 def default(network: str) -> ConfigDict:
-    """A complete configuration of `network`, but for the durations. None means "not given".
+    """A configuration of `network` with every field, of which only the durations are missing.
 
-    Where a duration has _steps, _epochs and _examples, exactly one of the three is given.
+    None means "not given". Of a duration with _steps, _epochs and _examples exactly one is given.
+
+    Args:
+      network: a name of `mbv3_jax.arch.build`.
+
+    Returns:
+      The configuration, locked.
     """
     config = ConfigDict()
     config.seed = 0
-    config.seeds = placeholder(tuple)  # (0, 1, 2): a run of each, at once; see README
+    config.seeds = placeholder(tuple)  # (0, 1, 2): one run for each, trained at once
 
-    # The network: the arguments of mbv3_jax.arch.build, documented there.
+    # The network: the arguments of mbv3_jax.arch.build, which documents them.
     config.net = dict(
         name=network,
         width=1.0,
         width_rule="slim",  # slim, keras, torchvision, timm
         resolution=224,
-        num_classes=placeholder(int),  # None: as the data has
+        num_classes=placeholder(int),  # None: as many as the data has
         in_channels=3,
         padding="same",  # same (TensorFlow), symmetric (PyTorch)
         nonlinearity="paper",  # paper, relu, relu6, swish, h_swish, swish_for_h_swish, h_swish@N
@@ -47,70 +53,70 @@ def default(network: str) -> ConfigDict:
         drop_path=0.0,
     )
 
-    # A spec.json to train instead of config.net's table: `configs/found.py`. Of config.net then
-    # name, resolution, in_channels, padding, bn_eps, bn_decay, dropout and drop_path may be None:
-    # as in the file.
+    # A spec.json to train instead of a table of config.net, see `configs/found.py`. Then name,
+    # resolution, in_channels, padding, bn_eps, bn_decay, dropout and drop_path of config.net may be
+    # None, which takes them from the file.
     config.spec = placeholder(str)
 
     # A run folder or an import folder to start from: its weights, and its network instead of
-    # config.net, of which name, resolution, dropout, drop_path and bn_decay may be None, as there.
-    # augment.normalize and the evaluation crop of config.data are as there too where they are None.
+    # config.net. Then name, resolution, dropout, drop_path and bn_decay of config.net,
+    # augment.normalize and the evaluation crop of config.data may be None, which takes them from
+    # the folder.
     config.init = placeholder(str)
 
-    # What learns, and how fast; see mbv3_jax.train.finetune.
+    # Which parameters learn, and how fast; see mbv3_jax.train.finetune.
     config.finetune = dict(
-        frozen="",  # stages that stay as they are: "stem-block6", "stem,1-6"
-        freeze_bn=False,  # all BatchNorm by running statistics, which stay; in frozen stages always
-        backbone_lr_factor=1.0,  # of everything but the logits
+        frozen="",  # stages that do not learn: "stem-block6", "stem,1-6"
+        freeze_bn=False,  # all BatchNorm use fixed running statistics; in frozen stages always
+        backbone_lr_factor=1.0,  # of everything except the logits
         lr_factors=placeholder(tuple),  # (("block1/.*", 0.1), ...), by parameter path
     )
 
-    # Training in simulated int8; see mbv3_jax.nn.fake_quant. Off: the durations are None.
+    # Training in simulated int8; see mbv3_jax.nn.fake_quant. The durations are None if it is off.
     config.quant = dict(
         enabled=False,
         range_decay=0.99,  # of the moving averages of minima and maxima
-        delay_steps=placeholder(int),  # in float, before anything is rounded
+        delay_steps=placeholder(int),  # trained in float before anything is rounded
         delay_epochs=placeholder(float),
         delay_examples=placeholder(int),
-        freeze_steps=placeholder(int),  # then ranges and BatchNorm statistics stay
+        freeze_steps=placeholder(int),  # after these, ranges and BatchNorm statistics are fixed
         freeze_epochs=placeholder(float),
         freeze_examples=placeholder(int),
     )
 
-    # How it is computed; see mbv3_jax.nn.modules.Compute.
+    # How the network is computed; see mbv3_jax.nn.modules.Compute.
     config.compute = dict(
         dtype="float32",  # float32, bfloat16 (weights and BatchNorm stay float32)
         depthwise="auto",  # auto, grouped, shifted
         batch_norm="cross_device",  # cross_device, per_device
-        shard_optimizer=False,  # a part of optimizer state and average on each device (ZeRO-1)
+        shard_optimizer=False,  # spreads optimizer state and average over devices (ZeRO-1)
     )
 
-    # See mbv3_jax.data.source.open_pair. An option that the source does not have must be None.
+    # See mbv3_jax.data.source. An option that the source does not have must be None.
     config.data = dict(
-        name="digits",  # digits, clutter, synthetic, imagenet, tfds/NAME, folder:PATH
+        name="digits",  # digits, clutter, synthetic, imagenet, tfds/NAME, folder:PATH, FILE.py:NAME
         data_dir=placeholder(str),  # imagenet, tfds: where TFDS keeps prepared data
         train_split=placeholder(str),  # imagenet, tfds, folder: train
-        eval_split=placeholder(
-            str
-        ),  # imagenet, tfds, folder: validation, val, valid or test; clutter: test
+        # imagenet, tfds, folder: validation, val, valid or test; clutter: test
+        eval_split=placeholder(str),
         split_fraction=placeholder(float),  # imagenet, tfds, folder: hold out a part of train
         num_classes=placeholder(int),  # synthetic
         num_examples=placeholder(int),  # synthetic
-        on_error="raise",  # raise, skip: an example that cannot be read
-        # imagenet, tfds, folder; see mbv3_jax.data.decode.decode_view, which has the defaults.
+        on_error="raise",  # raise, skip: for an example that cannot be read
+        # imagenet, tfds, folder: the crop; mbv3_jax.data.decode.decode_view has the defaults.
         area=placeholder(tuple),  # (0.08, 1): of the training crop
         ratio=placeholder(tuple),  # (3 / 4, 4 / 3): of the training crop
         interpolation=placeholder(str),  # bilinear, bicubic
         crop_fraction=placeholder(float),  # 0.875: of the evaluation crop
         central=placeholder(str),  # square, stretch
         exif_rotate=placeholder(bool),  # True for a folder, else False
-        # Who reads; changes nothing about what is read.
-        num_workers=placeholder(int),  # processes that decode ahead; None: one a core, if it helps
+        # How the data is read, which does not change what is read.
+        num_workers=placeholder(int),  # processes that decode; None: one per core if it helps
         num_threads=1,
         prefetch_batches=4,
     )
 
-    # What happens to a batch on the device; see mbv3_jax.data.augment.make_preprocess.
+    # Augmentation on the device; see mbv3_jax.data.augment.make_preprocess.
     config.augment = dict(
         normalize="inception",  # inception ([-1, 1]), torch (mean and deviation of ImageNet)
         flip=False,
@@ -122,7 +128,7 @@ def default(network: str) -> ConfigDict:
         policy_interpolation="nearest",  # nearest, bilinear
         policy_translate=placeholder(float),  # pixels; autoaugment_v0 250, randaugment 100
         randaugment_layers=placeholder(int),  # 2
-        randaugment_magnitude=placeholder(float),  # 10, the most
+        randaugment_magnitude=placeholder(float),  # 10, the largest
         randaugment_magnitude_std=placeholder(float),  # 0
         randaugment_prob=placeholder(float),  # 1
         randaugment_cutout=placeholder(float),  # pixels, 40
@@ -137,7 +143,7 @@ def default(network: str) -> ConfigDict:
     )
 
     config.batch_size = 64  # over all devices
-    config.accum_steps = 1  # parts of a batch whose gradients are averaged before an update
+    config.accum_steps = 1  # parts of a batch, whose gradients are averaged before an update
     config.total_steps = placeholder(int)
     config.total_epochs = placeholder(float)
     config.total_examples = placeholder(int)
@@ -177,7 +183,7 @@ def default(network: str) -> ConfigDict:
     config.checkpoint_every_epochs = placeholder(float)
     config.checkpoint_every_examples = placeholder(int)
     config.keep_checkpoints = 3
-    config.keep_best = False  # the checkpoint of the best held-out top-1 too: --step=best
+    config.keep_best = False  # also the checkpoint with the best held-out top-1: --step=best
     config.save_predictions = False  # of every held-out image, at the end: predictions.npz
     return config.lock()
 

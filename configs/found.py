@@ -33,7 +33,7 @@ def get_config(argument: str):
     as_found |= {k: kind for k, kind in _AS_FOUND.items() if config.net[k] == plain[k]}
     with config.unlocked():
         for field, kind in as_found.items():
-            del config.net[field]  # a field that exists would keep its value and not become None
+            del config.net[field]  # a new field takes the type of its placeholder
             config.net[field] = placeholder(kind)
     config.net.width_rule = plain.width_rule
     config.spec = file or None

@@ -109,7 +109,7 @@ def _leave_to_init(config: ConfigDict) -> ConfigDict:
     with config.unlocked():
         for group, fields in ((config.net, net), (config.augment, {"normalize": str})):
             for field, kind in fields.items():
-                del group[field]  # a field that exists would keep its value and not become None
+                del group[field]  # a new field takes the type of its placeholder
                 group[field] = placeholder(kind)
     return config
 

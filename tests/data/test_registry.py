@@ -1,4 +1,4 @@
-"""Registering sources: complete entries, a file of one's own, and nothing loaded needlessly."""
+"""Registering sources: complete entries, a file of your own, and no library loaded in vain."""
 
 import json
 import os
@@ -61,10 +61,10 @@ def get_config(argument="squares"):
     config.update(batch_size=4, eval_batch_size=4, total_steps=6)
     config.net.num_classes = 2
     config.schedule.warmup_steps = 0
-    config.eval_every_steps = config.checkpoint_every_steps = 3
+    config.eval_every_steps = config.checkpoint_every_steps = 6
     config.data.name = argument
     config.data.num_examples = None
-    config.data.num_workers = 2
+    config.data.num_workers = 1
     return config
 '''
 

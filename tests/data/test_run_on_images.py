@@ -66,7 +66,7 @@ def test_broken_files(configured, images, tmp_path):
         assert "data.on_error=skip" in str(caught.value)
         assert "\n" not in str(caught.value)
 
-        summary = train(configured("data.on_error=skip"), tmp_path)  # the same run goes on
+        summary = train(configured("data.on_error=skip"), tmp_path)  # resumes the same run
         assert (summary["eval"]["count"], summary["eval"]["unreadable"]) == (9, 1)
         assert reevaluate(tmp_path)["unreadable"] == 1
         assert "on 9 of 10 (1 could not be read) val images" in cli._report(summary, tmp_path)

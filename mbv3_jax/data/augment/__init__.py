@@ -1,14 +1,15 @@
-"""What happens to a batch on the device, inside the jitted step: augment and normalise.
+"""Augmentation and normalisation of a batch on the device, inside the jitted step.
 
-Every random draw comes from the key given; each operation folds its own number into that key, so
-that switching one on leaves the draws of the others as they were. An operation is a pair: a
-function of explicit parameters, and the drawing of these parameters. All of them work image by
-image or within pairs of neighbours: a batch split over devices moves nothing between them.
+Each operation folds a number of its own into the key of the batch, so that switching one operation
+on does not change the draws of the others. An operation consists of a function with explicit
+parameters and a function that draws them. All operations work image by image or within pairs of
+neighbours, so that a batch that is split over devices needs no communication.
 """
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ NORMALIZATIONS = {
     "torch": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 POLICIES = ("none", "autoaugment_v0", "randaugment")
-# Folded into the key.
+# The number that each operation folds into the key.
 _FLIP, _AFFINE, _MIXUP, _POLICY, _COLOUR, _ERASE, _NOISE, _CUTMIX, _WHICH_MIX = range(9)
 
 
@@ -55,40 +56,47 @@ def make_preprocess(
 ) -> tuple[Callable, Callable]:
     """Returns (train_preprocess, eval_preprocess), both jittable.
 
-    `train_preprocess(batch, key) -> (images, labels)` takes {"image": uint8 [N, H, W, C],
-    "label": int [N]} and returns float32 [N, H, W, C] with the labels unchanged, or with mixup or
-    cutmix float32 [N, num_classes]. `eval_preprocess(images) -> images` only normalises. The
-    operations come in the order of the arguments, normalisation before erasing.
+    The operations run in the order of the arguments, with normalisation before erasing.
 
     Args:
-      normalize: "inception" or "torch", see `NORMALIZATIONS`; or (mean, std), as they are there.
+      normalize: "inception" or "torch", see `NORMALIZATIONS`; or (mean, std) in the same form.
       flip: mirror each image left to right with probability one half.
-      rotate_degrees: turn each image by a uniform angle of at most this, either way.
+      rotate_degrees: rotate each image by a uniform angle of at most this, in either direction.
       zoom: scale each image by a uniform factor from 1 - zoom to 1 + zoom.
-      translate: shift each image, along each axis, by a uniform fraction of its side of at most
-        this, either way.
-      pad: what lies outside of the image: "zero" (black) or "edge" (the nearest pixel).
-      policy: "none", "autoaugment_v0" or "randaugment", see `policies.py`. Colour images only, as
-        the jitter.
-      policy_interpolation: of the policy's motions: "nearest", as in TensorFlow, or "bilinear".
-      policy_translate: pixels at level 10; None is TensorFlow's, 250 (autoaugment_v0) or 100
-        (randaugment), whatever the size of the image.
+      translate: shift each image along each axis, in either direction, by a uniform fraction of its
+        side of at most this.
+      pad: what lies outside the image: "zero" (black) or "edge" (the nearest pixel).
+      policy: "none", "autoaugment_v0" or "randaugment", see `policies`. Like the colour jitter, a
+        policy needs colour images.
+      policy_interpolation: of the geometric operations of the policy: "nearest", as in TensorFlow,
+        or "bilinear".
+      policy_translate: pixels at level 10; None takes TensorFlow's value, 250 (autoaugment_v0) or
+        100 (randaugment), which does not depend on the size of the image.
       randaugment_layers, randaugment_magnitude, randaugment_magnitude_std, randaugment_prob,
-        randaugment_cutout: see `policies.randaugment`; None is its default.
-      brightness, contrast, saturation: factors from max(0, 1 - x) to 1 + x, see `colour`.
-      hue: turns of the colour circle of at most this, either way, to 0.5.
-      erase_prob: of erasing a box (Zhong et al. 2017), see `mix.draw_erasing`.
-      erase_mode: "pixel", normal noise, which the images of a batch share, or "const", zero; both
-        of normalised values.
-      mixup_alpha: blend each image with its neighbour in the batch, by a share drawn once a batch
-        from Beta(alpha, alpha) (Zhang et al. 2017); 0 is off.
-      cutmix_alpha: replace a box by the neighbour's (Yun et al. 2019), drawn once a batch; 0 is
-        off. With mixup on as well, one of the two is drawn for each batch, evenly.
-      num_classes: the width of the mixed labels; needed with mixup and cutmix only.
+        randaugment_cutout: see `policies.randaugment`; None takes its default.
+      brightness, contrast, saturation: a value x gives factors from max(0, 1 - x) to 1 + x, see
+        `colour`.
+      hue: the largest shift of the hue in either direction, as a fraction of the colour circle up
+        to 0.5.
+      erase_prob: probability of erasing a box (Zhong et al. 2017), see `mix.draw_erasing`.
+      erase_mode: what fills the box in the normalised image: "pixel" for normal noise, which all
+        images of a batch share, or "const" for zero.
+      mixup_alpha: blend each image with its neighbour in the batch, by a weight drawn once per
+        batch from Beta(alpha, alpha) (Zhang et al. 2017); 0 switches it off.
+      cutmix_alpha: replace a box, drawn once per batch, by that of the neighbour (Yun et al. 2019);
+        0 switches it off. If mixup is on too, each batch gets one of the two with equal
+        probability.
+      num_classes: the width of the mixed labels; needed only with mixup and cutmix.
+
+    Returns:
+      `train_preprocess(batch, key) -> (images, labels)`, which takes {"image": uint8
+      [batch, height, width, channels], "label": int [batch]} and returns float32 images of the same
+      shape, with the labels unchanged or, with mixup or cutmix, as float32 [batch, num_classes];
+      and `eval_preprocess(images) -> images`, which only normalises.
 
     Raises:
-      ValueError: an unknown name, a number out of range, an option of what is not on, or mixing
-        without `num_classes`.
+      ValueError: an unknown name, a number out of range, an option of an operation that is off, or
+        mixing without `num_classes`.
     """
     mean, std = ([255 * v for v in values] for values in normalization(normalize))
     choose("augment.pad", pad, warp.PADS)
@@ -122,14 +130,16 @@ def make_preprocess(
         cutout=randaugment_cutout,
     )
 
-    def eval_preprocess(images):
+    def eval_preprocess(images: jax.Array) -> jax.Array:
         return (images.astype(jnp.float32) - jnp.array(mean)) / jnp.array(std)
 
-    def train_preprocess(batch, key):
+    def train_preprocess(
+        batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         images, labels = batch["image"], batch["label"]
         count, height, width, _ = images.shape
 
-        def key_for(operation: int):
+        def key_for(operation: int) -> jax.Array:
             return jax.random.fold_in(key, operation)
 
         if flip:
@@ -162,16 +172,16 @@ def make_preprocess(
         images = eval_preprocess(images)
         if erase_prob:
             where = mix.draw_erasing(key_for(_ERASE), count, height, width, prob=erase_prob)
-            noise = 0.0
+            noise: jax.Array | float = 0.0
             if erase_mode == "pixel":
                 noise = jax.random.normal(key_for(_NOISE), images.shape[1:])
             images = mix.erase(images, where, noise)
         if mixup_alpha or cutmix_alpha:
-            labels = jax.nn.one_hot(labels, num_classes)
-            with_cutmix = bool(cutmix_alpha)
+            labels = jax.nn.one_hot(labels, num_classes or 0)  # mixing without is refused above
+            with_cutmix: jax.Array | bool = bool(cutmix_alpha)
             if mixup_alpha and cutmix_alpha:
                 with_cutmix = jax.random.bernoulli(key_for(_WHICH_MIX))
-            # The one that is not drawn mixes nothing: a share of one, an empty box.
+            # The operation that is not drawn mixes nothing: its weight is one, its box empty.
             if mixup_alpha:
                 share = jax.random.beta(key_for(_MIXUP), mixup_alpha, mixup_alpha)
                 share = jnp.where(with_cutmix, 1.0, share)
@@ -186,7 +196,7 @@ def make_preprocess(
 
 
 def normalization(normalize: str | tuple) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of each channel, of values from 0 to 1, by name or as they are."""
+    """(mean, std) of each channel, for values from 0 to 1; a name is looked up."""
     if isinstance(normalize, str | None):
         return NORMALIZATIONS[choose("augment.normalize", normalize, NORMALIZATIONS)]
     mean, std = normalize
@@ -194,7 +204,7 @@ def normalization(normalize: str | tuple) -> tuple[tuple[float, ...], tuple[floa
 
 
 def _make_policy(name: str, **options) -> policies.Policy | None:
-    """The policy of this name; options that are None have the policy's own value."""
+    """The policy of this name; an option that is None takes the policy's default."""
     choose("augment.policy", name, POLICIES)
     prefixes = {key: "policy_" if key == "translate" else "randaugment_" for key in options}
     options = {key: value for key, value in options.items() if value is not None}
@@ -213,7 +223,7 @@ def _make_policy(name: str, **options) -> policies.Policy | None:
     return policies.randaugment(**options) if name == "randaugment" else None
 
 
-def _number(name: str, value, most: float = math.inf, below: float = math.inf) -> None:
+def _number(name: str, value: Any, most: float = math.inf, below: float = math.inf) -> None:
     ok = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     if not ok or not 0 <= value <= most or value >= below:
         bound = f" to {most:g}" if most < math.inf else ""

@@ -1,4 +1,4 @@
-"""What comes after normalisation: erased boxes, and examples mixed with their neighbours."""
+"""Operations after normalisation: erasing boxes, and mixing examples with their neighbours."""
 
 from typing import NamedTuple
 
@@ -8,24 +8,34 @@ import jax.numpy as jnp
 from mbv3_jax.data.augment.ops import box
 
 ERASE_MODES = ("pixel", "const")
-ATTEMPTS = 10  # at a box that fits, as timm
+ATTEMPTS = 10  # to draw a box that fits, as in timm
 
 
 class Box(NamedTuple):
-    """Rows and columns from `start` to below `stop`, [N, 2] each or [2]; equal: no box."""
+    """Rows and columns from `start` to below `stop`, each [batch, 2] or [2].
+
+    The box is empty where they are equal.
+    """
 
     start: jax.Array
     stop: jax.Array
 
 
 def draw_erasing(
-    key, count: int, height: int, width: int, *, prob: float, area=(0.02, 1 / 3), ratio=0.3
+    key: jax.Array,
+    count: int,
+    height: int,
+    width: int,
+    *,
+    prob: float,
+    area: tuple[float, float] = (0.02, 1 / 3),
+    ratio: float = 0.3,
 ) -> Box:
-    """Draws a box for each image with probability `prob`; the values are timm's.
+    """Draws a box for each image with probability `prob`; the default values are timm's.
 
-    Zhong et al. 2017 (arXiv 1708.04896): a share of the image's area, uniform in `area`, at a
-    ratio of height to width log-uniform from `ratio` to 1 / `ratio`, drawn again while it is as
-    high or as wide as the image.
+    Zhong et al. 2017 (arXiv 1708.04896): a fraction of the area of the image, uniform in `area`,
+    with a log-uniform ratio of height to width from `ratio` to 1 / `ratio`; drawn again, up to
+    `ATTEMPTS` times, while it is as high or as wide as the image.
     """
     key_use, key_area, key_ratio, key_place = jax.random.split(key, 4)
     use = jax.random.uniform(key_use, (count,)) < prob
@@ -46,18 +56,18 @@ def draw_erasing(
     return Box(start, start + side)
 
 
-def erase(images, where: Box, noise):
-    """Fills each image's box with `noise`, which broadcasts to float images [N, H, W, C]."""
+def erase(images: jax.Array, where: Box, noise: jax.Array | float) -> jax.Array:
+    """Fills the box of each image with `noise`, which broadcasts to [batch, h, w, channels]."""
     inside = box(where.start, where.stop, *images.shape[1:3])
     return jnp.where(inside, noise, images)
 
 
-def neighbours(x):
-    """x [N, ...] with the first and second, third and fourth, ... examples exchanged.
+def neighbours(x: jax.Array) -> jax.Array:
+    """x [batch, ...] with the first and second, third and fourth, ... examples exchanged.
 
-    The partners of mixup and cutmix: as good as any in a shuffled batch, and on the same device
-    where each holds an even number of examples, so that mixing moves nothing between devices.
-    Of an odd number all, the last three go round in a circle.
+    These are the partners of mixup and cutmix. In a shuffled batch they are as good as any others,
+    and they are on the same device if each device holds an even number of examples, so that mixing
+    needs no communication. If the batch has an odd number of examples, the last three rotate.
     """
     count = x.shape[0]
     if count % 2 and count > 1:
@@ -66,29 +76,32 @@ def neighbours(x):
     return x if count < 2 else x.reshape(count // 2, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
 
 
-def mixup(images, labels, share):
-    """Blends each example with its neighbour: `share` of itself, the rest of the other.
+def mixup(
+    images: jax.Array, labels: jax.Array, share: jax.Array | float
+) -> tuple[jax.Array, jax.Array]:
+    """Blends each example with its neighbour.
 
     Args:
-      images: float [N, H, W, C].
-      labels: float [N, K], distributions over classes.
-      share: 0 to 1.
+      images: float [batch, height, width, channels].
+      labels: float [batch, num_classes], distributions over classes.
+      share: the weight of the example itself, 0 to 1; the rest is that of its neighbour.
 
     Returns:
-      (images, labels), mixed.
+      The mixed (images, labels).
     """
 
-    def blend(x):
+    def blend(x: jax.Array) -> jax.Array:
         return share * x + (1 - share) * neighbours(x)
 
     return blend(images), blend(labels)
 
 
-def draw_cutmix(key, height: int, width: int, *, alpha: float) -> Box:
+def draw_cutmix(key: jax.Array, height: int, width: int, *, alpha: float) -> Box:
     """Draws one box for the batch (Yun et al. 2019, arXiv 1905.04899, algorithm A1).
 
-    Its sides are the image's times sqrt(1 - share), share from Beta(alpha, alpha), cut to whole
-    pixels; its centre is uniform, and what lies outside of the image is cut off.
+    Its sides are those of the image times sqrt(1 - share), truncated to whole pixels, with the
+    share from Beta(alpha, alpha). Its centre is uniform, and what lies outside the image is cut
+    off.
     """
     key_share, key_centre = jax.random.split(key)
     share = jax.random.beta(key_share, alpha, alpha)
@@ -99,16 +112,16 @@ def draw_cutmix(key, height: int, width: int, *, alpha: float) -> Box:
     return Box(jnp.clip(start, 0, whole), jnp.clip(centre + side // 2, 0, whole))
 
 
-def cutmix(images, labels, where: Box):
-    """Puts the neighbour's box in place of each image's; labels mix by the exact area.
+def cutmix(images: jax.Array, labels: jax.Array, where: Box) -> tuple[jax.Array, jax.Array]:
+    """Replaces a box in each image by that of its neighbour; labels mix by the exact area.
 
     Args:
-      images: [N, H, W, C].
-      labels: float [N, K], distributions over classes.
-      where: one box, [2].
+      images: [batch, height, width, channels].
+      labels: float [batch, num_classes], distributions over classes.
+      where: one box for all images, [2].
 
     Returns:
-      (images, labels), mixed.
+      The mixed (images, labels).
     """
     height, width = images.shape[1:3]
     inside = box(where.start[None], where.stop[None], height, width)

@@ -1,10 +1,11 @@
-"""The sixteen image operations of AutoAugment and RandAugment, one of them an image of a batch.
+"""The sixteen image operations of AutoAugment and RandAugment, one of them for each image.
 
-Which operation an image gets is data, not code: one compilation serves every draw, and a batch
-costs one pass a family (motion, grey levels, neighbourhood, box), not one an operation.
+Which operation an image gets is data and not code: one compilation serves every draw, and a batch
+costs one pass per family of operations (geometry, grey levels, neighbourhood, box), not one per
+operation.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -24,67 +25,80 @@ LEVELLING = (
 )
 BLENDING = ("color", "sharpness")
 OPS = ("identity", *MOVING, *LEVELLING, *BLENDING, "cutout")
-FILL = 128  # grey; what lies outside, in the reference
+FILL = 128  # grey, for what lies outside the image, as in the reference
 
 
-def apply(images, op, arg, centre, *, among: Collection[str] = OPS, interpolation="nearest"):
-    """Applies to each image its operation.
+def apply(
+    images: jax.Array,
+    op: jax.Array,
+    arg: jax.Array,
+    centre: jax.Array,
+    *,
+    among: Collection[str] = OPS,
+    interpolation: str = "nearest",
+) -> jax.Array:
+    """Applies one operation to each image.
 
-    Equal to Pillow within one grey level: ImageOps (autocontrast, equalize, invert, posterize,
-    solarize), ImageEnhance (brightness, contrast, color, sharpness), and `Image.transform` and
-    `rotate` with "nearest" or "bilinear" and grey 128 outside. So too where the TensorFlow
-    reference differs from Pillow, which its operations are meant to equal: its `contrast` blends
-    with the number of pixels over 256 instead of the mean, and it moves corners, not centres.
+    The results equal those of Pillow within one grey level: of ImageOps (autocontrast, equalize,
+    invert, posterize, solarize), ImageEnhance (brightness, contrast, color, sharpness), and of
+    `Image.transform` and `rotate` with "nearest" or "bilinear" and grey 128 outside. The TensorFlow
+    reference is meant to equal Pillow too, but differs in two places, in which this code follows
+    Pillow: its `contrast` blends with the number of pixels over 256 instead of the mean, and it
+    moves the corners of pixels instead of their centres.
 
     Args:
-      images: uint8 [N, H, W, 3].
-      op: int [N], places in `OPS`.
-      arg: float [N]: degrees counter-clockwise (rotate); columns a row, rows a column (shear);
-        pixels to the left, up (translate); bits kept (posterize); threshold (solarize); levels
-        added below 128 (solarize_add); factor (brightness, contrast, color, sharpness); half a
-        side in pixels (cutout).
-      centre: int [N, 2], the row and column of the cutout's centre.
+      images: uint8 [batch, height, width, 3].
+      op: int [batch], indices into `OPS`.
+      arg: float [batch]: degrees counter-clockwise (rotate); columns per row or rows per column
+        (shear); pixels to the left or up (translate); bits kept (posterize); threshold (solarize);
+        levels added below 128 (solarize_add); factor (brightness, contrast, color, sharpness);
+        half a side in pixels (cutout).
+      centre: int [batch, 2], the row and column of the centre of the cutout.
       among: the operations that `op` can be; passes that none of them needs are left out.
-      interpolation: of the moving operations.
+      interpolation: of the geometric operations.
 
     Returns:
-      uint8 [N, H, W, 3].
+      uint8 [batch, height, width, 3].
     """
 
-    def on(name):
+    def on(name: str) -> jax.Array:
         return op == OPS.index(name)
 
-    def any_of(names):
+    def any_of(names: Iterable[str]) -> bool:
         return any(name in among for name in names)
 
-    def moved(images):
+    def moved(images: jax.Array) -> jax.Array:
         matrices = _matrices(on, arg, *images.shape[1:3])
         return warp.transform(images, matrices, interpolation=interpolation, fill=FILL)
 
-    # Each image has one operation, so that all can read the same `source`, in any order. A gather
-    # comes last, because XLA writes its result out; what it fuses into its readers is computed
-    # again by each, of which the next round has many.
-    source = images
+    # Each image has one operation, so all passes can read the `original`, in any order. A gather
+    # comes last, because XLA writes its result to memory. Other results are fused into whatever
+    # reads them and computed again by each reader, of which the next round has many.
+    original = images
     if any_of(MOVING) and interpolation == "bilinear":
         images = moved(images)
     if any_of(BLENDING):
         factor = jnp.where(on("color") | on("sharpness"), arg, 1.0)[:, None, None, None]
-        images = colour.blend(_less(source, on, among), images, factor)
+        images = colour.blend(_blend_base(original, on, among), images, factor)
     if "cutout" in among:
         half = jnp.where(on("cutout"), arg, 0).astype(jnp.int32)
-        inside = box(centre - half[:, None], centre + half[:, None], *source.shape[1:3])
+        height, width = original.shape[1:3]
+        inside = box(centre - half[:, None], centre + half[:, None], height, width)
         images = jnp.where(inside, jnp.uint8(FILL), images)
     if any_of(LEVELLING):
-        images = colour.look_up(images, _tables(source, on, arg, among))
+        images = colour.look_up(images, _tables(original, on, arg, among))
     if any_of(MOVING) and interpolation == "nearest":
         images = moved(images)
     return images
 
 
-def box(start, stop, height: int, width: int):
-    """bool [N, H, W, 1]: whether a pixel's row and column lie from `start` to below `stop`, [N, 2]
+def box(start: jax.Array, stop: jax.Array, height: int, width: int) -> jax.Array:
+    """Whether each pixel lies in the box of its image: bool [batch, height, width, 1].
 
-    each.
+    Args:
+      start: int [batch, 2], the first row and column of each box.
+      stop: int [batch, 2], the row and column after the last.
+      height, width: of the images, in pixels.
     """
     row = jnp.arange(height)[None, :, None]
     column = jnp.arange(width)[None, None, :]
@@ -93,7 +107,7 @@ def box(start, stop, height: int, width: int):
     return (inside & (column >= start[:, 1]) & (column < stop[:, 1]))[..., None]
 
 
-def _matrices(on, arg, height: int, width: int):
+def _matrices(on: Callable[[str], jax.Array], arg: jax.Array, height: int, width: int) -> jax.Array:
     one, zero = jnp.ones_like(arg), jnp.zeros_like(arg)
     straight = [
         one,
@@ -107,7 +121,9 @@ def _matrices(on, arg, height: int, width: int):
     return jnp.where(on("rotate")[:, None], turned, jnp.stack(straight, axis=-1))
 
 
-def _tables(images, on, arg, among):
+def _tables(
+    images: jax.Array, on: Callable[[str], jax.Array], arg: jax.Array, among: Collection[str]
+) -> jax.Array:
     count = images.shape[0]
     tables = {
         "autocontrast": lambda: colour.autocontrast(images),
@@ -122,16 +138,18 @@ def _tables(images, on, arg, among):
     used = [name for name in LEVELLING if name in among]
     shape = (count, images.shape[3], colour.LEVELS)
     made = [colour.identity(count), *(tables[name]() for name in used)]
-    chosen = [on(name) for name in used]
-    chosen = jnp.stack([~jnp.any(jnp.stack(chosen), axis=0), *chosen])
+    masks = [on(name) for name in used]
+    chosen = jnp.stack([~jnp.any(jnp.stack(masks), axis=0), *masks])
     stacked = jnp.stack([jnp.broadcast_to(table, shape) for table in made])
-    # A product, because XLA would move a chain of selections into the pass over the pixels. It is
-    # exact: levels fit in the 8 bits that a TPU multiplies.
+    # A matrix product, because XLA would move a chain of selections into the pass over the pixels.
+    # It is exact: levels fit into the 8 bits that a TPU multiplies.
     return jnp.einsum("on,oncl->ncl", chosen.astype(jnp.float32), stacked.astype(jnp.float32))
 
 
-def _less(images, on, among):
-    """What the blends start from: a grey image for colour, a smooth one for sharpness."""
+def _blend_base(
+    images: jax.Array, on: Callable[[str], jax.Array], among: Collection[str]
+) -> jax.Array:
+    """What an image is blended with: its grey for color, a smoothed image for sharpness."""
     if "sharpness" not in among:
         return colour.luma(images)
     if "color" not in among:
@@ -139,8 +157,8 @@ def _less(images, on, among):
     return jnp.where(on("sharpness")[:, None, None, None], smooth(images), colour.luma(images))
 
 
-def smooth(images):
-    """int32 [N, H, W, C]: Pillow's ImageFilter.SMOOTH; pixels at the border stay as they are."""
+def smooth(images: jax.Array) -> jax.Array:
+    """Pillow's ImageFilter.SMOOTH, int32 [batch, h, w, channels]; border pixels stay unchanged."""
     whole = images.astype(jnp.int32)
     rows = whole[:, :-2] + whole[:, 1:-1] + whole[:, 2:]
     nine = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]

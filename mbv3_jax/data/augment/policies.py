@@ -1,7 +1,7 @@
-"""Which operation at which strength each image of a batch gets: AutoAugment and RandAugment.
+"""AutoAugment and RandAugment: which operation each image of a batch gets, and how strongly.
 
-The reference is TensorFlow's EfficientNet code (tensorflow/tpu, efficientnet/autoaugment.py) and
-the model garden's (official/vision/ops/augment.py), which agree on the policy and the strengths.
+The references are TensorFlow's EfficientNet code (tensorflow/tpu, efficientnet/autoaugment.py) and
+the model garden (official/vision/ops/augment.py), which agree on the policy and the strengths.
 """
 
 from collections.abc import Callable
@@ -17,24 +17,29 @@ MAX_LEVEL = 10.0
 
 
 class Layer(NamedTuple):
-    """What is done to each image in one round; see `ops.apply`."""
+    """The operation on each image in one round; see `ops.apply`."""
 
-    op: jax.Array  # [N]
-    arg: jax.Array  # [N]
-    centre: jax.Array  # [N, 2]
+    op: jax.Array  # [batch]
+    arg: jax.Array  # [batch]
+    centre: jax.Array  # [batch, 2]
 
 
 class Policy(NamedTuple):
-    """`draw(key, count, height, width)` gives a Layer a round; `among[i]` what round i can do."""
+    """A policy.
+
+    Attributes:
+      draw: `draw(key, count, height, width)` returns a Layer for each round.
+      among: the operations that each round can draw.
+    """
 
     draw: Callable[..., list[Layer]]
     among: tuple[frozenset[str], ...]
 
 
-# (operation, probability, level), one after the other; one row of 25 is drawn for an image.
-# Cubuk et al. 2018 (arXiv 1805.09501) searched for such policies. "v0" is the one that the
-# reference trains ImageNet networks with; the paper's appendix prints another. Kept as it is there:
-# posterizing at level 2 leaves no bit, and moving 224 pixels by 225 leaves no image.
+# Pairs of (operation, probability, level), applied in this order; each image gets one of the 25
+# rows. Cubuk et al. 2018 (arXiv 1805.09501) searched for such policies. "v0" is the one with which
+# the reference trains ImageNet networks; the appendix of the paper prints another. It is copied
+# unchanged, although posterizing at level 2 leaves no bit, and moving 224 pixels by 225 no image.
 V0 = (
     (("equalize", 0.8, 1), ("shear_y", 0.8, 4)),
     (("color", 0.4, 9), ("equalize", 0.6, 3)),
@@ -65,16 +70,23 @@ V0 = (
 
 
 class Strength(NamedTuple):
-    """Argument of an operation at level 0, and how much is added up to level 10."""
+    """How the argument of an operation depends on the level.
+
+    Attributes:
+      least: the argument at level 0.
+      span: how much is added up to level 10.
+      whole: whether the argument is truncated to a whole number.
+      either: whether its sign is drawn.
+    """
 
     least: float = 0.0
     span: float = 0.0
-    whole: bool = False  # cut to a whole number
-    either: bool = False  # the sign is drawn
+    whole: bool = False
+    either: bool = False
 
 
 def strengths(translate: float, cutout: float) -> dict[str, Strength]:
-    """The reference's map from levels to arguments; `translate` and `cutout` in pixels."""
+    """The mapping from levels to arguments of the reference; `translate`, `cutout` in pixels."""
     factor = Strength(0.1, 1.8)
     return {
         "rotate": Strength(span=30.0, either=True),
@@ -93,24 +105,37 @@ def strengths(translate: float, cutout: float) -> dict[str, Strength]:
     }
 
 
-def argument(op, level, positive, by_name: dict[str, Strength]):
-    """Arguments float32 [N] of operations `op` [N] at `level` [N]; `positive` [N] is the sign."""
+def argument(
+    op: jax.Array, level: jax.Array, positive: jax.Array, by_name: dict[str, Strength]
+) -> jax.Array:
+    """The arguments of operations, float32 [batch].
+
+    Args:
+      op: int [batch], indices into `ops.OPS`.
+      level: [batch], 0 to 10.
+      positive: bool [batch], the sign of the argument.
+      by_name: see `strengths`.
+    """
     table = [by_name.get(name, Strength()) for name in ops.OPS]
     least, span, whole, either = (jnp.array(column)[op] for column in zip(*table, strict=True))
     arg = least + level * span / MAX_LEVEL
-    # A whole number may come out a rounding error too small.
+    # A rounding error can leave a whole number slightly too small.
     arg = jnp.where(whole, jnp.floor(arg + 1e-4), arg)
     return jnp.where(either & ~positive, -arg, arg)
 
 
 def autoaugment_v0(*, translate: float = 250.0) -> Policy:
-    """AutoAugment's policy v0. `translate`: pixels at level 10, 250 in the reference."""
+    """AutoAugment's policy v0.
+
+    Args:
+      translate: pixels at level 10; 250 in the reference.
+    """
     op = np.array([[ops.OPS.index(name) for name, _, _ in row] for row in V0])
     prob = np.array([[prob for _, prob, _ in row] for row in V0], np.float32)
     level = np.array([[level for _, _, level in row] for row in V0], np.float32)
     by_name = strengths(translate, 0.0)
 
-    def draw(key, count, height, width):
+    def draw(key: jax.Array, count: int, height: int, width: int) -> list[Layer]:
         row = jax.random.randint(jax.random.fold_in(key, 0), (count,), 0, len(V0))
         layers = []
         for i in range(2):
@@ -134,22 +159,22 @@ def randaugment(
     translate: float = 100.0,
     cutout: float = 40.0,
 ) -> Policy:
-    """RandAugment (Cubuk et al. 2019, arXiv 1909.13719) over the reference's 16 operations.
+    """RandAugment (Cubuk et al. 2019, arXiv 1909.13719) over the 16 operations of the reference.
 
-    timm's differs by magnitude_std=0.5 and prob=0.5, no cutout, and translations of 0.45 sides.
+    timm's version has magnitude_std=0.5, prob=0.5, no cutout, and translations of 0.45 sides.
 
     Args:
-      layers: how many operations an image gets, each drawn from all.
-      magnitude: the level of all, 0 to 10.
-      magnitude_std: standard deviation of a normal draw about it, kept within 0 to 10.
-      prob: of applying a drawn operation.
+      layers: how many operations each image gets, each drawn from all of them.
+      magnitude: the level of all operations, 0 to 10.
+      magnitude_std: standard deviation of a normal draw around the magnitude, clipped to 0 to 10.
+      prob: probability of applying an operation that was drawn.
       translate: pixels at level 10.
       cutout: half a side in pixels at level 10; 0 leaves cutout out of the list.
     """
     by_name = strengths(translate, cutout)
     names = [name for name in ops.OPS[1:] if name != "cutout" or cutout]
 
-    def draw(key, count, height, width):
+    def draw(key: jax.Array, count: int, height: int, width: int) -> list[Layer]:
         drawn = []
         for i in range(layers):
             key_op, key_level, key_rest = jax.random.split(jax.random.fold_in(key, i), 3)
@@ -166,15 +191,19 @@ def randaugment(
     return Policy(draw, (frozenset(names),) * layers)
 
 
-def _draw(key, count: int, prob, height: int, width: int):
-    """Whether to apply the operation, whether its argument is positive, the cutout's centre."""
+def _draw(
+    key: jax.Array, count: int, prob: jax.Array | float, height: int, width: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Draws whether to apply the operation, the sign of its argument, and the cutout's centre."""
     u = jax.random.uniform(key, (count, 4))
     centre = jnp.floor(u[:, 2:] * jnp.array([height, width])).astype(jnp.int32)
     return u[:, 0] < prob, u[:, 1] < 0.5, centre
 
 
-def apply(policy: Policy, images, key, *, interpolation: str = "nearest"):
-    """Draws and applies a policy to images uint8 [N, H, W, 3]."""
+def apply(
+    policy: Policy, images: jax.Array, key: jax.Array, *, interpolation: str = "nearest"
+) -> jax.Array:
+    """Draws and applies a policy to images uint8 [batch, height, width, 3]."""
     count, height, width, _ = images.shape
     layers = policy.draw(key, count, height, width)
     for layer, among in zip(layers, policy.among, strict=True):

@@ -73,7 +73,7 @@ def pillow(name, image, arg, centre, resample=Image.Resampling.NEAREST):
 
 
 def photographs(count, height=HEIGHT, width=WIDTH, seed=0):
-    """uint8 [N, H, W, 3]: smooth shapes, edges and some noise, of differing range a channel."""
+    """Smooth shapes, edges and noise, with other ranges per channel: uint8 [batch, h, w, 3]."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j][..., None]
     out = []
