@@ -39,9 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code, see `cli.train.main`.
     """
+    is_own_process = arguments is None
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["train"]:
-        use_huge_pages()
+        if is_own_process:
+            use_huge_pages()
         from mbv3_jax.cli.train import main as train
 
         return train(arguments[1:])
