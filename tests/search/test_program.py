@@ -13,7 +13,7 @@ from mbv3_jax.arch import cost, spec_from_json, spec_to_json
 from mbv3_jax.cli import train
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.core.packages import installed
-from mbv3_jax.report import search as report_search
+from mbv3_jax.report import search_result
 from mbv3_jax.run.config import config_differences, config_from_json, config_to_json, parse_config
 from mbv3_jax.search import presets, program, selection, strategies
 from mbv3_jax.search.evaluators import Table
@@ -415,7 +415,7 @@ def test_a_folder_of_version_1_is_resumed(search, whole, tmp_path, missing):
     text = program.run(search, folder, QUIET)
     assert text == whole[1].replace(str(whole[0]), str(folder))
     assert (folder / "search.json").read_text() == (whole[0] / "search.json").read_text()
-    assert report_search.read(folder).networks
+    assert search_result.read(folder).networks
     assert read_search_config(folder).brief.to_dict() == search.brief.to_dict()
 
 
@@ -426,7 +426,7 @@ def test_a_folder_of_a_newer_version_is_refused_in_one_line(search, whole, tmp_p
     (folder / "format.json").write_text(json.dumps({"version": 99}))
     for read in (
         lambda: program.run(search, folder, QUIET),
-        lambda: report_search.read(folder),
+        lambda: search_result.read(folder),
         lambda: read_search_config(folder),
     ):
         with pytest.raises(UsageError, match="newer version of mbv3_jax, in format 99") as error:
