@@ -1,17 +1,12 @@
-"""The public modules of each room, for the API reference: a page a room.
-
-`ROOMS` has the names that the reference documents. While the modules are being moved into their
-rooms, `conf.py` takes `BEFORE_THE_MOVE` instead wherever `mbv3_jax.run` does not exist yet; delete
-that table, and the choice in `conf.py`, when the move is done.
-"""
+"""The modules of each room that the API reference documents, in the order of its pages."""
 
 ROOMS = {
     "core": [
         "mbv3_jax.core.checks",
         "mbv3_jax.core.errors",
         "mbv3_jax.core.files",
-        "mbv3_jax.core.jsons",
         "mbv3_jax.core.packages",
+        "mbv3_jax.core.registry",
     ],
     "arch": [
         "mbv3_jax.arch.spec",
@@ -26,13 +21,12 @@ ROOMS = {
     ],
     "nn": [
         "mbv3_jax.nn.functional",
-        "mbv3_jax.nn.mobilenet",
-        "mbv3_jax.nn.blocks",
-        "mbv3_jax.nn.activations",
+        "mbv3_jax.nn.modules",
         "mbv3_jax.nn.folded",
         "mbv3_jax.nn.fake_quant",
         "mbv3_jax.nn.ops.depthwise",
         "mbv3_jax.nn.ops.batch_norm",
+        "mbv3_jax.nn.ops.dropout",
     ],
     "data": [
         "mbv3_jax.data.source",
@@ -40,16 +34,19 @@ ROOMS = {
         "mbv3_jax.data.decode",
         "mbv3_jax.data.files",
         "mbv3_jax.data.prepare",
+        "mbv3_jax.data.sources.folder",
+        "mbv3_jax.data.sources.tfds",
+        "mbv3_jax.data.sources.imagenet",
         "mbv3_jax.data.sources.digits",
         "mbv3_jax.data.sources.clutter",
         "mbv3_jax.data.sources.synthetic",
-        "mbv3_jax.data.sources.folder",
-        "mbv3_jax.data.sources.imagenet",
-        "mbv3_jax.data.sources.tfds",
         "mbv3_jax.data.augment",
+        "mbv3_jax.data.augment.policies",
+        "mbv3_jax.data.augment.mix",
     ],
     "run": [
         "mbv3_jax.run.config",
+        "mbv3_jax.run.shipped",
         "mbv3_jax.run.folder",
         "mbv3_jax.run.checkpoint",
         "mbv3_jax.run.metrics",
@@ -62,6 +59,7 @@ ROOMS = {
         "mbv3_jax.train.schedules",
         "mbv3_jax.train.optimizers",
         "mbv3_jax.train.finetune",
+        "mbv3_jax.train.state",
         "mbv3_jax.train.step",
         "mbv3_jax.train.evaluate",
         "mbv3_jax.train.sharding",
@@ -76,26 +74,32 @@ ROOMS = {
     "quant": [
         "mbv3_jax.quant.post_training",
         "mbv3_jax.quant.observers",
-        "mbv3_jax.quant.equalization",
-        "mbv3_jax.quant.bias_correction",
+        "mbv3_jax.quant.weight_corrections",
     ],
     "interop": [
-        "mbv3_jax.interop.importing",
-        "mbv3_jax.interop.exporting",
+        "mbv3_jax.interop.convert",
+        "mbv3_jax.interop.pretrained",
         "mbv3_jax.interop.mapping",
         "mbv3_jax.interop.networks",
+        "mbv3_jax.interop.weight_files",
+        "mbv3_jax.interop.class_names",
+        "mbv3_jax.interop.download",
     ],
     "export": [
-        "mbv3_jax.export.exporting",
-        "mbv3_jax.export.writing",
+        "mbv3_jax.export.pipeline",
+        "mbv3_jax.export.formats",
+        "mbv3_jax.export.tflite",
+        "mbv3_jax.export.onnx",
         "mbv3_jax.export.check",
         "mbv3_jax.export.metadata",
     ],
     "latency": [
         "mbv3_jax.latency.measure",
+        "mbv3_jax.latency.subjects",
         "mbv3_jax.latency.table",
         "mbv3_jax.latency.cost_model",
         "mbv3_jax.latency.phone",
+        "mbv3_jax.latency.results",
     ],
     "search": [
         "mbv3_jax.search.space",
@@ -104,17 +108,24 @@ ROOMS = {
         "mbv3_jax.search.strategies",
         "mbv3_jax.search.candidates",
         "mbv3_jax.search.searchers",
+        "mbv3_jax.search.selection",
         "mbv3_jax.search.policy_gradient",
         "mbv3_jax.search.evaluators",
         "mbv3_jax.search.surrogate",
+        "mbv3_jax.search.program",
         "mbv3_jax.search.supernet.network",
         "mbv3_jax.search.supernet.training",
+        "mbv3_jax.search.supernet.run",
         "mbv3_jax.search.netadapt.adapt",
+        "mbv3_jax.search.netadapt.tuning",
+        "mbv3_jax.search.netadapt.masks",
     ],
     "sweep": [
         "mbv3_jax.sweep.combinators",
         "mbv3_jax.sweep.plan",
+        "mbv3_jax.sweep.runner",
         "mbv3_jax.sweep.state",
+        "mbv3_jax.sweep.view",
         "mbv3_jax.sweep.executors.base",
         "mbv3_jax.sweep.executors.local",
         "mbv3_jax.sweep.executors.slurm",
@@ -125,33 +136,13 @@ ROOMS = {
         "mbv3_jax.report.summary",
         "mbv3_jax.report.collect",
         "mbv3_jax.report.compare",
-        "mbv3_jax.report.formats",
-        "mbv3_jax.report.curves",
-        "mbv3_jax.report.confusion",
+        "mbv3_jax.report.rows",
+        "mbv3_jax.report.tables",
+        "mbv3_jax.report.document",
+        "mbv3_jax.report.page",
+        "mbv3_jax.report.charts",
+        "mbv3_jax.report.pictures",
+        "mbv3_jax.report.search_report",
+        "mbv3_jax.report.search_result",
     ],
-}
-
-_MOVED = {
-    "mbv3_jax.core.checks": "mbv3_jax.train.options",
-    "mbv3_jax.core.errors": "mbv3_jax.train.errors",
-    "mbv3_jax.core.files": None,
-    "mbv3_jax.core.jsons": None,
-    "mbv3_jax.core.packages": "mbv3_jax.export.packages",
-    "mbv3_jax.arch.traversal": None,
-    "mbv3_jax.arch.activations": None,
-    "mbv3_jax.nn.fake_quant": "mbv3_jax.nn.quantized",
-    "mbv3_jax.run.config": "mbv3_jax.train.config",
-    "mbv3_jax.run.folder": "mbv3_jax.train.run_folder",
-    "mbv3_jax.run.checkpoint": "mbv3_jax.train.checkpoint",
-    "mbv3_jax.run.metrics": "mbv3_jax.train.logging",
-    "mbv3_jax.run.model": "mbv3_jax.train.model",
-    "mbv3_jax.run.processes": "mbv3_jax.train.distributed",
-    "mbv3_jax.run.interrupt": "mbv3_jax.train.interrupt",
-    "mbv3_jax.train.sharding": "mbv3_jax.train.placement",
-    "mbv3_jax.train.warm_start": "mbv3_jax.train.start",
-    "mbv3_jax.train.inference": "mbv3_jax.train.infer",
-}
-BEFORE_THE_MOVE = {
-    room: [old for new in modules if (old := _MOVED.get(new, new))]
-    for room, modules in ROOMS.items()
 }

@@ -77,12 +77,6 @@ _OPTIONAL = (
 autodoc_mock_imports = [name for name in _OPTIONAL if importlib.util.find_spec(name) is None]
 
 
-def _rooms() -> dict[str, list[str]]:
-    """The rooms by their new names as soon as these exist."""
-    moved = (ROOT / "mbv3_jax" / "run").is_dir()
-    return api_modules.ROOMS if moved else api_modules.BEFORE_THE_MOVE
-
-
 _API_INDEX = """API reference
 =============
 
@@ -101,7 +95,7 @@ def _write_api_pages() -> None:
     folder = DOCS / "api"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for room, modules in _rooms().items():
+    for room, modules in api_modules.ROOMS.items():
         lines = [f"{room}\n{'=' * len(room)}\n"]
         if (ROOT / "mbv3_jax" / room).is_dir():
             lines.append(f".. automodule:: mbv3_jax.{room}\n   :no-members:\n   :no-index:\n")
@@ -109,7 +103,7 @@ def _write_api_pages() -> None:
             lines.append(f"{module}\n{'-' * len(module)}\n")
             lines.append(f".. automodule:: {module}\n   :members:\n")
         (folder / f"{room}.rst").write_text("\n".join(lines))
-    (folder / "index.rst").write_text(_API_INDEX + "\n".join(f"   {room}" for room in _rooms()))
+    (folder / "index.rst").write_text(_API_INDEX + "\n".join(f"   {room}" for room in api_modules.ROOMS))
 
 
 def _copy_examples() -> None:
