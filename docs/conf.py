@@ -103,7 +103,9 @@ def _write_api_pages() -> None:
             lines.append(f"{module}\n{'-' * len(module)}\n")
             lines.append(f".. automodule:: {module}\n   :members:\n")
         (folder / f"{room}.rst").write_text("\n".join(lines))
-    (folder / "index.rst").write_text(_API_INDEX + "\n".join(f"   {room}" for room in api_modules.ROOMS))
+    (folder / "index.rst").write_text(
+        _API_INDEX + "\n".join(f"   {room}" for room in api_modules.ROOMS)
+    )
 
 
 def _copy_examples() -> None:
