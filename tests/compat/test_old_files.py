@@ -13,7 +13,7 @@ import numpy as np
 import old_files
 import pytest
 import tiny_v1  # noqa: F401 (registers the network of the runs)
-from conftest import ROOT
+from paths import ROOT
 
 EXPECTED = json.loads((old_files.HERE / "expected.json").read_text())
 CONFIG = f"--config={old_files.HERE / 'tiny_v1.py'}"
