@@ -40,7 +40,6 @@ from mbv3_jax.latency.measure import measure_spec
 from mbv3_jax.latency.table import read_table
 from mbv3_jax.run.config import config_to_json
 from mbv3_jax.run.folder import (
-    check_format,
     check_same_config,
     lock_folder,
     read_config,
@@ -63,9 +62,6 @@ from mbv3_jax.search.selection import EVALUATORS
 from mbv3_jax.search.space import Space
 from mbv3_jax.search.strategies import Strategy, config_strategy
 from mbv3_jax.train.loop import train
-
-# The group `searcher` of configurations that leave everything to the evaluator.
-_SEARCHER = dict.fromkeys(("name", "steps", "batch", "policy", "population", "tournament"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -285,18 +281,14 @@ def run(config: ConfigDict, workdir: Path, console: Console) -> str:
 
 
 def read_search_config(folder: Path) -> ConfigDict:
-    """Returns the configuration of a search folder, with all fields that it has today.
+    """Returns the configuration of a search folder.
 
     Raises:
       UsageError: The folder is not a search folder, is damaged or was written by a newer version.
     """
     config = read_config(folder)
-    check_format(folder)
     if config.get("program") != "search":
         raise UsageError(f"{folder} is not a search folder, but that of a run")
-    with config.unlocked():  # version 1 lacks these fields
-        config.searcher = _SEARCHER | config.get("searcher", ConfigDict()).to_dict()
-        config.netadapt.split_fraction = config.netadapt.get("split_fraction")
     return config
 
 

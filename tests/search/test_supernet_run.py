@@ -199,7 +199,11 @@ def _with(config, **fields):
 
 def test_the_dropout_and_the_label_smoothing_of_the_configuration_are_used(config, programs_of):
     used, options = programs_of(_with(config, net={"dropout": 0.3}, label_smoothing=0.2))
-    assert used.base.dropout == 0.3 and options["label_smoothing"] == 0.2
+    assert used.base.dropout == 0.3
+    logits, labels = np.eye(2, 10, dtype=np.float32), np.array([0, 5])
+    expected = losses.cross_entropy(logits, labels, label_smoothing=0.2)
+    np.testing.assert_array_equal(options["loss"](logits, labels), expected)
+    assert not np.array_equal(expected, losses.cross_entropy(logits, labels))
     used, _ = programs_of(_with(config, net={"dropout": 0.0}))
     assert used.base.dropout == 0.0
 
@@ -223,7 +227,7 @@ def test_the_loss_is_smoothed(space):
             tx,
             preprocess=(lambda b, _: (b["image"] / 127.5 - 1, b["label"]), lambda x: x / 127.5 - 1),
             mesh=sharding.make_mesh(jax.devices()[:1]),
-            label_smoothing=smoothing,
+            loss=losses.make_loss("cross_entropy", label_smoothing=smoothing),
         )
         state = create_state(spec, tx, seed=0, with_ema=False)
         params = state.variables["params"]

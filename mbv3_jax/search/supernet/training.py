@@ -37,7 +37,8 @@ class Programs:
       tx: The optimizer.
       preprocess: For training and for evaluation, as for `train.step.make_train_step`.
       mesh: A mesh from `train.sharding.make_mesh`.
-      compute, label_smoothing: As for `train.step.make_train_step`.
+      compute: Types and forms of the computation.
+      loss: The loss of a training batch; see `train.losses.make_loss`.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Programs:
         preprocess: tuple[Preprocess, Callable[[jax.Array], jax.Array]],
         mesh: Mesh,
         compute: Compute = Compute(),  # noqa: B008 (frozen)
-        label_smoothing: float = 0.0,
+        loss: losses.Loss = losses.cross_entropy,
     ):
         self.space, self.mesh = space, mesh
         whole, split = replicated(mesh), batch_sharded(mesh)
@@ -57,20 +58,19 @@ class Programs:
             logits = network.apply(
                 space, params, images, switches, train=True, key=key, compute=compute
             )
-            loss = losses.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-            return jnp.mean(loss), jnp.mean(losses.correct(logits, labels, 1))
+            return jnp.mean(loss(logits, labels)), jnp.mean(losses.correct(logits, labels, 1))
 
         def step(state: TrainState, batch, switches, seed):
             key = jax.random.fold_in(jax.random.key(seed), STEP_STREAM)
             key_data, key_net = jax.random.split(jax.random.fold_in(key, state.step))
             images, labels = preprocess[0](batch, key_data)
             params = state.variables["params"]
-            (loss, top1), grads = jax.value_and_grad(loss_of, has_aux=True)(
+            metrics, grads = jax.value_and_grad(loss_of, has_aux=True)(
                 params, images, labels, switches, key_net
             )
             updates, opt_state = tx.update(grads, state.opt_state, params)
             variables = state.variables | {"params": optax.apply_updates(params, updates)}
-            return TrainState(state.step + 1, variables, opt_state, None), (loss, top1)
+            return TrainState(state.step + 1, variables, opt_state, None), metrics
 
         def correct(params, batch, switches_of_points):
             images = preprocess[1](batch["image"])
