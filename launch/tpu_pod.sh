@@ -3,11 +3,12 @@
 #
 #   launch/tpu_pod.sh NAME ZONE --config=configs/large.py:imagenet --workdir=/mnt/bucket/large
 #
-# Copies the commit that is checked out, installs it, and runs main.py with these arguments on
-# every worker. The run folder must be on storage that all workers see (a bucket mounted by
-# gcsfuse). Exit code 75 of a worker means "saved, restart me": the same command runs again. Other
-# codes are those of main.py. The project is gcloud's (CLOUDSDK_CORE_PROJECT for another). Ctrl-C
-# ends this script alone; the run goes on, and the same command would start a second one.
+# The script copies the commit that is checked out, installs it, and runs main.py with these
+# arguments on every worker. The run folder must be on storage that all workers see (a bucket mounted
+# by gcsfuse). Exit code 75 of a worker means "saved, restart me", and the script runs the command
+# again; other codes are those of main.py. The project is the one that gcloud has by default, or
+# CLOUDSDK_CORE_PROJECT. Ctrl-C ends only this script: the run continues on the TPU, and the same
+# command would start a second one.
 set -euo pipefail
 
 if [ $# -lt 3 ]; then
@@ -23,7 +24,7 @@ command -v gcloud >/dev/null || {
   exit 2
 }
 if ! git diff --quiet HEAD; then
-  echo "note: changes that are not committed stay here" >&2
+  echo "note: changes that are not committed are not copied" >&2
 fi
 
 on_all_workers() {

@@ -251,11 +251,6 @@ def patterns(option: str | None = None) -> tuple[str, ...]:
     return tuple(sorted(e.pattern for e in entries if option is None or option in e.options))
 
 
-def has_option(name: str, option: str) -> bool:
-    """Whether the source of this name takes an option ("crop": those of `decode.decode_view`)."""
-    return option in find_entry(name)[0].options
-
-
 def crop_for(name: str, crop: Mapping[str, object]) -> dict[str, object]:
     """The crop of a trained network as it applies to a source.
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mbv3_jax.data.loader import eval_batches
-from mbv3_jax.data.source import has_option, open_pair
+from mbv3_jax.data.source import crop_for, open_pair
 from mbv3_jax.data.sources.clutter import LETTERS, SPLITS, Clutter
 
 
@@ -65,7 +65,8 @@ def test_validation_and_test_by_option():
     _, validation = open_pair("clutter", resolution=8, eval_split="validation")
     assert (validation.split, len(validation)) == ("validation", 1500)
     assert len({s.fingerprint for s in (train, test, validation)}) == 3
-    assert not has_option("clutter", "crop") and train.where(3) == "clutter/train/3"
+    assert train.where(3) == "clutter/train/3"
+    assert crop_for("clutter", {"crop_fraction": 0.9}) == {}
     batches = list(eval_batches(validation, batch_size=400))
     assert sum(b["mask"].sum() for b in batches) == 1500
 

@@ -243,7 +243,7 @@ def test_a_request_to_stop_is_met_with_the_code_that_says_so(run, tmp_path, monk
     out = tmp_path / "out"
     command = ["search", "netadapt", f"--run={run}", f"--out={out}", "--divisor=4"]
     assert main([*command, "--target-madds=1.2e5"]) == 75
-    assert "stopped on request; the same command goes on" in capsys.readouterr().err
+    assert "preempted; run the same command again to resume" in capsys.readouterr().err
     assert (out / "netadapt.json").exists() and not (out / "spec.json").exists()
 
 

@@ -174,7 +174,7 @@ def test_watching_ends_and_begins_again(tmp_path, sweep, capfd):
     thread.join()
     assert "keep running; run the same command again to watch them" in capfd.readouterr().err
     assert states(folder)["slow"] in ("queued", "running")
-    # A pre-emption comes to the processes of the trial; the trial goes on under the same handle.
+    # SLURM announces a preemption to the trial's processes; its handle stays the same.
     subprocess.run(["scancel", "--signal=TERM", handle(folder, "slow")()], check=True)
     assert sweep(trials) == 0
     assert states(folder) == {"slow": "finished"}
