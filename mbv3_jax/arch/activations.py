@@ -12,6 +12,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mbv3_jax.core.registry import definition_place
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OnnxNode:
@@ -127,8 +129,12 @@ def register(entry: Activation | Gate) -> None:
             raise ValueError(f"{path}: got {got!r}, expected {expected}")
 
     require("name", isinstance(entry.name, str) and entry.name.isidentifier(), "an identifier")
-    require("name", entry.name not in {**ACTIVATIONS, **GATES}, "a name that is not taken yet")
     require("fn", callable(entry.fn), "a function of an array")
+    # A configuration file is executed again for every configuration that is read from it, so an
+    # entry replaces an earlier one that was defined at the same place.
+    existing = ACTIVATIONS.get(entry.name) or GATES.get(entry.name)
+    is_new = existing is None or definition_place(existing.fn) == definition_place(entry.fn)
+    require("name", is_new, "a name that is not taken yet")
     require("onnx", _are_nodes(entry.onnx), "OnnxNodes that lead from 'x' to a last one without "
             "an output name, each reading only 'x' and outputs of earlier nodes")  # fmt: skip
     counts = entry.tflite.values() if isinstance(entry.tflite, Mapping) else [None]

@@ -1,6 +1,6 @@
 """What can go wrong in a run, by who has to act. Messages are one line for a person."""
 
-# "Saved; start me again": sysexits.h's EX_TEMPFAIL. See README, "Many devices".
+# "Saved; start me again": sysexits.h's EX_TEMPFAIL. See docs/many_machines.md.
 EXIT_RESTART = 75
 EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
 

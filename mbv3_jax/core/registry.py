@@ -56,7 +56,7 @@ class Registry(Mapping[str, Factory], Generic[Factory]):
 
         def add(factory: Factory) -> Factory:
             existing = self._factories.get(name)
-            if existing is not None and _place(existing) != _place(factory):
+            if existing is not None and definition_place(existing) != definition_place(factory):
                 raise ValueError(f"{self.path}: two entries have the name {name!r}")
             fields = _field_types(self.path, name, factory)
             for option, kind in fields.items():
@@ -146,7 +146,7 @@ def _options(factory: Callable) -> list[inspect.Parameter]:
     return [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
 
-def _place(factory: Callable) -> tuple[str, str]:
+def definition_place(factory: Callable) -> tuple[str, str]:
     """The file and the qualified name of a function: the same when its file is executed again."""
     function: Any = inspect.unwrap(factory)
     code = getattr(function, "__code__", None)

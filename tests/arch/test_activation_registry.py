@@ -93,8 +93,11 @@ def test_a_complete_entry_is_a_choice_everywhere(registry):
     assert {spec.stem.act, spec.last.act, *(b.act for b in spec.blocks)} == {"double"}
     with pytest.raises(ValueError, match="gate: got 'double'"):
         SESpec(gate="double")
+    again = Activation(**ENTRY)
+    register(again)  # a configuration file that is executed again
+    assert ACTIVATIONS["double"] is again
     with pytest.raises(ValueError, match="'double': name: got 'double', expected a name that is"):
-        register(Activation(**ENTRY))
+        register(Activation(**ENTRY | {"fn": lambda x: x}))
 
 
 def test_fixed_ranges():
