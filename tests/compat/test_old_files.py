@@ -358,7 +358,7 @@ def test_netadapt_goes_on(old, do, tool, here):
     flags = ("--run=runs/finished", "--target-madds=95000", "--steps=2", "--delta=0.05")
     flags += ("--divisor=4", "--max-proposals=3", "--out=netadapt")
     said = do("mbv3_jax", "search", "netadapt", *flags)
-    assert "going on after step 1" in said.err
+    assert "resuming after step 1" in said.err
     found = read(folder / "netadapt.json")
     assert found["steps"][0] == begun["steps"][0]
     assert found["steps"][1]["proposals"][0] == begun["pending"][0]

@@ -258,7 +258,7 @@ def test_the_command_shrinks_to_a_latency(run, tmp_path, capsys):
     options = [f"--target-ms={0.98 * total}", f"--table={table}", "--max-proposals=1"]
     assert main([*command, *options]) == 0
     text = capsys.readouterr().out
-    assert " ms " in text and f"--config=configs/found.py:spec={out}/spec.json,TASK" in text
+    assert " ms " in text and f"train --config=found:spec={out}/spec.json,TASK" in text
     assert spec_from_json((out / "spec.json").read_text()).name == "tiny_netadapt"
 
 
@@ -267,7 +267,7 @@ def test_the_command_shrinks_to_a_latency(run, tmp_path, capsys):
     [
         (["--target-ms=1"], "--target-ms needs --table"),
         (["--target-ms=1", "--table=none.json"], "none.json: No such file"),
-        (["--target-madds=1", "--table=none.json"], "--table goes with --target-ms"),
+        (["--target-madds=1", "--table=none.json"], "--table: has an effect only with --target-ms"),
         (["--target-madds=1e5"], "is not a run folder"),
         (["--target-madds=1e5", "--config.seed=1"], "unknown option --config.seed=1"),
     ],
