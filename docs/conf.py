@@ -29,6 +29,9 @@ extensions = [
     "myst_nb",
     "sphinx_copybutton",
 ]
+
+# Fields of dataclasses are described once, by autodoc.
+napoleon_use_ivar = True
 exclude_patterns = ["_build", "jupyter_execute"]
 
 # Pages.
