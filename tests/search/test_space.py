@@ -106,7 +106,7 @@ def test_sizes_are_those_of_enumeration(name):
     assert combinations(space) >= len(seen)
     points = list(space.points())
     assert len(points) == len(seen) == len({space.to_spec(p).blocks for p in points})
-    with pytest.raises(ValueError, match="one at least must have blocks"):
+    with pytest.raises(ValueError, match="at least one must have blocks"):
         with_stages(Stage(out=(8,), depth=(0, 1)))
 
 
