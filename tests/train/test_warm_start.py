@@ -167,7 +167,7 @@ def test_what_a_run_leaves(finished, origin, images):
 
     report = train._report(summary, finished)
     assert f"best: top-1 {summary['best']['top1']:.2%} at step {summary['best']['step']};" in report
-    assert report.endswith("--what=mistakes --out=mistakes.png   its worst mistakes")
+    assert report.endswith("--what=mistakes --out=mistakes.png   draw its worst mistakes")
 
     said = np.load(finished / "predictions.npz")
     assert said["step"] == 16
