@@ -3,9 +3,10 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -16,22 +17,39 @@ T = TypeVar("T")
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file so that a reader, or a kill, finds the old text or the new one whole."""
-    temporary = temporary_of(path)
-    try:
-        with temporary.open("w") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    with open_atomically(path) as file:
+        file.write(text.encode())
 
 
-def temporary_of(path: Path) -> Path:
-    """The name under which `write_atomically` first writes `path`."""
-    return path.with_suffix(".tmp")
+def temporary_beside(path: Path) -> Path:
+    """Returns a hidden name beside `path` that nobody else uses, to be renamed to it in the end."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def is_temporary(name: str, of: Collection[str]) -> bool:
+    """Returns whether a process that was killed may have left this name beside one of `of`.
+
+    Args:
+      name: The name of a file.
+      of: The names of the files that the process may have been writing.
+    """
+    made = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", name)
+    if made:
+        return made[1] in of
+    # Until format 2, every temporary file was named after its target without its suffix.
+    return name in {Path(target).with_suffix(".tmp").name for target in of}
+
+
+def remove_temporaries(folder: Path, of: Collection[str]) -> None:
+    """Removes what a process that was killed left; only for a folder that this process has locked.
+
+    Args:
+      folder: Where to look.
+      of: As for `is_temporary`.
+    """
+    for path in folder.iterdir():
+        if is_temporary(path.name, of):
+            path.unlink()
 
 
 @contextlib.contextmanager
@@ -42,7 +60,7 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
     of the user, and no file of another process that writes the same `path`, is touched. After an
     error `path` is as it was and nothing is left beside it.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_beside(path)
     try:
         with temporary.open("xb") as file:
             yield file

@@ -17,7 +17,7 @@ import jax
 
 from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
 from mbv3_jax.core.errors import RunError, UsageError
-from mbv3_jax.core.files import write_atomically
+from mbv3_jax.core.files import open_atomically, write_atomically
 from mbv3_jax.export import tflite
 from mbv3_jax.latency.measure import LABELS, Effort, machine, measure_files, versions_of
 from mbv3_jax.latency.pieces import KINDS, Piece, function, pieces
@@ -209,7 +209,8 @@ def write_piece(folder: Path, piece: Piece, target: str) -> Path:
             file = tflite.to_tflite(run, shape)
         else:
             file = bytes(jax.export.export(jax.jit(run))(shape).serialize())
-        _write(path, file)
+        with open_atomically(path) as out:
+            out.write(file)
     return path
 
 
@@ -219,13 +220,6 @@ def write_whole(folder: Path, spec: NetSpec, target: str) -> Path:
     name = f"network-{hashlib.sha256(spec_to_json(plain).encode()).hexdigest()[:16]}"
     existing = list(folder.glob(f"{name}.*"))
     return existing[0] if existing else write_random(folder, plain, target, "float32", name)
-
-
-def _write(path: Path, file: bytes) -> None:
-    """Writes a file atomically, so that no interrupted command leaves half of it."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(file)
-    temporary.replace(path)
 
 
 def open_table(path: Path, target: str, threads: int) -> Table:

@@ -35,7 +35,13 @@ from rich.console import Console
 
 from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
 from mbv3_jax.core.errors import InUse, RunError, UsageError
-from mbv3_jax.core.files import read_file, read_json, temporary_of, write_atomically
+from mbv3_jax.core.files import (
+    is_temporary,
+    read_file,
+    read_json,
+    remove_temporaries,
+    write_atomically,
+)
 from mbv3_jax.run.config import (
     config_differences,
     config_from_json,
@@ -51,6 +57,11 @@ FORMAT_FILE = "format.json"
 
 LOCK = "lock"
 SESSIONS = "sessions.jsonl"
+# What a process that was killed in a run folder may have been writing.
+_WRITTEN = (
+    "config.json", FORMAT_FILE, "spec.json", "classes.json", "init.json",
+    "metrics.jsonl", "predictions.npz", "summary.json",
+)  # fmt: skip
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _OTHER_WORKDIR = "choose another --workdir"
 
@@ -94,15 +105,17 @@ def claim_folder(
             check_same_config(run, config, stored)
             _check_same_network(run, spec)
             lock = lock_folder(run)
+            remove_temporaries(run, _WRITTEN)
             if not same_fields(config, stored):  # where the data lies now, for example
                 write_atomically(path, config_to_json(config))
-        elif foreign := sorted({p.name for p in run.iterdir()} - _files_before_config(run)):
+        elif foreign := sorted(p.name for p in run.iterdir() if not is_before_config(p.name)):
             raise UsageError(
                 f"{run} is not a run folder (it holds {foreign[0]} and no config.json); "
                 "choose another with --workdir"
             )
         else:
             lock = lock_folder(run)
+            remove_temporaries(run, _WRITTEN)
             write_format(run)  # before config.json, which makes it a run folder
             write_atomically(path, config_to_json(config))
         if not (run / "spec.json").exists():  # new, or killed since it wrote config.json
@@ -120,10 +133,9 @@ def claim_folder(
     return lock
 
 
-def _files_before_config(run: Path) -> set[str]:
-    """What a claim that was killed before it wrote config.json may have left."""
-    files = (run / "config.json", run / FORMAT_FILE)
-    return {LOCK, FORMAT_FILE, *(temporary_of(file).name for file in files)}
+def is_before_config(name: str) -> bool:
+    """Returns whether a claim that was killed before it wrote config.json may have left a file."""
+    return name in (LOCK, FORMAT_FILE) or is_temporary(name, ("config.json", FORMAT_FILE))
 
 
 def write_format(folder: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mbv3_jax.core.files import write_atomically
 from mbv3_jax.core.packages import hidden
 
 # tensorboardX imports PyTorch if it is installed, which takes seconds and is of no use here.
@@ -37,9 +38,7 @@ class Metrics:
         self._path = run / FILE
         records = [r for r in read_metrics(run) if r["step"] <= resume_step]
         self._written = {(r["step"], r["kind"]) for r in records}
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(r) + "\n" for r in records))
-        temporary.replace(self._path)
+        write_atomically(self._path, "".join(json.dumps(r) + "\n" for r in records))
         self._file = self._path.open("a")
         self._events = _Events(run, purge_step=resume_step + 1)
 

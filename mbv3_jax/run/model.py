@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
 from mbv3_jax.core.checks import choose, flag
 from mbv3_jax.core.errors import RunError, UsageError, first_line
-from mbv3_jax.core.files import parse_json, read_file, read_json
+from mbv3_jax.core.files import parse_json, read_file, read_json, temporary_beside
 from mbv3_jax.data import augment
 from mbv3_jax.data.decode import CENTRAL, CENTRAL_FRACTION, INTERPOLATIONS
 from mbv3_jax.nn import functional
@@ -140,7 +140,7 @@ def save_model(folder: Path, model: Model, *, origin: Mapping) -> None:
         raise UsageError(f"{folder}: Orbax takes {' '.join(sorted(wild))} for a pattern")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists already; give a folder that is new or empty")
-    aside = folder.absolute().with_name(f".{folder.name}.tmp")
+    aside = temporary_beside(folder.absolute())
     texts = {
         _SPEC: spec_to_json(model.spec),
         _CLASSES: _to_json(model.class_names),
@@ -148,7 +148,6 @@ def save_model(folder: Path, model: Model, *, origin: Mapping) -> None:
         _ORIGIN: _to_json(dict(origin)),
     }
     try:
-        shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
         aside.mkdir(parents=True)
         write_format(aside)
         for name, text in texts.items():

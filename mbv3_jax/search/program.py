@@ -41,6 +41,7 @@ from mbv3_jax.latency.table import read_table
 from mbv3_jax.run.config import config_to_json
 from mbv3_jax.run.folder import (
     check_same_config,
+    is_before_config,
     lock_folder,
     read_config,
     write_format,
@@ -262,7 +263,7 @@ def run(config: ConfigDict, workdir: Path, console: Console) -> str:
     path = workdir / "config.json"
     if path.exists():
         check_same_config(workdir, config, read_search_config(workdir))
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif workdir.exists() and not all(is_before_config(p.name) for p in workdir.iterdir()):
         raise UsageError(f"{workdir} is not a search folder; choose another with --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     with lock_folder(workdir):

@@ -16,7 +16,6 @@ thumbnails         uint8 [mistakes, side, side, 3], the mistakes as the network 
 
 import contextlib
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from jax.sharding import Mesh
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.checks import check_whole
 from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.files import open_atomically
 from mbv3_jax.data import augment, loader
 from mbv3_jax.data.files import Files
 from mbv3_jax.data.source import BadExample, crop_for, open_pair
@@ -370,12 +370,8 @@ def save_predictions(
         "mistakes": worst,
         "thumbnails": np.array(thumbnails, np.uint8).reshape(-1, side, side, 3),
     }
-    temporary = run_folder / "predictions.tmp"
-    with temporary.open("wb") as file:
+    with open_atomically(run_folder / PREDICTIONS) as file:
         np.savez_compressed(file, **values)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(run_folder / PREDICTIONS)
 
 
 def worst_mistakes(values: dict[str, np.ndarray], count: int) -> np.ndarray:

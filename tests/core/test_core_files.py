@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mbv3_jax.core.errors import RunError, UsageError
-from mbv3_jax.core.files import open_atomically, read_json, write_atomically
+from mbv3_jax.core.files import is_temporary, open_atomically, read_json, write_atomically
 
 
 def test_the_file_appears_whole_and_neighbours_stay(tmp_path):
@@ -85,3 +85,30 @@ def test_a_damaged_file_is_named_with_the_reason(tmp_path, text, kind, reason):
         read_json(path, kind)
     with pytest.raises(UsageError, match=r"; remove it$"):
         read_json(path, kind, error=UsageError, advice="remove it")
+
+
+def test_no_file_of_the_user_is_touched(tmp_path):
+    for name in ("results.tmp", "results.json.tmp", ".results.json.tmp"):
+        (tmp_path / name).write_text("mine")
+    write_atomically(tmp_path / "results.json", "new")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
+        "results.tmp": "mine",
+        "results.json.tmp": "mine",
+        ".results.json.tmp": "mine",
+        "results.json": "new",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (".spec.json.0a1b2c3d.tmp", True),
+        ("spec.tmp", True),  # of an older version
+        (".thesis.tex.0a1b2c3d.tmp", False),
+        (".spec.json.tmp", False),
+        ("spec.json", False),
+        ("thesis.tmp", False),
+    ],
+)
+def test_whose_temporary_file(name, expected):
+    assert is_temporary(name, ("spec.json", "config.json")) == expected

@@ -71,6 +71,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, tiny_config, tiny_sp
         ["format.json", "config.tmp"],
         ["format.json", "config.json"],
         ["format.json", "config.json", "spec.tmp"],
+        [".format.json.0a1b2c3d.tmp"],
+        ["format.json", ".config.json.0a1b2c3d.tmp"],
+        ["format.json", "config.json", ".spec.json.0a1b2c3d.tmp"],
     ],
 )
 def test_a_claim_that_was_killed_can_be_made_again(tmp_path, tiny_config, tiny_spec, left):

@@ -28,7 +28,7 @@ from rich.console import Console
 from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
 from mbv3_jax.core.checks import check_number, check_whole, choose
 from mbv3_jax.core.errors import RunError, UsageError, first_line
-from mbv3_jax.core.files import temporary_of, write_atomically
+from mbv3_jax.core.files import is_temporary, write_atomically
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.functional import Variables
 from mbv3_jax.run.checkpoint import check_digests, read_arrays, write_arrays, write_digests
@@ -195,9 +195,8 @@ class Log:
                 raise RunError(f"{path} is damaged ({e!r}); choose another --out") from e
             self._compare(stored)
         elif folder.exists():
-            known = {LOCK, FORMAT_FILE, temporary_of(path).name}
-            known.add(temporary_of(folder / FORMAT_FILE).name)
-            foreign = [p.name for p in folder.iterdir() if p.name not in known]
+            names = [p.name for p in folder.iterdir() if p.name not in (LOCK, FORMAT_FILE)]
+            foreign = [name for name in names if not is_temporary(name, (FILE, FORMAT_FILE))]
             if foreign:
                 raise UsageError(f"{folder} holds {foreign[0]} and no {FILE}; choose another --out")
 
