@@ -103,15 +103,21 @@ def call_file(text: str, function: str) -> object:
       What the function returns.
 
     Raises:
-      UsageError: there is no such file, it fails, or it takes no argument.
+      UsageError: there is no such file, it fails, or it takes no argument or needs one.
     """
     option, *_ = _KINDS[function]
     name, argument = split_argument(text)
     path = find_file(name, function)
     try:
         call = _function_of(path, function)
-        if argument and not inspect.signature(call).parameters:
+        parameters = list(inspect.signature(call).parameters.values())
+        if argument and not parameters:
             raise ValueError(f"it takes no argument, got {argument!r}")
+        if not argument and parameters and parameters[0].default is inspect.Parameter.empty:
+            # The docstring lists what the argument can be.
+            meaning = (inspect.getdoc(call) or "").partition("argument:")[2]
+            where = f"it needs an argument: {option}={text}:ARGUMENT"
+            raise ValueError(f"{where} with {' '.join(meaning.split())}" if meaning else where)
         return call(argument) if argument else call()
     except Exception as e:  # whatever the file does
         kind = "" if isinstance(e, ValueError) else f"{type(e).__name__}: "

@@ -122,6 +122,12 @@ def test_a_file_that_fails_is_one_line(write, text, words):
     assert words in str(caught.value)
 
 
+def test_a_file_that_needs_an_argument_says_which():
+    expected = r"--config=finetune:ARGUMENT with the data: folder=PATH, tfds/NAME"
+    with pytest.raises(UsageError, match=expected):
+        parse_config("finetune")
+
+
 def test_arguments_reach_the_file(write):
     text = "from ml_collections import ConfigDict\n"
     path = write(text + "def get_config(argument='a'): return ConfigDict({'argument': argument})")
