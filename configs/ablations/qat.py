@@ -30,7 +30,7 @@ def get_sweep(argument: str = "") -> Sweep:
     """`argument`: run folders, with commas between.
 
     Raises:
-      ValueError: one that is none, or that has not ended.
+      ValueError: one that is not a run folder, or has not finished.
     """
     folders = [Path(name) for name in argument.split(",")] if argument else []
     trials, data = [], set()

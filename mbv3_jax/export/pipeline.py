@@ -136,7 +136,7 @@ class Samples:
 
     images: uint8 [images, resolution, resolution, 3].
     labels: int32 [images]; None if the labels are not known.
-    what: a description for people.
+    what: a description for messages.
     calibration: the data to calibrate int8 on: the run's training data, or the images that were
       named; None for noise.
     """

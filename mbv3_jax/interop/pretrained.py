@@ -213,7 +213,7 @@ def find_pretrained(library: str, name: str) -> Pretrained:
 
 
 def pretrained_of_file(library: str, sha256: str, md5: str) -> Pretrained | None:
-    """The published weights that a file with these hashes holds; None if it is none of them."""
+    """The published weights that a file with these hashes holds; None for any other file."""
     for entry in PRETRAINED[library]:
         if (entry.sha256 and sha256.startswith(entry.sha256)) or entry.md5 == md5:
             return entry

@@ -200,7 +200,7 @@ def versions_of(runtime: str) -> dict[str, str]:
 
 
 def describe(runtime: str, threads: int = 1) -> str:
-    """Returns runtime, version, number of threads and CPU, for people."""
+    """Returns runtime, version, number of threads and CPU, to print."""
     *_, version = versions_of(runtime).values()
     count = "one thread" if threads == 1 else f"{threads} threads"
     return f"{LABELS[runtime]} {version}, {count}, {machine()['cpu']}"

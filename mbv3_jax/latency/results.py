@@ -1,4 +1,4 @@
-"""Latencies for people and programs: as tables on the console, and as JSON files."""
+"""Latencies as tables on the console, and as JSON files for programs."""
 
 import dataclasses
 import json

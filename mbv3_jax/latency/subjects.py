@@ -120,7 +120,7 @@ class Source:
     """A file to measure, or the network from which to write one.
 
     Attributes:
-      name: The name for people.
+      name: The name to print.
       path: The file; None for a network.
       runtime: The only runtime that reads the file; None for a network.
       model: The network; None for a file.

@@ -70,7 +70,7 @@ class Table:
     wholes: list[Whole] = dataclasses.field(default_factory=list)
 
     def whole(self, spec: NetSpec) -> Whole | None:
-        """Returns the measurement of a network, whatever its name; None if there is none."""
+        """Returns the measurement of a network, whatever its name; None if it was not measured."""
         plain = spec.replace(name="")
         return next((w for w in self.wholes if w.spec.replace(name="") == plain), None)
 
@@ -135,7 +135,7 @@ def read_table(path: Path) -> Table:
 
 
 def describe_setup(table: Table) -> str:
-    """Returns the runtime, the number of threads and the machine of a table, for people."""
+    """Returns the runtime, the number of threads and the machine of a table, to print."""
     threads = "one thread" if table.threads == 1 else f"{table.threads} threads"
     machine = table.machine.get("cpu", "unknown machine")
     return f"{LABELS.get(table.target, table.target)}, {threads}, {machine}"

@@ -113,7 +113,7 @@ def _percentile(counts: np.ndarray, edges: np.ndarray, percentile: float) -> tup
 def _least_error(counts: np.ndarray, edges: np.ndarray) -> tuple[float, float]:
     """The range around zero with the least mean square error.
 
-    Candidates cut both ends in the same proportion, or one end alone.
+    Candidates cut both ends in the same proportion, or only one end.
     """
     centres, low, high = (edges[:-1] + edges[1:]) / 2, min(edges[0], 0), max(edges[-1], 0)
     used = counts > 0

@@ -24,7 +24,7 @@ class Int8Network:
       spec: the network, with `spec.quant` None.
       folded: see `nn.folded.fold`; NumPy float32.
       low, high: [tensors], the range of each tensor of `nn.fake_quant.tensors(spec)`.
-      how: a description of how the ranges were determined, for people.
+      how: a description of how the ranges were determined.
     """
 
     spec: NetSpec

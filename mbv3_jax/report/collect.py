@@ -46,7 +46,7 @@ class Trial:
 
     name: the trial's name, without the seed.
     runs: the runs that have a folder, ordered by seed.
-    missing: one line for each gap: a run that is unfinished, failed or has not begun.
+    missing: one line for each gap: a run that is unfinished, failed or has not started.
     seconds: training time of all runs; seeds that were trained together count once.
     images_per_second: training throughput, averaged over the trainings.
     """
@@ -80,7 +80,7 @@ class Trial:
 class Sweep:
     """The trials of a sweep, or run folders that were named one by one ("loose" runs).
 
-    title: a heading for people.
+    title: the heading that the page shows.
     name: the sweep file without folder and ending, which finds published figures; None for loose
       runs.
     folder: the sweep folder; None for loose runs.

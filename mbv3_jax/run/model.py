@@ -6,7 +6,7 @@ format.json          the version of what is in the folder; imports of version 1 
 spec.json            the network
 classes.json         the names of the classes, by label
 preprocessing.json   how an image becomes its input
-origin.json          where the weights come from; for people
+origin.json          where the weights come from; only printed, never parsed
 weights/             parameters and BatchNorm statistics, as Orbax stores them
 digests.json         checksums of the files in weights/
 """
@@ -163,7 +163,7 @@ def save_model(folder: Path, model: Model, *, origin: Mapping) -> None:
 
 
 def load_model(folder: Path, *, step: int | str | None = None, weights: str = "auto") -> Model:
-    """Reads a run folder or an import folder; which of the two, its files tell.
+    """Reads a run folder or an import folder; its files tell which of the two it is.
 
     Args:
       folder: of either kind; it is only read.

@@ -1,6 +1,6 @@
 """Several processes of one run: how they find each other, and how they watch each other.
 
-All processes run the same command and see the same run folder. The first one alone writes the
+All processes run the same command and see the same run folder. Only the first one writes the
 configuration, metrics and summary, and prints; checkpoints are written by all together.
 
 A process learns where the others are from the first of these that it finds; without any of them it

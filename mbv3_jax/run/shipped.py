@@ -33,7 +33,7 @@ _KINDS = {
 
 
 def split_argument(text: str) -> tuple[str, str]:
-    """("small", "imagenet") for "small:imagenet"; the argument is "" where there is none."""
+    """("small", "imagenet") for "small:imagenet"; without a colon the argument is ""."""
     name, _, argument = text.partition(":")
     return name, argument
 

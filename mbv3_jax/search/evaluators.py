@@ -84,7 +84,7 @@ class Agreement:
         return self.spearman >= TRUSTED  # False for NaN
 
     def describe(self) -> str:
-        """Returns a line for people, and a second one if a search should not rely on this."""
+        """Returns a line to print, and a warning if a search should not rely on the evaluator."""
         truth = (
             "" if self.reliability is None else f"; truth's own reliability {self.reliability:.2f}"
         )

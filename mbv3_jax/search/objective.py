@@ -40,7 +40,7 @@ PUBLISHED = {
     "mobilenet_v3_small": ("soft", -0.15),  # MobileNetV3 section 4.1
     "tunas": ("absolute", -0.07),  # TuNAS section 3, which also tries -0.10
 }
-# Costs that follow from a spec alone. A latency model is one more such function.
+# Costs that only need a spec. A latency model is one more such function.
 COUNTS: dict[str, CostFunction] = {"madds": cost.madds, "params": cost.params}
 # The unit of every cost that `config.cost` can name.
 UNITS = {"madds": "MAdds", "ms": "ms"}

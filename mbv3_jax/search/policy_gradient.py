@@ -19,7 +19,7 @@ from mbv3_jax.search.space import Point, Space
 
 # TuNAS, appendix: the learning rate for 256 rewards at a time, which rises tenfold to the end.
 TUNAS_RATE, RISE = 3e-4, 10.0
-# The fraction of a search in which TuNAS trains the shared weights alone.
+# The fraction of a search in which TuNAS trains only the shared weights.
 QUIET = 0.25
 
 _ADAM = optax.scale_by_adam(b1=0.0, b2=0.999)

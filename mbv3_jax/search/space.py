@@ -77,7 +77,7 @@ class Decision:
 
     @property
     def name(self) -> str:
-        """The decision for people: stage2/width, stage2/block1/kernel, ...; counted from 1."""
+        """The name to print: stage2/width, stage2/block1/kernel, ...; counted from 1."""
         where = f"stage{self.stage + 1}"
         if self.block is not None:
             where += f"/block{self.block + 1}"

@@ -48,7 +48,7 @@ class Strategy:
 
     Attributes:
       search: Searches with a seed; returns the points it has visited with their rewards.
-      finds_front: Whether these are the front of accuracy and cost alone.
+      finds_front: Whether these are only the front of accuracy and cost.
     """
 
     search: Callable[[Goal, int, AfterStep], Mapping[Point, float]]
@@ -94,7 +94,7 @@ def _random(space: Space, *, steps: int = STEPS, batch: int = BATCH) -> Strategy
 
 
 def _nsga2(space: Space, *, steps: int = STEPS, batch: int = BATCH) -> Strategy:
-    """NSGA-II with `steps` generations of `batch` points; returns the front alone."""
+    """NSGA-II with `steps` generations of `batch` points; returns only the front."""
     _check_effort(steps, batch)
     if not installed("pymoo"):
         raise UsageError(f"config.searcher.name: nsga2 needs pymoo: {install('search')}")
@@ -173,7 +173,7 @@ def config_strategy(config: ConfigDict, space: Space) -> Strategy | None:
       ValueError: The searcher or an option is unknown or out of range; the message names it.
       UsageError: The searcher needs a package that is not installed.
     """
-    # Folders and commands from before there was a group `searcher` have `controller` alone.
+    # Folders and commands from before the group `searcher` existed have only `controller`.
     options = dict(config.get("searcher") or {})
     name = options.pop("name", None)
     if name is None and config.evaluator == "supernet":

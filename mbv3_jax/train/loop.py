@@ -14,7 +14,7 @@ Where a run starts. The rules apply in this order, and the code below follows th
    (`run/checkpoint.py`): the message says which to remove in order to resume from an earlier one.
    So is a checkpoint that was trained on other data. None of them is ever skipped silently.
 5. A run without a checkpoint whose configuration names a folder to start from (`config.init`)
-   takes the weights of that folder (`train/warm_start.py`). If the run has begun before, the
+   takes the weights of that folder (`train/warm_start.py`). If the run has started before, the
    weights must still be the same ones. It writes a checkpoint of step 0 first, so that rule 4
    applies from then on and the folder is not needed any more.
 6. Any other run starts from fresh weights, which follow from its seed.
@@ -121,7 +121,7 @@ def _claim_folders(
 def _newest_step(
     workdir: Path, recorders: Sequence[Recorder], experiment: Experiment
 ) -> int | None:
-    """The newest step that all runs have a complete checkpoint of; None if there is none."""
+    """The newest step that all runs have a complete checkpoint of; None if they share none."""
     steps = [set(recorder.checkpoints.steps()) for recorder in recorders]
     common = max(set.intersection(*steps), default=None)
     if len(recorders) > 1:

@@ -30,7 +30,7 @@ class Recorder:
 
     Attributes:
       checkpoints: those of the run.
-      evaluation_due: whether an evaluation has begun and has not ended.
+      evaluation_due: whether an evaluation has started and not finished.
     """
 
     def __init__(self, experiment: Experiment, run: SeedRun, interrupt: Interrupt):

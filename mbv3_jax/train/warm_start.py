@@ -37,11 +37,11 @@ class WarmStart:
     """What a run takes over from the folder that it starts from.
 
     folder: the folder, for messages.
-    spec: its network, with what the configuration changes of it; or, once the run has begun, the
+    spec: its network, with what the configuration changes of it; or, once the run has started, the
       network of the run.
     preprocessing: that of the folder, with what the configuration changes of it.
-    model: what is in the folder; None once the run has begun.
-    stored: what init.json holds, once the run has begun.
+    model: what is in the folder; None once the run has started.
+    stored: what init.json holds, once the run has started.
     """
 
     folder: str
@@ -55,7 +55,7 @@ class WarmStart:
 
         Raises:
           UsageError: the folder does not exist.
-          RunError: it is damaged, or holds other weights than when the run was begun.
+          RunError: it is damaged, or holds other weights than when the run started.
         """
         model = self.model or load_model(Path(self.folder))
         if self.stored and self.stored["digest"] != weights_digest(model.variables):
