@@ -54,6 +54,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "latency import": ("latency import timing.txt profile.txt --out=phone.json",),
     "search": ("train --config=search/small", "search spaces"),
     "search spaces": ("search spaces",),
+    "search table": ("search table accel_nasbench", "search table accel_nasbench.json"),
     "search netadapt": (
         "search netadapt --run=runs/large --target-madds=150e6 --out=runs/narrowed",
     ),

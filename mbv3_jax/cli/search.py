@@ -1,4 +1,4 @@
-"""mbv3 search: search spaces, NetAdapt, and workers for a search that runs elsewhere."""
+"""mbv3 search: spaces, tables of trained networks, NetAdapt, and workers for other searches."""
 
 import argparse
 import math
@@ -16,7 +16,7 @@ def add_parsers(commands) -> None:
     """Adds `search` to the subparsers; `run_command(flags, overrides)` runs it."""
     search = commands.add_parser(
         "search",
-        help="list search spaces, narrow a network, or help a search",
+        help="list spaces, describe tables, narrow a network, or help a search",
         description="A whole search is a configuration of train.",
     )
     actions = search.add_subparsers(dest="what", metavar="ACTION", required=True)
@@ -24,6 +24,32 @@ def add_parsers(commands) -> None:
         "spaces", help="list the search spaces and how many networks they have"
     )
     spaces.set_defaults(run_command=_spaces)
+
+    table = actions.add_parser(
+        "table",
+        help="describe a table of trained networks, or download one",
+        description="Describes a table of trained networks. The name accel_nasbench downloads and "
+        "converts that of Accel-NASBench first.",
+        allow_abbrev=False,
+    )
+    table.add_argument(
+        "table",
+        metavar="FILE.json|accel_nasbench",
+        help="the file of a table, or accel_nasbench to download it",
+    )
+    table.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.json",
+        help="where to write accel_nasbench; default accel_nasbench.json",
+    )
+    table.add_argument(
+        "--archive",
+        type=Path,
+        metavar="FILE.tar.gz",
+        help="the archive of accel_nasbench, if it has been downloaded already",
+    )
+    table.set_defaults(run_command=_table)
 
     netadapt = actions.add_parser(
         "netadapt",
@@ -115,6 +141,44 @@ def _spaces(flags, overrides: Sequence[str]) -> None:
         table.add_row(name, str(len(space.decisions)), *numbers)
     table.caption = "combinations include the choices in blocks that are left out, as in papers"
     Console().print(table)
+
+
+def _table(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from rich.table import Table
+
+    from mbv3_jax.search import accel_nasbench, network_table
+
+    no_more(overrides, "search table")
+    path = Path(flags.table)
+    if flags.table == "accel_nasbench":
+        path = flags.out or Path("accel_nasbench.json")
+        table = accel_nasbench.convert(accel_nasbench.fetch(flags.archive))
+        try:
+            network_table.write_network_table(path, table)
+        except OSError as e:
+            raise UsageError(f"--out: cannot write {path}: {e.strerror}") from e
+    elif flags.out or flags.archive:
+        raise UsageError("--out and --archive are only for the table accel_nasbench")
+    else:
+        table = network_table.open_network_table(path)
+    space = f"the space {table.space.name}" if table.space else "no space"
+    console = table_console()
+    console.print(f"{path}: {table.name}, {len(table.networks)} networks of {space}")
+    console.print(f"source: {table.source}; license: {table.license}")
+    columns = Table(header_style="bold")
+    for name in ("column", "unit", "networks", "repeated", "from", "to", "Spearman with MAdds"):
+        columns.add_column(name, justify=_side(name in ("column", "unit")), no_wrap=True)
+    for summary in network_table.summarise(table):
+        columns.add_row(
+            summary.name,
+            summary.unit,
+            str(summary.networks),
+            str(summary.repeated),
+            f"{summary.lowest:.5g}",
+            f"{summary.highest:.5g}",
+            f"{summary.spearman:.2f}",
+        )
+    console.print(columns)
 
 
 def _netadapt(flags: argparse.Namespace, overrides: Sequence[str]) -> int | None:

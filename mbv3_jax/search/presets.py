@@ -120,6 +120,33 @@ def proxylessnas() -> Space:
     return Space(name="proxylessnas", base=mobilenet_v2(), stages=tuple(stages))
 
 
+def accel_nasbench() -> Space:
+    """The space of Accel-NASBench, whose table has 5,138 results (`search/accel_nasbench.py`).
+
+    It is that of MnasNet with fixed widths: every stage chooses depth, kernel, expansion and
+    squeeze-and-excite for all its blocks. The parameters of every network in the table are the
+    published ones; the published MACs also count other operations.
+    """
+    rows = ((16, 1), (24, 2), (40, 2), (80, 2), (112, 1), (192, 2), (320, 1))
+    stages = tuple(
+        Stage(
+            out=(width,),
+            stride=stride,
+            depth=(1, 2, 3, 4) if width == 192 else (1, 2, 3),
+            kernel=(3, 5),
+            expansion=(1, 4, 6),
+            se=(False, True),
+        )
+        for width, stride in rows
+    )
+    return Space(
+        name="accel_nasbench",
+        base=mnasnet_a1().replace(padding="symmetric"),
+        stages=stages,
+        squeeze_excite=SESpec(of="input", divisor=1),
+    )
+
+
 def letters() -> Space:
     """A space for 32 pixels and a laptop, whose shared weights learn within minutes.
 
@@ -177,7 +204,8 @@ def _with_out(layer, out: int):
 
 
 PRESETS: dict[str, Callable[[], Space]] = {
-    f.__name__: f for f in (mnasnet, mobilenetv3_like, proxylessnas, small, letters, toy)
+    f.__name__: f
+    for f in (mnasnet, mobilenetv3_like, proxylessnas, accel_nasbench, small, letters, toy)
 }
 
 
