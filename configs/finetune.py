@@ -13,6 +13,6 @@ def get_config(argument: str):
 
     Args:
       argument: the data: folder=PATH, tfds/NAME, imagenet, or FILE.py:NAME for a source of encoded
-        images of your own.
+        images of your own. --config.init=DIR is needed besides.
     """
     return recipes.finetune(common.default("mobilenet_v3_small"), argument)

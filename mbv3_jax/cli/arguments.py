@@ -1,14 +1,33 @@
 """What several commands share: arguments, and a console for tables."""
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.core.packages import program
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, and name the option that a misspelled one resembles."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        known = self._option_string_actions
+        for argument in self._given:
+            name = argument.partition("=")[0]
+            if name.startswith("--") and name not in known:
+                for near in difflib.get_close_matches(name, known, 1):
+                    message += f"; {name} is unknown, did you mean {near}?"
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
 def no_more(overrides: Sequence[str], command: str) -> None:
@@ -42,7 +61,7 @@ def add_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGro
     parser.add_argument(
         "--step",
         type=_step,
-        metavar="N",
+        metavar="N|best",
         help="the checkpoint of a run: its step, or best; default the newest",
     )
     parser.add_argument(

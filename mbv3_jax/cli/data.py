@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from mbv3_jax.cli.arguments import no_more
 from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.packages import program
 
 
 def add_parsers(commands) -> None:
@@ -45,7 +46,7 @@ def _prepare(flags: argparse.Namespace) -> int:
 
     folder = prepare(flags.name, data_dir=flags.data_dir, manual_dir=flags.manual_dir)
     print(f"prepared: {folder}")
-    print(f"next: python -m mbv3_jax data check {flags.name} --data_dir={folder.parent.parent}")
+    print(f"next: {program()} data check {flags.name} --data_dir={folder.parent.parent}")
     return 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from mbv3_jax.cli import data, export, inference, latency, report, search, use_huge_pages, weights
+from mbv3_jax.cli.arguments import Parser
 from mbv3_jax.cli.examples import add_examples
 from mbv3_jax.core.errors import EXIT_INTERRUPTED, RunError, UsageError
 from mbv3_jax.core.packages import program
@@ -15,7 +16,7 @@ from mbv3_jax.core.packages import program
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program(),
         description="MobileNetV3 in JAX. COMMAND --help explains a command and has an example.",
         allow_abbrev=False,

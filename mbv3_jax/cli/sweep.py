@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mbv3_jax.cli.arguments import Parser
 from mbv3_jax.cli.examples import examples_text
 from mbv3_jax.core.checks import choose
 from mbv3_jax.core.errors import EXIT_INTERRUPTED, RunError, UsageError
@@ -39,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     options = "\n".join(
         f"  {name}: {', '.join(option_names(make))}" for name, make in EXECUTORS.items()
     )
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"{program()} sweep",
         description="Runs the trials of a sweep. Run the same command again to resume.",
         epilog=f"""\

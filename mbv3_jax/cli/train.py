@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mbv3_jax.cli.arguments import Parser
 from mbv3_jax.cli.examples import examples_text
 from mbv3_jax.core.errors import EXIT_INTERRUPTED, EXIT_RESTART, Preempted, RunError, UsageError
 from mbv3_jax.core.packages import program
@@ -73,8 +74,8 @@ def main(arguments: Sequence[str]) -> int:
         reason = str(e) or "preempted before anything was trained"
         code = _ended(e, EXIT_RESTART, f"{process_label()}{reason}", console)
     except KeyboardInterrupt as e:
-        advice = f"run the same command again to resume from the last checkpoint in {workdir}"
-        code = _ended(e, EXIT_INTERRUPTED, f"{process_label()}interrupted; {advice}", console)
+        text = f"{process_label()}interrupted; {_how_to_resume(workdir)}"
+        code = _ended(e, EXIT_INTERRUPTED, text, console)
     except Exception as e:
         peers = other_processes()
         if not peers:
@@ -103,6 +104,14 @@ def _search(config, workdir: Path, console: Console) -> str:
 _PROGRAMS = {"train": _train, "search": _search}
 
 
+def _how_to_resume(workdir: Path) -> str:
+    """Returns what the same command will do with what an interrupted one has left."""
+    # Of a run, of the runs of several seeds, or of a search.
+    if any(path.name.isdigit() for path in workdir.glob("**/checkpoints/*")):
+        return f"run the same command again to resume from the last checkpoint in {workdir}"
+    return "no checkpoint was saved yet; run the same command again"
+
+
 def _ended(error: BaseException, code: int, text: str, console: Console, **style) -> int:
     """Tells the user and the other processes what ended the run; returns the exit code."""
     console.quiet = False
@@ -117,7 +126,7 @@ def _ended(error: BaseException, code: int, text: str, console: Console, **style
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="main.py" if Path(sys.argv[0]).name == "main.py" else f"{program()} train",
         description="Trains a network and evaluates it. Run the same command again to resume.",
         epilog="Any field of the configuration can be set: --config.seed=1 --config.net.width=0.5 "

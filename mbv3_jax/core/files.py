@@ -67,9 +67,11 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as e:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(e, OSError) and e.filename == os.fspath(temporary):
+            e.filename, e.filename2 = os.fspath(path), None  # the name that the user knows
         raise
 
 

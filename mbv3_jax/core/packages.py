@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,11 @@ IS_CHECKOUT = (CHECKOUT / "pyproject.toml").is_file() and (CHECKOUT / "main.py")
 
 
 def install(extra: str) -> str:
-    """The command that installs an extra of pyproject.toml, for messages."""
-    return f"pip install -e '.[{extra}]'" if IS_CHECKOUT else f"pip install 'mbv3_jax[{extra}]'"
+    """The command that installs an extra of pyproject.toml from this folder, for messages."""
+    if not IS_CHECKOUT:
+        return f"pip install 'mbv3_jax[{extra}]'"
+    where = "." if Path.cwd() == CHECKOUT else CHECKOUT
+    return f"pip install -e {shlex.quote(f'{where}[{extra}]')}"
 
 
 def program() -> str:

@@ -125,7 +125,7 @@ def bind_options(
       ValueError: an unknown name, an option that this factory does not have, or one that it
         requires and did not get. The message lists the valid ones.
     """
-    factory = registry[choose(path, name, registry)]
+    factory = registry[choose(f"{path}.name", name, registry)]
     kwargs = {key: value for key, value in options.items() if value is not None}
     known = option_names(factory)
     listed = ", ".join(known) or "none"

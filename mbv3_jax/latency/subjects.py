@@ -188,7 +188,7 @@ def of_anything(text: str) -> Source:
     or a configuration (a shipped name or .py, with an argument after a colon).
 
     Raises:
-      UsageError: It is none of these.
+      UsageError: It is something else.
     """
     path = Path(text)
     if path.is_dir():

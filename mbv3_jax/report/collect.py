@@ -201,23 +201,23 @@ def _read_trial(
         state = (states or {}).get(folder, {})
         prefix = "" if len(folders) == 1 else f"{folder.name}: "
         if not (folder / "config.json").is_file():
-            missing.append(f"{prefix}{state.get('state', 'not begun')}{_error_of(state)}")
+            missing.append(f"{prefix}{state.get('state', 'not started')}{_error_of(state)}")
             continue
         # A training of several seeds at once has a run folder for each seed.
         seeds = read_json(folder / "config.json").get("seeds")
         run_folders = [folder / f"seed{seed}" for seed in seeds] if seeds else [folder]
-        begun = [_read_run(path) for path in run_folders if (path / "config.json").is_file()]
-        runs += begun
-        if unfinished := [run for run in begun if not run.summary]:
+        started = [_read_run(path) for path in run_folders if (path / "config.json").is_file()]
+        runs += started
+        if unfinished := [run for run in started if not run.summary]:
             steps = ", ".join(
                 f"seed {run.seed} at step {run.step}" if seeds else f"at step {run.step}"
                 for run in unfinished
             )
             word = "unfinished" if state.get("state") in (None, "finished") else state["state"]
             missing.append(f"{prefix}{word}, {steps}{_error_of(state)}")
-        not_begun = [path.name for path in run_folders if not (path / "config.json").is_file()]
-        if not_begun:
-            missing.append(f"{prefix}not begun: {', '.join(not_begun)}{_error_of(state)}")
+        not_started = [path.name for path in run_folders if not (path / "config.json").is_file()]
+        if not_started:
+            missing.append(f"{prefix}not started: {', '.join(not_started)}{_error_of(state)}")
         if (folder / "summary.json").is_file():
             summary = read_json(folder / "summary.json")
             seconds.append(summary["seconds"])

@@ -233,7 +233,7 @@ class Checkpoints:
         steps = self.steps()
         if step not in steps:
             listed = ", ".join(map(str, steps)) or "none"
-            raise RunError(f"no checkpoint of step {step} in {self.folder}; there are: {listed}")
+            raise UsageError(f"no checkpoint of step {step} in {self.folder}; there are: {listed}")
         try:
             check_digests(self.folder / str(step))
             return action()

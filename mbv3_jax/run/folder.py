@@ -97,6 +97,8 @@ def claim_folder(
             f"{run}: checkpoints cannot be read from a path with {' '.join(sorted(wild))} in it, "
             f"which Orbax takes for a pattern; {_OTHER_WORKDIR}"
         )
+    if run.exists() and not run.is_dir():
+        raise UsageError(f"{run} is a file, not a folder; {_OTHER_WORKDIR}")
     lock = contextlib.ExitStack()
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -245,7 +247,8 @@ def read_config(run: Path) -> ConfigDict:
     """
     path = run / "config.json"
     if not path.is_file():
-        raise UsageError(f"{run} is not a run folder: it has no config.json")
+        reason = "it has no config.json" if run.is_dir() else "there is no such folder"
+        raise UsageError(f"{run} is not a run folder: {reason}")
     check_format(run)
     return read_file(path, config_from_json, error=UsageError, advice=_OTHER_WORKDIR)
 

@@ -407,7 +407,7 @@ def on_abort(action: Callable[[], None]) -> None:
 
 def end_process(message: str, code: int) -> NoReturn:
     """Ends the process at once: the main thread hangs, or would hang in the exit handlers."""
-    advice = "; run the same command again to resume from the last checkpoint"
+    advice = "; run the same command again to resume from the last checkpoint, if there is one"
     again = advice if code == EXIT_RESTART else ""
     print(f"error: {message}{again}", file=sys.stderr, flush=True)
     os._exit(code)

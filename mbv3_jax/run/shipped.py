@@ -88,8 +88,8 @@ def _choices(name: str, function: str) -> str:
     wanted = name.removesuffix(".py").removeprefix(f"{SHIPPED.name}/")
     near = difflib.get_close_matches(wanted, by_stem, cutoff=0.6)
     suggestion = " or ".join(dict.fromkeys(by_stem[text] for text in near))
-    question = f"did you mean {suggestion}? " if suggestion else ""
-    return f"{question}The shipped ones are {', '.join(names)}; or give the path of a .py file"
+    start = f"did you mean {suggestion}? The" if suggestion else "the"
+    return f"{start} shipped ones are {', '.join(names)}; or give the path of a .py file"
 
 
 def call_file(text: str, function: str) -> object:

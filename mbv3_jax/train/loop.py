@@ -94,6 +94,7 @@ def train(config: ConfigDict, workdir: Path, console: Console | None = None) -> 
                 console.print(f"resuming from step {step} in {workdir.resolve()}")
             elif init:
                 console.print(f"starting from {init['message']}")
+            console.print("compiling the training step")
             stack = Stack(experiment)
             states = [_initial_state(experiment, recorder, step) for recorder in recorders]
             state = stack.join(states)

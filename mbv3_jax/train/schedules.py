@@ -89,7 +89,7 @@ def make_schedule(
     if warmup_steps > total_steps:
         raise ValueError(
             f"schedule.warmup_steps: got {warmup_steps}, expected at most the {total_steps} steps "
-            "of the whole run"
+            "of the whole run; set fewer schedule.warmup_epochs, warmup_examples or warmup_steps"
         )
     course = Course(total_steps, warmup_steps, steps_per_epoch)
     factor = SCHEDULES.build(name, options, course)

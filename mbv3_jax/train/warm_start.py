@@ -60,7 +60,7 @@ class WarmStart:
         model = self.model or load_model(Path(self.folder))
         if self.stored and self.stored["digest"] != weights_digest(model.variables):
             raise RunError(
-                f"config.init: {self.folder} has other weights than when this run was begun, "
+                f"config.init: {self.folder} has other weights than when this run started, "
                 "which has no checkpoint yet; choose another --workdir to begin again"
             )
         return model

@@ -43,7 +43,7 @@ def test_default_run_folder(config, folder):
         ("--config.batch_size=9", "config: batch_size: got 9, which 2 devices do not divide"),
         ("--verbose", "unknown option --verbose; fields are set as --config.NAME=VALUE"),
         ("extra", "unknown option extra; fields are set as --config.NAME=VALUE"),
-        ("--config=configs/none.py", "--config: no Python file 'configs/none.py'; The shipped on"),
+        ("--config=configs/none.py", "--config: no Python file 'configs/none.py'; the shipped on"),
         ("--config=smal", "--config: no configuration is named 'smal'; did you mean small? The s"),
         ("--config.net.se=:100:", "config.net.se: got ':100:', expected one of"),  # no emoji
         ("--workdir=runs/a[1]", "runs/a[1]: checkpoints cannot be read from a path with [ in it"),
@@ -64,7 +64,25 @@ def test_without_a_configuration(capfd):
     with pytest.raises(SystemExit) as caught:
         train.main([])
     assert caught.value.code == 2
-    assert "the following arguments are required: --config" in capfd.readouterr().err
+    expected = "error: the following arguments are required: --config; see python -m mbv3_jax train"
+    assert capfd.readouterr().err == f"{expected} --help\n"
+
+
+def test_a_misspelled_option_is_named(capfd):
+    with pytest.raises(SystemExit) as caught:
+        train.main(["--confg=small", "--config.seed=1"])
+    assert caught.value.code == 2
+    assert "--confg is unknown, did you mean --config?" in capfd.readouterr().err
+
+
+def test_ctrl_c_before_the_first_checkpoint(tmp_path, capfd, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(train._PROGRAMS, "train", interrupted)
+    assert main(f"--workdir={tmp_path}") == 130
+    err = capfd.readouterr().err
+    assert err == "interrupted; no checkpoint was saved yet; run the same command again\n"
 
 
 def test_ctrl_c_and_the_same_command_again(tmp_path, capfd, monkeypatch):

@@ -1,4 +1,4 @@
-"""What the fixtures of tests/compat are made and held to with; of the package it uses nothing."""
+"""Helpers that make the fixtures of tests/compat and compare with them, without the package."""
 
 import hashlib
 import json

@@ -26,7 +26,7 @@ _AN_IMAGE = 0.021
 def here(tmp_path, monkeypatch):
     """The directory where commands run: paths inside the folders are relative to it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GLIBC_TUNABLES", "")  # main.py would start itself anew
+    monkeypatch.setenv("GLIBC_TUNABLES", "")  # main.py would start itself again
     return tmp_path
 
 

@@ -42,6 +42,18 @@ def test_an_error_leaves_the_earlier_file(tmp_path, error):
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    path = tmp_path / "no folder" / "out"
+    with pytest.raises(FileNotFoundError) as caught, open_atomically(path):
+        pass
+    assert caught.value.filename == str(path)
+    assert ".tmp" not in str(caught.value)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as caught, open_atomically(tmp_path / "folder"):
+        pass
+    assert ".tmp" not in str(caught.value)
+
+
 def test_new_files_have_the_rights_that_the_umask_gives(tmp_path):
     with open_atomically(tmp_path / "out"):
         pass

@@ -26,8 +26,8 @@ def test_options_reach_the_factory_and_none_means_not_given():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("plane", {}, r"^paint: got 'plane', expected one of 'plain', 'bare'$"),
-        (["plain"], {}, r"^paint: got \['plain'\], expected one of"),
+        ("plane", {}, r"^paint.name: got 'plane', expected one of 'plain', 'bare'$"),
+        (["plain"], {}, r"^paint.name: got \['plain'\], expected one of"),
         ("plain", {"colour": 1, "rats": 1}, r"^paint: 'plain' has no option rats; .* colour, rate"),
         ("plain", {"colour": 1, "size": 1}, r"no option size"),
         ("plain", {"rate": 1}, r"^paint: 'plain' needs colour; its options: colour, rate$"),

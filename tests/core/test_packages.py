@@ -17,6 +17,12 @@ def test_the_advice_is_for_a_checkout_or_an_installed_package(monkeypatch, check
     assert str(caught.value) == f"a thing needs no_such_package: {command}"
 
 
+def test_the_advice_works_from_another_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(packages, "CHECKOUT", tmp_path / "my clone")
+    assert packages.install("x") == f"pip install -e '{tmp_path}/my clone[x]'"
+
+
 def test_this_is_a_checkout():
     assert packages.IS_CHECKOUT
 

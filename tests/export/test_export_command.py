@@ -345,7 +345,7 @@ def test_a_full_disk_leaves_the_earlier_file(do, imported, tmp_path, small_files
             2,
             "percentile: got 20.0, expected above 50",
         ),
-        (["--format=onnx", "--step=7"], 1, "no checkpoint of step 7"),
+        (["--format=onnx", "--step=7"], 2, "no checkpoint of step 7"),
         (["--format=onnx", "--out=FOLDER/none/a.onnx"], 2, "no such folder"),
         (["--format=onnx", "--out=FOLDER/a.tflite"], 2, r"expected a name that ends in .onnx"),
         (["--format=onnx", "--out=FOLDER"], 2, "expected a name"),

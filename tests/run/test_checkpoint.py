@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbv3_jax.core.errors import RunError
+from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.run.checkpoint import Checkpoints, Progress
 from mbv3_jax.run.config import config_differences
 from mbv3_jax.train.state import TrainState
@@ -151,7 +151,7 @@ def test_damage_is_one_line_and_the_earlier_checkpoint_serves(run, damage, capfd
 
 
 def test_a_step_that_is_not_there(run):
-    with pytest.raises(RunError, match=r"no checkpoint of step 7 in .*; there are: 1, 2"):
+    with pytest.raises(UsageError, match=r"no checkpoint of step 7 in .*; there are: 1, 2"):
         Checkpoints(run, read_only=True).description(7)
 
 

@@ -101,7 +101,7 @@ def test_wrong_overrides_say_what_would_be_right(tiny_config, override, words):
 def test_no_such_file(path, start):
     with pytest.raises(UsageError) as caught:
         parse_config(path)
-    assert str(caught.value).startswith(f"--config: {start}The shipped ones are finetune, found, ")
+    assert str(caught.value).startswith(f"--config: {start}the shipped ones are finetune, found, ")
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_a_run_folder_gives_its_average_or_its_raw_weights(run):
         assert got.class_names == tuple(f"class{i}" for i in range(10))
         assert got.preprocessing.mean == (0.485, 0.456, 0.406)
         assert got.preprocessing.crop_fraction == 0.875
-    with pytest.raises(RunError, match=r"no checkpoint of step 7 in .*; there are: 6, 12"):
+    with pytest.raises(UsageError, match=r"no checkpoint of step 7 in .*; there are: 6, 12"):
         load_model(run, step=7)
 
 

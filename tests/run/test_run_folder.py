@@ -90,6 +90,13 @@ def test_a_claim_that_was_killed_can_be_made_again(tmp_path, tiny_config, tiny_s
     assert files(run) == files(finished)
 
 
+def test_a_file_is_no_folder(tmp_path, tiny_config, tiny_spec):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match=r"file is a file, not a folder; choose another"):
+        claim_folder(tmp_path / "file", tiny_config(), tiny_spec)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 @pytest.mark.parametrize("path", ["/dev/null/run", "/proc/run"])
 def test_a_path_that_cannot_be_written(path, tiny_config, tiny_spec, tmp_path):
     with pytest.raises(UsageError, match=rf"cannot write to {path}: .*; choose another --workdir"):
@@ -135,6 +142,8 @@ def test_damaged_files_are_named(tmp_path, tiny_config, tiny_spec, text):
 def test_a_folder_without_configuration_is_no_run(tmp_path):
     with pytest.raises(UsageError, match=r"is not a run folder: it has no config.json"):
         read_config(tmp_path)
+    with pytest.raises(UsageError, match=r"is not a run folder: there is no such folder"):
+        read_config(tmp_path / "nowhere")
 
 
 def test_a_folder_without_a_format_is_of_version_1(tmp_path, tiny_config, tiny_spec):

@@ -291,6 +291,26 @@ def test_what_is_not_the_archive(data):
         accel_nasbench.convert(data)
 
 
+def test_a_download_is_checked(tmp_path, monkeypatch):
+    data = archive(results())
+    (tmp_path / "a.tar.gz").write_bytes(data)
+    monkeypatch.setattr(accel_nasbench, "URL", (tmp_path / "a.tar.gz").as_uri())
+    monkeypatch.setattr(accel_nasbench, "SHA256", hashlib.sha256(data).hexdigest())
+    assert accel_nasbench.fetch() == data
+    (tmp_path / "a.tar.gz").write_bytes(data[:-1])
+    with pytest.raises(RunError, match=f"{len(data) - 1} bytes with SHA-256 .* --archive=FILE"):
+        accel_nasbench.fetch()
+    (tmp_path / "a.tar.gz").unlink()
+    with pytest.raises(RunError, match=r"cannot read file:.*a.tar.gz: .* --archive=FILE"):
+        accel_nasbench.fetch()
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(monkeypatch):
+    monkeypatch.setattr(accel_nasbench, "_MAX_UNPACKED", 1000)
+    with pytest.raises(RunError, match="unpacks to more than 1000 bytes"):
+        accel_nasbench.convert(archive(results()))
+
+
 def test_the_command_converts_and_describes(tmp_path, monkeypatch, capsys):
     data = archive(results())
     file, out = tmp_path / "a.tar.gz", tmp_path / "out.json"

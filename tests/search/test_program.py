@@ -441,6 +441,24 @@ def test_a_run_folder_is_not_a_search_folder(tmp_path, tiny_config):
         read_search_config(tmp_path)
 
 
+def test_a_search_killed_before_its_configuration_was_written_can_be_started(
+    search, tmp_path, monkeypatch
+):
+    result = {"cost": {"unit": "ms"}, "found": {}}
+    monkeypatch.setattr(program.Search, "run", lambda self: result)
+    for name in ("lock", "format.json", ".config.json.0a1b2c3d.tmp"):
+        (tmp_path / name).write_text("")
+    assert program.run(search, tmp_path, QUIET) == f"search folder: {tmp_path}"
+    assert read_search_config(tmp_path).program == "search"
+
+
+def test_a_folder_of_something_else_is_left_alone(search, tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UsageError, match="is not a search folder; choose another with --workdir"):
+        program.run(search, tmp_path, QUIET)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_a_configuration_says_which_program_runs_it(tmp_path, monkeypatch, capsys):
     arguments = [f"--config={SEARCH}", f"--workdir={tmp_path / 'run'}"]
     ran = []

@@ -48,7 +48,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path):
             "  value: config.net.se: got 'some', expected one of 'paper'",
             "  network: config.net.width: 0.01 gives",
             "  twice: the trial sets total_steps itself",
-            "  optimizer: config: optimizer: got 'adam', expected one of 'rmsprop_tf'",
+            "  optimizer: config: optimizer.name: got 'adam', expected one of 'rmsprop_tf'",
             "  schedule: config: schedule: 'cosine' has no option decay_rate",
         ],
         strict=True,

@@ -155,7 +155,7 @@ def test_another_loss_is_one_entry(with_focal):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("hinge", {}, r"^loss: got 'hinge', expected one of 'cross_entropy', 'focal'"),
+        ("hinge", {}, r"^loss.name: got 'hinge', expected one of 'cross_entropy', 'focal'"),
         ("focal", {"label_smoothing": 0.1}, r"^loss: 'focal' has no option label_smoothing; its "),
         ("cross_entropy", {"gamma": 1.0}, r"^loss: 'cross_entropy' has no option gamma; its opti"),
     ],

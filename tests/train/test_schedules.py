@@ -101,7 +101,10 @@ def test_python_and_traced_steps_agree_and_warmup_fills_the_run(name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "cosin"}, "schedule: got 'cosin', expected one of 'constant', 'exponential'"),
+        (
+            {"name": "cosin"},
+            "schedule.name: got 'cosin', expected one of 'constant'",
+        ),
         ({"name": "constant", "decay_rate": 0.9}, "'constant' has no option decay_rate"),
         ({"final_lr_facto": 0.1}, "no option final_lr_facto; .* decay_from, final_lr_factor"),
         ({"name": "step"}, "'step' needs boundary_epochs"),

@@ -18,7 +18,7 @@ How to get it, once:
        ILSVRC2012_img_train.tar (138 GB), ILSVRC2012_img_val.tar (6.3 GB)
   2. Prepare them (only this step needs TensorFlow, and another 150 GB of disk):
        {install}
-       python -m mbv3_jax data prepare imagenet --manual_dir=ARCHIVES --data_dir={root}
+       {program} data prepare imagenet --manual_dir=ARCHIVES --data_dir={root}
   3. Run the same command again. A copy elsewhere is named by data.data_dir or TFDS_DATA_DIR."""
 
 

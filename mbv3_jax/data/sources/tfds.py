@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from mbv3_jax.core.packages import install
+from mbv3_jax.core.packages import install, program
 from mbv3_jax.data.decode import Encoded
 from mbv3_jax.data.source import NotFound, source
 
@@ -16,11 +16,11 @@ HELD_OUT = ("validation", "test")  # the first that exists, unless one is named
 _HOW_TO_GET = """\
 How to get it, once (only this step needs TensorFlow):
   {install}
-  python -m mbv3_jax data prepare {name} --data_dir={root}
+  {program} data prepare {name} --data_dir={root}
 A copy elsewhere is named by data.data_dir or TFDS_DATA_DIR."""
 _CONVERT = """\
 Add the format that is read here to the existing copy (needs no TensorFlow, and as much disk again):
-  python -m mbv3_jax data prepare {name} --data_dir={root}"""
+  {program} data prepare {name} --data_dir={root}"""
 
 
 @source("tfds/NAME", default_recipe="modest")
@@ -158,7 +158,7 @@ def _count_examples(name: str, builder: Any, split: str) -> int:
         splits = ", ".join(builder.info.splits) or "none"
         raise NotFound(
             f"{name}: {builder.data_path} has no split {split!r}, only: {splits}. Name another, or "
-            f"remove that folder and prepare it again: python -m mbv3_jax data prepare {name}"
+            f"remove that folder and prepare it again: {program()} data prepare {name}"
         ) from e
 
 
@@ -209,7 +209,7 @@ def find_builder(
     root, setting = data_root(data_dir)
     copies = prepared_copies(root, dataset)
     if not copies:
-        advice = how_to_get.format(name=name, root=root, install=install("data"))
+        advice = how_to_get.format(name=name, root=root, install=install("data"), program=program())
         raise NotFound(f"{name}: no prepared {dataset} in {root} ({setting}).\n{advice}")
     import tensorflow_datasets as tfds  # does not import TensorFlow, as a test checks
 
@@ -223,7 +223,7 @@ def find_builder(
             info.set_file_format(array_record, override=True, override_if_initialized=True)
             return builder
         others.append(f"{folder} is {info.file_format.value}")
-    convert = _CONVERT.format(name=name, root=root)
+    convert = _CONVERT.format(name=name, root=root, program=program())
     raise NotFound(
         f"{name}: no {FORMAT} copy in {root} ({setting}): {', '.join(others)}.\n{convert}"
     )

@@ -338,7 +338,7 @@ class _Adapt:
         options = self._proposals(spec, number)
         tried_before = [(p["change"], p["saved"]) for p in log.pending]
         if tried_before != [(p.change, p.saved) for p in options[: len(tried_before)]]:
-            raise UsageError(f"{log.folder} was begun with other costs; choose another --out")
+            raise UsageError(f"{log.folder} was started with other costs; choose another --out")
         for i, proposal in list(enumerate(options))[len(tried_before) :]:
             self.interrupt.check()
             narrowed, tuned = self._tune(spec, kept, variables, proposal, number)

@@ -1,4 +1,4 @@
-"""Configurations reach every option, with nothing on by default; recipes have theirs."""
+"""Configurations reach every option, with nothing on by default; recipes turn them on."""
 
 import inspect
 from pathlib import Path
