@@ -24,7 +24,8 @@ class Parser(argparse.ArgumentParser):
         known = self._option_string_actions
         for argument in self._given:
             name = argument.partition("=")[0]
-            if name.startswith("--") and name not in known:
+            # A dot is in the fields of a configuration and in the options of executors.
+            if name.startswith("--") and "." not in name and name not in known:
                 for near in difflib.get_close_matches(name, known, 1):
                     message += f"; {name} is unknown, did you mean {near}?"
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
