@@ -51,7 +51,7 @@ def columns(**values):
 
 def table(space: Space | None = TOY, networks=None):
     points = TOY.sample(np.random.default_rng(0), 3)
-    if space is not TOY:
+    if space is not TOY and networks is None:
         networks = [TOY.to_spec(p, name=f"n{i}") for i, p in enumerate(points)]
     return make_network_table(
         name="t",
@@ -175,6 +175,35 @@ def test_equal_rows_of_a_network_are_taken_once(tmp_path):
     assert len(open_network_table(tmp_path / "t.json").networks) == 1
 
 
+PER_BLOCK = Space(
+    name="own",
+    base=TOY.base,
+    stages=(Stage(out=(16,), depth=(1, 2), kernel=(3, 5), per_block=("kernel",)),),
+)
+
+
+@pytest.mark.parametrize("unused", [{}, {"stage1/block2/kernel": 5}])
+def test_a_choice_that_makes_no_difference_makes_no_network(tmp_path, unused):
+    """A network of one block is the same whatever is said of its second."""
+    one = {"stage1/depth": 1, "stage1/block1/kernel": 5}
+    write_network_table(
+        tmp_path / "t.json",
+        dataclasses.replace(table(), space=PER_BLOCK, networks=tuple((d, 0, 0) for d in (0, 1, 0))),
+    )
+    tree = json.loads((tmp_path / "t.json").read_text())
+    tree["networks"] = [
+        {"choices": choices, "top1": 50.0, "speed": 1, "time": 1} for choices in (one, one | unused)
+    ]
+    (tmp_path / "t.json").write_text(json.dumps(tree))
+    assert open_network_table(tmp_path / "t.json").networks == ((0, 1, 0),)
+
+
+def test_a_network_without_a_space_is_known_by_what_it_is_not_by_its_name():
+    spec = TOY.to_spec(TOY.sample(np.random.default_rng(0), 1)[0])
+    with pytest.raises(ValueError, match="row 1 and row 3 are the same network, but top1 is 50"):
+        table(None, [spec, spec.replace(resolution=64), spec.replace(name="another")])
+
+
 def test_a_column_without_any_value_is_refused(tmp_path):
     tree = head()
     tree["networks"][0]["ms"] = None
@@ -239,6 +268,13 @@ def test_parameters_are_those_that_accel_nasbench_publishes(network):
     assert cost.params(space.to_spec(point)) == round(millions * 1e6)
 
 
+def test_the_space_of_accel_nasbench_has_its_strides_and_padding():
+    """Neither changes the parameters, by which the test above recognises a network."""
+    space = preset("accel_nasbench")
+    assert [stage.stride for stage in space.stages] == [1, 2, 2, 2, 1, 2, 1]
+    assert space.base.padding == "symmetric"
+
+
 def archive(results) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
@@ -275,19 +311,19 @@ def test_the_archive_becomes_a_table():
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "message"),
     [
-        b"",
-        b"text",
-        archive(results())[:200],
-        archive({"x/result_0.json": {}}),
-        archive({"x/result_0.json": "a" * 20_000}),
-        archive({}),
+        (b"", "EOFError|ReadError"),
+        (b"text", "BadGzipFile"),
+        (archive(results())[:200], "EOFError"),
+        (archive({"x/result_0.json": {}}), "KeyError: 'architecture'"),
+        (archive({"x/result_0.json": "a" * 20_000}), "x/result_0.json has 20002 bytes"),
+        (archive({}), "got 0 networks"),
     ],
     ids=["empty", "text", "cut", "no fields", "large member", "no members"],
 )
-def test_what_is_not_the_archive(data):
-    with pytest.raises(RunError, match="not an archive of Accel-NASBench"):
+def test_what_is_not_the_archive(data, message):
+    with pytest.raises(RunError, match=f"not an archive of Accel-NASBench: .*({message})"):
         accel_nasbench.convert(data)
 
 
