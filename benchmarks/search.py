@@ -18,9 +18,9 @@ from mbv3_jax.search.evaluators import Table, agreement, split_half_reliability
 from mbv3_jax.search.objective import COUNTS, Costs
 from mbv3_jax.search.policy_gradient import PolicyGradient
 from mbv3_jax.search.presets import preset
+from mbv3_jax.search.rounds import Rounds
 from mbv3_jax.search.searchers import Evolution, Random, front, hypervolume, run
 from mbv3_jax.search.strategies import propose
-from mbv3_jax.search.surrogate import Rounds
 
 BUDGETS = toy_supernet.BUDGETS  # trainings
 

@@ -54,6 +54,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "latency import": ("latency import timing.txt profile.txt --out=phone.json",),
     "search": ("train --config=search/small", "search spaces"),
     "search spaces": ("search spaces",),
+    "search proxy": (
+        "search proxy accel_nasbench.json --column=top1",
+        "search proxy accel_nasbench.json --spec=found.json",
+    ),
     "search table": ("search table accel_nasbench", "search table accel_nasbench.json"),
     "search netadapt": (
         "search netadapt --run=runs/large --target-madds=150e6 --out=runs/narrowed",

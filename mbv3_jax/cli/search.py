@@ -51,6 +51,44 @@ def add_parsers(commands) -> None:
     )
     table.set_defaults(run_command=_table)
 
+    proxy = actions.add_parser(
+        "proxy",
+        help="predict networks from a table of trained ones, and how well that works",
+        description="Fits a model of accuracy and of every cost to a part of a table, and predicts "
+        "networks that were held out; or, with --spec, fits it to all and predicts those networks.",
+        allow_abbrev=False,
+    )
+    proxy.add_argument("table", type=Path, metavar="FILE.json", help="see `search table`")
+    proxy.add_argument(
+        "--train",
+        type=int,
+        metavar="N",
+        help="learn from so many networks; default 400, or four fifths of a smaller table",
+    )
+    proxy.add_argument(
+        "--held-out",
+        type=int,
+        metavar="N",
+        help="predict so many others; default 1000, or all the others",
+    )
+    proxy.add_argument(
+        "--seeds", type=int, default=5, metavar="N", help="so many random splits; default 5"
+    )
+    proxy.add_argument(
+        "--column",
+        action="append",
+        metavar="NAME",
+        help="only this column of the table; may be given again",
+    )
+    proxy.add_argument(
+        "--spec",
+        action="append",
+        type=Path,
+        metavar="FILE.json",
+        help="predict this network; may be given again",
+    )
+    proxy.set_defaults(run_command=_proxy)
+
     netadapt = actions.add_parser(
         "netadapt",
         help="narrow a trained network, layer by layer, down to a cost",
@@ -179,6 +217,88 @@ def _table(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
             f"{summary.spearman:.2f}",
         )
     console.print(columns)
+
+
+def _proxy(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from mbv3_jax.core.checks import choose
+    from mbv3_jax.search.network_table import open_network_table
+
+    no_more(overrides, "search proxy")
+    table = open_network_table(flags.table)
+    try:
+        for name in flags.column or ():
+            choose("--column", name, table.columns)
+        columns = flags.column or list(table.columns)
+        if flags.spec:
+            _print_predictions(table, columns, flags.spec)
+        else:
+            _print_scores(table, columns, flags)
+    except ValueError as e:
+        raise UsageError(str(e)) from e
+
+
+def _print_scores(table, columns: Sequence[str], flags: argparse.Namespace) -> None:
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    from mbv3_jax.search.evaluators import half_width
+    from mbv3_jax.search.proxy import judge
+
+    count = len(table.networks)
+    train = min(400, count * 4 // 5) if flags.train is None else flags.train
+    rest = max(count - train, 2)
+    held_out = min(1000, rest) if flags.held_out is None else flags.held_out
+    progress = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    rows = Table(header_style="bold")
+    for name in ("column", "Kendall", "mean error", "in 50% intervals", "in 90% intervals"):
+        rows.add_column(name, justify=_side(name == "column"), no_wrap=True)
+
+    def shown(values: Sequence[float], digits: int, unit: str = "") -> str:
+        mean = f"{np.mean(values):.{digits}f}{unit}"
+        return mean if len(values) < 2 else f"{mean} ± {half_width(values):.{digits}f}"
+
+    for score in judge(
+        table,
+        train=train,
+        held_out=held_out,
+        seeds=flags.seeds,
+        columns=columns,
+        note=lambda score: progress.print(f"predicted {score.column}"),
+    ):
+        unit = " points" if table.columns[score.column].kind == "accuracy" else "%"
+        rows.add_row(
+            score.column,
+            shown(score.kendall, 3),
+            shown(score.error, 2, unit),
+            shown([100 * x for x in score.within_half], 1, "%"),
+            shown([100 * x for x in score.within_most], 1, "%"),
+        )
+    rows.caption = f"learned from {train} networks, predicted {held_out} others"
+    if flags.seeds > 1:
+        rows.caption += f"; {flags.seeds} splits, 95% intervals of the mean"
+    table_console().print(rows)
+
+
+def _print_predictions(table, columns: Sequence[str], files: Sequence[Path]) -> None:
+    from mbv3_jax.arch.spec import spec_from_json
+    from mbv3_jax.core.files import read_file
+    from mbv3_jax.search.proxy import Proxy
+
+    specs = [read_file(file, spec_from_json, error=UsageError) for file in files]
+    proxy, console = Proxy(table), table_console()
+    for file, spec in zip(files, specs, strict=True):
+        console.print(f"{file}: {spec.name}")
+        for name in columns:
+            predictor, column = proxy.predictor(name), table.columns[name]
+            (reason,) = predictor.outside([spec])
+            try:
+                mean, deviation = (float(values[0]) for values in predictor.predict([spec]))
+            except ValueError:  # not in the space; the reason says so
+                raise UsageError(f"{file}: {reason}") from None
+            value, spread = column.in_unit(mean, deviation)
+            note = "" if reason is None else f"; outside what the table knows: {reason}"
+            console.print(f"  {name}: {value:.4g} ± {spread:.2g} {column.unit}{note}")
 
 
 def _netadapt(flags: argparse.Namespace, overrides: Sequence[str]) -> int | None:

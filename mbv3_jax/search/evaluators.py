@@ -1,8 +1,8 @@
 """Estimates of accuracy: what an evaluator is, and how far one may be trusted.
 
-Evaluators are `surrogate.Surrogate`, `supernet.training.SharedWeights`, and `Table` here, which
-looks up known accuracies. `agreement` compares estimates with accuracies that the evaluator has
-not seen.
+Evaluators are `predictor.Predictor`, `proxy.Proxy`, `supernet.training.SharedWeights`, and `Table`
+here, which looks up known accuracies. `agreement` compares estimates with accuracies that the
+evaluator has not seen.
 """
 
 import dataclasses
@@ -139,3 +139,8 @@ def split_half_reliability(accuracies: np.ndarray) -> float:
         correlations.append(np.corrcoef(a, b)[0, 1])
     r = float(np.mean(correlations))
     return 2 * r / (1 + r)
+
+
+def half_width(values: ArrayLike) -> float:
+    """Returns half of the 95% interval of the mean of N >= 2 values (Student's t)."""
+    return float(stats.sem(values) * stats.t.ppf(0.975, np.size(values) - 1))

@@ -83,6 +83,13 @@ class Column:
             return means * ACCURACY_UNITS[self.unit]
         return 1 / means if self.higher_is_better else means
 
+    def in_unit(self, mean: float, deviation: float) -> tuple[float, float]:
+        """Returns a value as `means` has it, and its deviation, in the unit of the file."""
+        if self.kind == "accuracy":
+            one = ACCURACY_UNITS[self.unit]
+            return mean / one, deviation / one
+        return (1 / mean, deviation / mean**2) if self.higher_is_better else (mean, deviation)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkTable:

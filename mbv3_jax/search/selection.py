@@ -17,10 +17,11 @@ from mbv3_jax.core.files import write_atomically
 from mbv3_jax.search.candidates import Trainings
 from mbv3_jax.search.evaluators import Agreement, Evaluator, agreement
 from mbv3_jax.search.objective import Problem
+from mbv3_jax.search.predictor import Predictor
+from mbv3_jax.search.rounds import Rounds
 from mbv3_jax.search.space import Point, Space
 from mbv3_jax.search.strategies import AfterStep, Goal, Strategy, best_first
 from mbv3_jax.search.supernet.run import train_supernet
-from mbv3_jax.search.surrogate import Rounds, Surrogate
 
 # How `_refine` improves what a controller ends at: how many points a round evaluates, and rounds.
 _DRAWN, _ROUNDS = 16, 12
@@ -107,7 +108,7 @@ def by_surrogate(
     """
     assert strategy is not None, "a surrogate is always searched by a strategy"
 
-    def propose_in_turn(surrogate: Surrogate, seed: int, count: int) -> list[Point]:
+    def propose_in_turn(surrogate: Predictor, seed: int, count: int) -> list[Point]:
         """Returns the best for each target in turn."""
         goals = [Goal(surrogate, problem.costs, reward) for reward in problem.rewards.values()]
         lists = [best_first(strategy.search(g, seed, lambda *_: None), count) for g in goals]

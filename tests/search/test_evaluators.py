@@ -5,9 +5,10 @@ import pytest
 
 from mbv3_jax.search.evaluators import Table, agreement, split_half_reliability
 from mbv3_jax.search.policy_gradient import PolicyGradient
+from mbv3_jax.search.predictor import Predictor
 from mbv3_jax.search.presets import preset
+from mbv3_jax.search.rounds import Rounds
 from mbv3_jax.search.searchers import run
-from mbv3_jax.search.surrogate import Rounds, Surrogate
 
 TOY = preset("toy")
 POINTS = list(TOY.points())
@@ -35,19 +36,19 @@ def search(evaluator, seed, count):
     return sorted(seen, key=seen.get, reverse=True)[:count]
 
 
-def test_the_surrogate_ranks_networks_that_it_has_not_seen():
+def test_a_predictor_ranks_networks_that_it_has_not_seen():
     rng = np.random.default_rng(0)
     some = [POINTS[i] for i in rng.permutation(len(POINTS))]
     seen, unseen = some[:40], some[40:]
-    surrogate = Surrogate(TOY).fit(seen, briefly(seen, 0))
-    mean, uncertainty = surrogate.evaluate(unseen)
+    predictor = Predictor(TOY).fit(seen, briefly(seen, 0))
+    mean, uncertainty = predictor.evaluate(unseen)
     assert agreement(mean, truth(unseen)).spearman > 0.9
     assert np.abs(mean - truth(unseen)).mean() < 0.5 * truth(unseen).std()
     assert np.all(uncertainty > 0)
-    again = Surrogate(TOY).fit(seen, briefly(seen, 0)).evaluate(unseen)[0]
+    again = Predictor(TOY).fit(seen, briefly(seen, 0)).evaluate(unseen)[0]
     np.testing.assert_array_equal(again, mean)
     with pytest.raises(ValueError, match="fit it first"):
-        Surrogate(TOY).evaluate(seen)
+        Predictor(TOY).evaluate(seen)
 
 
 def test_rounds_find_a_good_network_and_can_be_resumed():
