@@ -188,7 +188,7 @@ def _table(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     no_more(overrides, "search table")
     path = Path(flags.table)
-    if flags.table == "accel_nasbench":
+    if flags.table == accel_nasbench.NAME:
         path = flags.out or Path("accel_nasbench.json")
         table = accel_nasbench.convert(accel_nasbench.fetch(flags.archive))
         try:

@@ -26,7 +26,7 @@ from mbv3_jax.latency.subjects import write_random
 # Runtimes that a table can be measured with.
 TARGETS = ("litert", "xla")
 # How long each piece is measured.
-EFFORT = Effort(warmup_seconds=0.01, seconds=0.06, runs=15, turn_seconds=0.01)
+EFFORT = Effort(warmup_seconds=0.02, seconds=0.2, runs=30, turn_seconds=0.01)
 # The version of the JSON format.
 _VERSION = 1
 _FIELDS = dataclasses.fields(Piece)
@@ -284,10 +284,11 @@ def fill_table(
         ]
         models = [(table.target, file) for file in files]
         timings = measure_files(models, threads=table.threads, effort=effort)
+        # The lower quartile, as the machine may be busy for a part of the time.
         for job, timing in zip(some, timings, strict=True):
             if isinstance(job, Piece):
-                table.pieces[job] = timing.ms
+                table.pieces[job] = timing.low
             else:
-                table.wholes.append(Whole(job[0], timing.ms, job[1]))
+                table.wholes.append(Whole(job[0], timing.low, job[1]))
         table.write(path)
         note(start + len(some), len(jobs))

@@ -47,15 +47,17 @@ def rewards(search: Search) -> str | None:
 def accuracy_against_cost(search: Search) -> str | None:
     """Top-1 against predicted cost, with the Pareto front of the fully trained networks.
 
-    Candidates are pale dots, found networks circles and references squares.
+    Candidates are pale dots, found networks circles and references squares. If no network was
+    trained, top-1 is the predicted one, and the front is that of the networks which the search for
+    each target has visited.
 
     Returns:
       SVG; None if no network has both figures.
     """
     points = [
-        (n, n.cost * search.scale, n.top1)
+        (n, n.cost * search.scale, top1)
         for n in search.networks
-        if n.top1 is not None and n.cost is not None
+        if (top1 := n.top1 if search.is_trained else n.predicted) is not None and n.cost is not None
     ]
     if not points:
         return None
@@ -71,11 +73,14 @@ def accuracy_against_cost(search: Search) -> str | None:
             alpha=0.45,
             lw=0,
         )
+        visited = [] if search.is_trained else [pair for n in search.found for pair in n.front]
         rows = [{"cost": cost, "top1": top1} for _, cost, top1 in points]
+        rows += [{"cost": cost * search.scale, "top1": top1} for cost, top1 in visited]
         steps = [(row["cost"], row["top1"]) for row in charts.front_of(rows, "cost")]
         axes.step(*zip(*steps, strict=True), where="post", color=charts.GRID, lw=1.5, zorder=1)
-        charts.choose_scale(axes, "x", candidate_costs + [cost for _, cost, _ in points])
-        axes.set(xlabel=_cost_label(search), ylabel="top-1 (%)")
+        charts.choose_scale(axes, "x", candidate_costs + [row["cost"] for row in rows])
+        label = "top-1 (%)" if search.is_trained else "predicted top-1 (%)"
+        axes.set(xlabel=_cost_label(search), ylabel=label)
         _add_networks(axes, points)
         return charts.to_svg(figure, f"top-1 against {_cost_label(search)}")
 

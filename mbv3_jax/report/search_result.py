@@ -34,6 +34,7 @@ class Network:
     top1: what training to the end reached, in percent.
     split: the data split of `top1`.
     rewards: the mean reward of the controller's batch, by step.
+    front: (cost, predicted top-1 in percent) of the best networks that the search has visited.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Network:
     top1: float | None
     split: str | None
     rewards: tuple[float, ...] = ()
+    front: tuple[tuple[float, float], ...] = ()
     steps: tuple[Step, ...] = ()
 
 
@@ -91,6 +93,11 @@ class Search:
     @property
     def found(self) -> list[Network]:
         return [network for network in self.networks if network.is_found]
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether any network was trained to the end; a search by a proxy may train none."""
+        return any(network.top1 is not None for network in self.networks)
 
     @property
     def trusted(self) -> bool:
@@ -137,12 +144,7 @@ def _unfinished(folder: Path) -> str:
 def _search(folder: Path, tree: Any) -> Search:
     costs = _get(tree, "cost", dict)
     agreement = _get(tree, "agreement", dict)
-    candidates = []
-    for i, candidate in enumerate(_get(tree, "candidates", list)):
-        where = f"candidates[{i}]."
-        price, top1 = _number(candidate, "cost", where), _number(candidate, "top1", where, 100)
-        if price is not None and top1 is not None:
-            candidates.append((price, top1))
+    candidates = _pairs(_get(tree, "candidates", list), "top1", "candidates")
     networks = [
         _network(name, entry, group)
         for group in ("found", "references")
@@ -161,9 +163,20 @@ def _search(folder: Path, tree: Any) -> Search:
         evaluator=_get(tree, "evaluator", str),
         spearman=_number(agreement, "spearman", "agreement."),
         count=_optional(agreement, "count", int, "agreement."),
-        candidates=tuple(candidates),
+        candidates=candidates,
         networks=tuple(networks),
     )
+
+
+def _pairs(trees: list, key: str, where: str) -> tuple[tuple[float, float], ...]:
+    """Returns (cost, accuracy in percent) of those that have both."""
+    pairs = []
+    for i, tree in enumerate(trees):
+        at = f"{where}[{i}]."
+        price, accuracy = _number(tree, "cost", at), _number(tree, key, at, 100)
+        if price is not None and accuracy is not None:
+            pairs.append((price, accuracy))
+    return tuple(pairs)
 
 
 def _network(name: str, entry: Any, group: str) -> Network:
@@ -175,6 +188,7 @@ def _network(name: str, entry: Any, group: str) -> Network:
         raise ValueError(f"{where}{e}") from e
     steps = _optional(entry, "adapted", list, where) or []
     rewards = _optional(entry, "rewards", list, where) or []
+    front = _pairs(_optional(entry, "front", list, where) or [], "predicted", f"{where}front")
     madds = _number(entry, "madds", where)
     return Network(
         name=name,
@@ -189,6 +203,7 @@ def _network(name: str, entry: Any, group: str) -> Network:
         top1=_number(entry, "top1", where, 100),
         split=_optional(entry, "split", str, where),
         rewards=tuple(_reward(reward, f"{where}rewards[{i}]") for i, reward in enumerate(rewards)),
+        front=front,
         steps=tuple(_step(step, f"{where}adapted[{i}].") for i, step in enumerate(steps)),
     )
 

@@ -23,6 +23,7 @@ from mbv3_jax.search.network_table import Column, NetworkTable, make_network_tab
 from mbv3_jax.search.presets import accel_nasbench
 from mbv3_jax.search.space import Point, Space
 
+NAME = "accel_nasbench"  # what stands for the table on the command line and in configurations
 SOURCE = "https://github.com/afzalxo/Accel-NASBench, commit 42603572"
 LICENSE = "Apache-2.0"
 URL = "https://github.com/afzalxo/Accel-NASBench/raw/42603572/anb_dataset/anb_dataset_jsons.tar.gz"

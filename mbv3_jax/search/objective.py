@@ -1,8 +1,8 @@
 """What a search maximises: the accuracy of a network against its cost.
 
-`Reward` puts both into one number. `Costs` computes the costs of points, and `cost_function` gives
-the cost that a configuration names: multiply-adds, which are counted, or milliseconds, which a
-latency table predicts.
+`Reward` puts both into one number. `Costs` computes the costs of points, and `cost_functions` gives
+the costs that a configuration names: multiply-adds and parameters, which are counted, milliseconds,
+which a latency table predicts, or a column of a table of networks, which a proxy predicts.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ from rich.console import Console
 
 from mbv3_jax.arch import cost, tables
 from mbv3_jax.arch.spec import NetSpec
-from mbv3_jax.core.checks import check_whole, choose
-from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.checks import check_number, check_whole, choose
+from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.latency import cost_model
 from mbv3_jax.latency.measure import LABELS, best_runtime
 from mbv3_jax.latency.table import (
@@ -28,6 +28,7 @@ from mbv3_jax.latency.table import (
     read_table,
     unique,
 )
+from mbv3_jax.search.proxy import Proxy
 from mbv3_jax.search.space import Point, Space
 
 CostFunction = Callable[[NetSpec], float]
@@ -42,8 +43,8 @@ PUBLISHED = {
 }
 # Costs that only need a spec. A latency model is one more such function.
 COUNTS: dict[str, CostFunction] = {"madds": cost.madds, "params": cost.params}
-# The unit of every cost that `config.cost` can name.
-UNITS = {"madds": "MAdds", "ms": "ms"}
+# The unit of every cost that `config.cost` can name without a table of networks.
+UNITS = {"madds": "MAdds", "params": "parameters", "ms": "ms"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,38 +132,61 @@ class Problem:
     Attributes:
       space: The space of the networks.
       costs: The costs of points.
-      cost_name: The cost that the rewards take into account.
+      cost_name: The first cost that the rewards take into account, in which costs are reported.
       rewards: One reward for each target, by the target's name.
+      proxy: What the evaluator "proxy" predicts accuracy by; None for another.
     """
 
     space: Space
     costs: Costs
     cost_name: str
     rewards: Mapping[str, Reward]
+    proxy: Proxy | None = None
 
 
-def check_cost(config: ConfigDict, space: Space) -> None:
-    """Checks `config.cost`, `.latency` and `.relative_to` before anything is measured.
+def cost_names(config: ConfigDict) -> list[str]:
+    """Returns the names in `config.cost`, which are separated by commas."""
+    return [name.strip() for name in config.cost.split(",")]
+
+
+def check_cost(config: ConfigDict, space: Space, proxy: Proxy | None) -> None:
+    """Checks `config.cost`, `.latency`, `.relative_to` and `.targets` before anything is measured.
 
     Raises:
       UsageError: The latency table cannot be used.
       ValueError: Another value is wrong; the message names its field.
     """
-    choose("cost", config.cost, UNITS)
-    if config.cost == "ms":
+    names = cost_names(config)
+    for name in names:
+        choose("cost", name, (*UNITS, *(proxy.costs if proxy else ())))
+    if len(set(names)) < len(names):
+        raise ValueError(f"cost: got {config.cost!r}, which names a cost twice")
+    for name, target in config.targets.items():
+        if isinstance(target, str):
+            reference_network(target, space)
+        else:
+            check_number(f"targets.{name}", target, above=0)
+            if len(names) > 1 and config.relative_to is None:
+                raise ValueError(
+                    f"targets.{name}: got {target!r} for several costs, {config.cost}; give a "
+                    "network's name, or say with relative_to what it is a fraction of"
+                )
+    if "ms" in names:
         for name in ("networks", "check", "threads"):
             check_whole(f"latency.{name}", config.latency[name], 1)
         choose("latency.target", config.latency.target, (None, *TARGETS))
+        if config.latency.get("max_error") is not None:
+            check_number("latency.max_error", config.latency.max_error, above=0)
         if config.latency.table:
             read_table(Path(config.latency.table))
     if config.relative_to not in (None, "space"):
         reference_network(config.relative_to, space)
 
 
-def cost_function(
-    config: ConfigDict, space: Space, table_path: Path, console: Console
-) -> tuple[CostFunction, str | None]:
-    """Returns the cost function that `config.cost` names, and where its figures come from.
+def cost_functions(
+    config: ConfigDict, space: Space, proxy: Proxy | None, table_path: Path, console: Console
+) -> tuple[dict[str, CostFunction], str | None]:
+    """Returns the cost functions that `config.cost` names, and where their figures come from.
 
     For "ms" the figures come from the latency table `config.latency.table`, which `latency
     measure` or a phone produced. Where that is None, `networks` random networks and another
@@ -172,20 +196,37 @@ def cost_function(
     Args:
       config: The search's configuration.
       space: The space whose networks are measured.
+      proxy: Predicts the columns of its table.
       table_path: Where a table that is measured here is written.
       console: Where progress is printed.
 
     Returns:
-      A function from a spec to multiply-adds or milliseconds, and a description of runtime and
-      machine, which is None for what is counted.
+      Functions by the cost's name, and a description of runtime and machine or of the table of
+      networks, which is None for what is counted.
 
     Raises:
       UsageError: The table belongs to another machine or is damaged.
-      RunError: A network cannot be run.
+      RunError: A network cannot be run, or latency is predicted worse than
+        `config.latency.max_error` allows.
     """
-    if config.cost == "madds":
-        return COUNTS["madds"], None
-    options = config.latency
+    functions: dict[str, CostFunction] = {}
+    sources = []
+    for name in cost_names(config):
+        if name in COUNTS:
+            functions[name] = COUNTS[name]
+        elif name == "ms":
+            functions[name], source = _latency(config.latency, space, table_path, console)
+            sources.append(source)
+        else:
+            assert proxy is not None, "check_cost has refused it"
+            functions[name] = proxy.cost(name)
+            sources.append(f"{name} as {proxy.table.name} predicts it")
+    return functions, "; ".join(sources) or None
+
+
+def _latency(
+    options: ConfigDict, space: Space, table_path: Path, console: Console
+) -> tuple[CostFunction, str]:
     if options.table:
         table = read_table(Path(options.table))
     else:
@@ -207,6 +248,13 @@ def cost_function(
             f"latency: mean error {errors.mape:.1f}%, Spearman {errors.spearman:.2f} on "
             f"{errors.networks} networks that the model never saw"
         )
+        limit = options.get("max_error")  # absent in folders from before it existed
+        if limit is not None and errors.mape > limit:
+            raise RunError(
+                f"latency is predicted with a mean error of {errors.mape:.1f}%, more than "
+                f"latency.max_error={limit:g}; measure more networks (latency.networks), on a "
+                "quieter machine, or allow it"
+            )
     return model, describe_setup(table)
 
 

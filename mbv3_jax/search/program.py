@@ -1,11 +1,12 @@
 """A whole search, which `main.py` runs for a configuration with program="search".
 
 The stages: read the configuration, price networks, choose a network for each target by shared
-weights or a surrogate, narrow it by NetAdapt, train it, report. `configs/search/small.py` has the
-fields of the configuration. The folder:
+weights, a surrogate or a proxy, narrow it by NetAdapt, train it, report. `configs/search/small.py`
+has the fields of the configuration. The folder:
 
 config.json            the configuration; another one is refused
 format.json            the version of the folder's format; absent in folders of version 1
+table.json             the table of networks, if it was downloaded for a search by a proxy
 latency.json           the latency table, if costs are measured here
 supernet/, candidates/ the shared weights; a run folder for each brief training
 rounds.json            what the surrogate learns from, after every round
@@ -46,7 +47,9 @@ from mbv3_jax.run.folder import (
     read_config,
     write_format,
 )
+from mbv3_jax.search import accel_nasbench
 from mbv3_jax.search.netadapt.adapt import shrink
+from mbv3_jax.search.network_table import open_network_table, write_network_table
 from mbv3_jax.search.objective import (
     COUNTS,
     UNITS,
@@ -55,11 +58,13 @@ from mbv3_jax.search.objective import (
     Problem,
     Reward,
     check_cost,
-    cost_function,
+    cost_functions,
+    cost_names,
     reference_network,
 )
 from mbv3_jax.search.presets import preset
-from mbv3_jax.search.selection import EVALUATORS
+from mbv3_jax.search.proxy import Proxy
+from mbv3_jax.search.selection import EVALUATORS, HELD_OUT
 from mbv3_jax.search.space import Space
 from mbv3_jax.search.strategies import Strategy, config_strategy
 from mbv3_jax.train.loop import train
@@ -70,17 +75,21 @@ class Pricing:
     """What networks cost in a search.
 
     Attributes:
-      cost: The cost of a network, in the unit of `config.cost`.
-      source: Where its figures come from; None for what is counted.
-      targets: The cost that each network in the end may have, by the target's name.
+      functions: The costs of a network by their names; the first is the one that is reported.
+      source: Where their figures come from; None for what is counted.
+      targets: The costs that each network in the end may have, by the target's name.
       problem: What is searched for. NetAdapt goes the last part of the way, so that its rewards
         are for `config.netadapt.start` times the targets.
     """
 
-    cost: CostFunction
+    functions: Mapping[str, CostFunction]
     source: str | None
-    targets: Mapping[str, float]
+    targets: Mapping[str, Mapping[str, float]]
     problem: Problem
+
+    def cost(self, spec: NetSpec) -> float:
+        """Returns the cost of a network that is reported, and that NetAdapt cuts."""
+        return float(self.functions[self.problem.cost_name](spec))
 
 
 class Search:
@@ -99,17 +108,23 @@ class Search:
     def __init__(self, config: ConfigDict, folder: Path, console: Console):
         self.config, self.folder, self.console = config, folder, console
         try:
-            self.space = _space(config)
             choose("evaluator", config.evaluator, EVALUATORS)
-            check_cost(config, self.space)
+            self.proxy = open_proxy(config, folder) if config.evaluator == "proxy" else None
+            self.space = _space(config, self.proxy)
+            check_cost(config, self.space, self.proxy)
             _check_numbers(config)
             self.references: dict[str, NetSpec] = {
                 name: reference_network(name, self.space) for name in config.references
             }
             self.strategy: Strategy | None = config_strategy(config, self.space)
-            _rewards(config, dict.fromkeys(config.targets, 1.0))
+            _rewards(config, {t: dict.fromkeys(cost_names(config), 1.0) for t in config.targets})
         except (TypeError, ValueError) as e:
             raise UsageError(f"config: {e}") from e
+
+    @property
+    def trains(self) -> bool:
+        """Whether the networks are trained in the end; a search by a proxy needs no training."""
+        return self.config.get("train", True)
 
     def run(self) -> dict:
         """Runs all stages that have not ended; returns the content of search.json."""
@@ -124,22 +139,23 @@ class Search:
         for name, choice in selection["found"].items():
             steps = self.adapt(pricing, name)
             path = self.folder / f"{name}.json"
-            summary = self.train(name, path, self.config.final)
+            summary = self.train(name, path, self.config.final) if self.trains else None
             entry = self.entry(pricing, spec_from_json(path.read_text()), summary)
-            networks[name] = choice | entry | {"target": pricing.targets[name], "adapted": steps}
+            target = pricing.targets[name][pricing.problem.cost_name]
+            networks[name] = choice | entry | {"target": target, "adapted": steps}
         for name, spec in self.references.items():
             path = self.folder / "references" / f"{name}.json"
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, spec_to_json(spec))
-            summary = self.train(name, path, self.config.final)
+            summary = self.train(name, path, self.config.final) if self.trains else None
             references[name] = self.entry(pricing, spec, summary)
         result = {
             "space": self.space.name,
             "resolution": self.space.base.resolution,
             "num_classes": self.space.base.num_classes,
             "cost": {
-                "name": self.config.cost,
-                "unit": UNITS[self.config.cost],
+                "name": pricing.problem.cost_name,
+                "unit": self.unit(pricing.problem.cost_name),
                 "source": pricing.source,
             },
             "evaluator": self.config.evaluator,
@@ -152,23 +168,55 @@ class Search:
         return result
 
     def price(self) -> Pricing:
-        """Returns the cost function, the targets in its unit, and with both what to search for."""
+        """Returns the cost functions, the targets, and with both what to search for."""
         config = self.config
-        price, source = cost_function(
-            config, self.space, self.folder / "latency.json", self.console
+        kept = self.folder / "table.json"
+        if self.proxy and config.proxy.table == accel_nasbench.NAME and not kept.exists():
+            write_network_table(kept, self.proxy.table)
+        functions, source = cost_functions(
+            config, self.space, self.proxy, self.folder / "latency.json", self.console
         )
-        costs = Costs(self.space, COUNTS | {config.cost: price})
-        unit = 1.0
+        costs = Costs(self.space, COUNTS | functions)
+        units = dict.fromkeys(functions, 1.0)
         if config.relative_to == "space":
             points = self.space.sample(np.random.default_rng(0), 100)
-            unit = float(np.median(costs(points)[config.cost]))
+            units = {name: float(np.median(costs(points)[name])) for name in functions}
         elif config.relative_to:
-            unit = float(price(reference_network(config.relative_to, self.space)))
-        targets = {name: fraction * unit for name, fraction in config.targets.items()}
+            units = self._costs_of(functions, config.relative_to)
+        targets = {
+            name: self._costs_of(functions, target)
+            if isinstance(target, str)
+            else {cost: target * unit for cost, unit in units.items()}
+            for name, target in config.targets.items()
+        }
         start = config.netadapt.start if config.netadapt.enabled else 1.0
-        rewards = _rewards(config, {name: start * target for name, target in targets.items()})
-        problem = Problem(space=self.space, costs=costs, cost_name=config.cost, rewards=rewards)
-        return Pricing(cost=price, source=source, targets=targets, problem=problem)
+        rewards = _rewards(
+            config,
+            {n: {c: start * value for c, value in target.items()} for n, target in targets.items()},
+        )
+        problem = Problem(
+            space=self.space,
+            costs=costs,
+            cost_name=next(iter(functions)),
+            rewards=rewards,
+            proxy=self.proxy,
+        )
+        return Pricing(functions=functions, source=source, targets=targets, problem=problem)
+
+    def _costs_of(self, functions: Mapping[str, CostFunction], network: str) -> dict[str, float]:
+        spec = reference_network(network, self.space)
+        try:
+            return {name: float(function(spec)) for name, function in functions.items()}
+        except ValueError as e:  # a proxy knows only the networks of its space
+            raise UsageError(f"config: {network} has no predicted cost: {e}") from e
+
+    def unit(self, cost_name: str) -> str:
+        """Returns the unit of a cost."""
+        if cost_name in UNITS:
+            return UNITS[cost_name]
+        assert self.proxy is not None, "check_cost has refused it"
+        column = self.proxy.table.columns[cost_name]
+        return f"1 / ({column.unit})" if column.higher_is_better else column.unit
 
     def choose(self, problem: Problem) -> dict:
         """Chooses a network for each target; returns the content of found.json."""
@@ -187,7 +235,8 @@ class Search:
         """Narrows the chosen network down to the target, writes NAME.json; returns the steps."""
         path = self.folder / f"{name}_found.json"
         spec, steps = spec_from_json(path.read_text()), []
-        options, target = self.config.netadapt, pricing.targets[name]
+        options = self.config.netadapt
+        target = pricing.targets[name][pricing.problem.cost_name]
         if options.enabled and pricing.cost(spec) > target:
             self.train(f"{name}_found", path, seed_config(self.config))
             result = shrink(
@@ -216,20 +265,31 @@ class Search:
         self.console.print(f"training {name}")
         return train(config.lock(), self.folder / "runs" / name, self.console)
 
-    def entry(self, pricing: Pricing, spec: NetSpec, summary: dict) -> dict:
-        """Returns what search.json says about a network that was trained to the end."""
-        return {
+    def entry(self, pricing: Pricing, spec: NetSpec, summary: dict | None) -> dict:
+        """Returns what search.json says about a network, with the summary of its training."""
+        costs: dict[str, float | None] = {}
+        for name, function in pricing.functions.items():
+            try:
+                costs[name] = float(function(spec))
+            except ValueError:  # a reference outside the space of the proxy
+                costs[name] = None
+        entry = {
             "spec": json.loads(spec_to_json(spec)),
-            "cost": float(pricing.cost(spec)),
+            "cost": costs[pricing.problem.cost_name],
+            "costs": costs,
             "measured": self._measured(spec),
             "madds": cost.madds(spec),
-            "top1": summary["eval"]["top1"],
-            "split": summary["split"],
         }
+        if self.proxy and not self.proxy.predictor(self.proxy.accuracy).outside([spec])[0]:
+            accuracy, deviation = self.proxy.evaluate([spec])
+            entry |= {"predicted": accuracy.item(), "uncertainty": deviation.item()}
+        if summary is not None:
+            entry |= {"top1": summary["eval"]["top1"], "split": summary["split"]}
+        return entry
 
     def _measured(self, spec: NetSpec) -> float | None:
         """The milliseconds of the whole network, if the latency table is of this machine."""
-        if self.config.cost != "ms" or self.config.latency.table:
+        if "ms" not in cost_names(self.config) or self.config.latency.table:
             return None
         table = read_table(self.folder / "latency.json")
         try:
@@ -274,11 +334,17 @@ def run(config: ConfigDict, workdir: Path, console: Console) -> str:
     unit = result["cost"]["unit"]
     lines = [
         f"{name}: {network['cost']:.4g} {unit} (target {network['target']:.4g}), "
-        f"{network['madds'] / 1e6:.2f} million MAdds, top-1 {network['top1']:.2%} on "
-        f"{network['split']}, spec: {workdir / name}.json"
+        f"{network['madds'] / 1e6:.2f} million MAdds, {_accuracy(network)}, "
+        f"spec: {workdir / name}.json"
         for name, network in result["found"].items()
     ]
     return "\n".join([*lines, f"search folder: {workdir}"])
+
+
+def _accuracy(network: Mapping) -> str:
+    if "top1" in network:
+        return f"top-1 {network['top1']:.2%} on {network['split']}"
+    return f"predicted top-1 {network['predicted']:.2%} ± {network['uncertainty']:.2%}"
 
 
 def read_search_config(folder: Path) -> ConfigDict:
@@ -307,18 +373,52 @@ def seed_config(config: ConfigDict) -> ConfigDict:
     return final.lock()
 
 
-def _space(config: ConfigDict) -> Space:
+def open_proxy(config: ConfigDict, folder: Path) -> Proxy:
+    """Opens the table that `config.proxy` names; `accel_nasbench` is downloaded once for a folder.
+
+    Raises:
+      UsageError: The file cannot be read or is not such a table.
+      RunError: The download failed.
+      ValueError: The table has no space or no such accuracy.
+    """
+    options = config.proxy
+    kept = folder / "table.json"
+    if options.table != accel_nasbench.NAME:
+        table = open_network_table(Path(options.table))
+    elif kept.exists():
+        table = open_network_table(kept)
+    else:
+        archive = Path(options.archive) if options.archive else None
+        table = accel_nasbench.convert(accel_nasbench.fetch(archive))
+    if table.space is None:
+        raise ValueError(f"proxy.table: {options.table} has no space to search")
+    held_out = min(HELD_OUT, len(table.networks) // 5)
+    order = np.random.default_rng(config.seed).permutation(len(table.networks))
+    proxy = Proxy(table, rows=order[held_out:], accuracy=options.accuracy, seed=config.seed)
+    choose("proxy.accuracy", proxy.accuracy, table.columns)  # raises if there is none
+    return proxy
+
+
+def _space(config: ConfigDict, proxy: Proxy | None) -> Space:
+    if proxy is not None:
+        assert proxy.table.space is not None, "open_proxy has refused it"
+        return proxy.table.space
     options = config.space.to_dict()
     return preset(options.pop("name")).replace(**options)
 
 
 def _check_numbers(config: ConfigDict) -> None:
     """Checks what the controllers, the surrogate or NetAdapt would refuse after hours."""
-    options, controller = config.netadapt, config.controller
-    check_whole("check", config.check, 0)
-    check_whole("controller.points", controller.points, 1)
-    if controller.learning_rate not in (None, "tunas"):
-        check_number("controller.learning_rate", controller.learning_rate, above=0)
+    options = config.netadapt
+    if config.evaluator == "proxy":
+        if options.enabled and not flag("train", config.train):
+            raise ValueError("netadapt.enabled: NetAdapt narrows a trained network; set train=True")
+    else:
+        controller = config.controller
+        check_whole("check", config.check, 0)
+        check_whole("controller.points", controller.points, 1)
+        if controller.learning_rate not in (None, "tunas"):
+            check_number("controller.learning_rate", controller.learning_rate, above=0)
     if config.evaluator == "surrogate":
         check_whole("rounds.first", config.rounds.first, 2)
         check_whole("rounds.per_round", config.rounds.per_round, 1)
@@ -338,8 +438,5 @@ def _check_numbers(config: ConfigDict) -> None:
                 )
 
 
-def _rewards(config: ConfigDict, targets: Mapping[str, float]) -> dict[str, Reward]:
-    return {
-        name: Reward(targets={config.cost: target}, **config.reward)
-        for name, target in targets.items()
-    }
+def _rewards(config: ConfigDict, targets: Mapping[str, Mapping[str, float]]) -> dict[str, Reward]:
+    return {name: Reward(targets=target, **config.reward) for name, target in targets.items()}

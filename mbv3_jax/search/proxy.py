@@ -13,7 +13,6 @@ from scipy import stats
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.checks import check_whole, choose
 from mbv3_jax.search.network_table import NetworkTable
-from mbv3_jax.search.objective import CostFunction
 from mbv3_jax.search.predictor import Features, Predictor, describe
 from mbv3_jax.search.space import Point
 
@@ -80,26 +79,39 @@ class Proxy:
             )
         return self._predictors[column]
 
+    @property
+    def accuracy(self) -> str:
+        """The column that `evaluate` predicts.
+
+        Raises:
+          ValueError: The table has no accuracy.
+        """
+        if self._accuracy is not None:
+            return self._accuracy
+        for name in _names(self.table, "accuracy"):
+            return name
+        raise ValueError(f"{self.table.name} has no accuracy, only {', '.join(self.table.columns)}")
+
     def evaluate(self, networks: Sequence[Point | NetSpec]) -> tuple[np.ndarray, np.ndarray]:
         """Returns the accuracies [N], as fractions, of N networks, and their deviations [N].
 
         Raises:
           ValueError: The table has no accuracy.
         """
-        accuracies = _names(self.table, "accuracy")
-        if not accuracies:
-            raise ValueError(
-                f"{self.table.name} has no accuracy, only {', '.join(self.table.columns)}"
-            )
-        return self.predictor(self._accuracy or accuracies[0]).predict(networks)
+        return self.predictor(self.accuracy).predict(networks)
 
-    def cost(self, column: str) -> CostFunction:
+    @property
+    def costs(self) -> list[str]:
+        """The columns of the table that `cost` takes."""
+        return _names(self.table, "cost")
+
+    def cost(self, column: str) -> Callable[[NetSpec], float]:
         """Returns a function from a network to its predicted cost; less is better.
 
         Raises:
           ValueError: The table has no such cost.
         """
-        predictor = self.predictor(choose("cost", column, _names(self.table, "cost")))
+        predictor = self.predictor(choose("cost", column, self.costs))
         return lambda spec: float(predictor.predict([spec])[0][0])
 
 

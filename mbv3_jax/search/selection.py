@@ -19,12 +19,15 @@ from mbv3_jax.search.evaluators import Agreement, Evaluator, agreement
 from mbv3_jax.search.objective import Problem
 from mbv3_jax.search.predictor import Predictor
 from mbv3_jax.search.rounds import Rounds
+from mbv3_jax.search.searchers import front
 from mbv3_jax.search.space import Point, Space
 from mbv3_jax.search.strategies import AfterStep, Goal, Strategy, best_first
 from mbv3_jax.search.supernet.run import train_supernet
 
 # How `_refine` improves what a controller ends at: how many points a round evaluates, and rounds.
 _DRAWN, _ROUNDS = 16, 12
+# The most networks of a table that a proxy does not learn from, to find out what it is worth.
+HELD_OUT = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Choice:
       point: The network.
       rewards: The mean reward of each step of the controller or searcher.
       front: The front of accuracy and cost, the cheapest network first; None if the searcher looks
-        for one network.
+        for one network and to estimate all that it visited would take long.
     """
 
     point: Point
@@ -129,13 +132,46 @@ def by_surrogate(
     return _result(problem, choices, surrogate, rounds.agreement, rounds.trained)
 
 
-EVALUATORS = {"supernet": by_supernet, "surrogate": by_surrogate}
+def by_proxy(
+    config: ConfigDict,
+    problem: Problem,
+    strategy: Strategy | None,
+    folder: Path,
+    console: Console,
+) -> dict:
+    """Searches on the accuracies that a proxy predicts from a table; nothing is trained.
+
+    The arguments and the result are those of `by_supernet`. How far the proxy may be trusted is
+    found on networks of the table that it does not learn from.
+    """
+    proxy = problem.proxy
+    assert strategy is not None and proxy is not None, "a proxy is always searched by a strategy"
+    column = proxy.table.columns[proxy.accuracy]
+    console.print(f"learning from {len(proxy.rows)} networks of {proxy.table.name}")
+    console.print(f"accuracy is {proxy.accuracy}{': ' if column.about else ''}{column.about}")
+    measured = column.means()
+    held_out = np.setdiff1d(np.flatnonzero(np.isfinite(measured)), proxy.rows)
+    estimates = proxy.evaluate([proxy.table.networks[i] for i in held_out])[0]
+    choices = _choose(strategy, problem, proxy, config.seed, keep_front=True)
+    for name, choice in choices.items():
+        (reason,) = proxy.predictor(proxy.accuracy).outside([choice.point])
+        if reason:
+            console.print(f"warning: {name} lies outside what the table knows: {reason}")
+    return _result(problem, choices, proxy, agreement(estimates, measured[held_out]), [])
+
+
+EVALUATORS = {"supernet": by_supernet, "surrogate": by_surrogate, "proxy": by_proxy}
 
 
 def _choose(
-    strategy: Strategy, problem: Problem, evaluator: Evaluator, seed: int
+    strategy: Strategy,
+    problem: Problem,
+    evaluator: Evaluator,
+    seed: int,
+    *,
+    keep_front: bool = False,
 ) -> dict[str, Choice]:
-    """Returns the best network for each target."""
+    """Returns the best network for each target, with the front of all visited if it is kept."""
     choices = {}
     for name, reward in problem.rewards.items():
         batches: list[np.ndarray] = []
@@ -144,7 +180,12 @@ def _choose(
         )
         (best,) = best_first(visited, 1)
         rewards = [float(batch.mean()) for batch in batches]
-        choices[name] = Choice(best, rewards, list(visited) if strategy.finds_front else None)
+        optimal = list(visited) if strategy.finds_front else None
+        if keep_front and optimal is None:
+            points = list(visited)
+            costs = problem.costs(points)[problem.cost_name]
+            optimal = [points[i] for i in front(evaluator.evaluate(points)[0], costs)]
+        choices[name] = Choice(best, rewards, optimal)
     return choices
 
 

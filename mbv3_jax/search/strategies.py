@@ -186,7 +186,7 @@ def config_strategy(config: ConfigDict, space: Space) -> Strategy | None:
         return None
     name = choose("searcher.name", name or "policy_gradient", SEARCHERS)
     known = option_names(SEARCHERS[name])
-    for key, value in config.controller.items():
+    for key, value in (config.get("controller") or {}).items():
         if key in known and options.get(key) is None:
             options[key] = value
     if options.get("policy") == "autoregressive":  # the LSTM's name until it was called lstm
