@@ -33,6 +33,8 @@ def get_config(argument: str = "clutter"):
     config.latency = dict(
         table=placeholder(str), target=placeholder(str), networks=12, check=8, threads=1
     )
+    # The mean error, in percent on the `check` networks, above which the search stops.
+    config.latency.max_error = 10.0
     # The cost of each network to find, as a fraction of the median cost in the space ("space") or
     # of the cost of a published network, by name; with None in ms or multiply-adds.
     config.relative_to = placeholder(str)
