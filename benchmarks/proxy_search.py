@@ -25,15 +25,18 @@ from mbv3_jax.latency.table import read_table
 from mbv3_jax.search.network_table import open_network_table
 from mbv3_jax.search.objective import COUNTS, Costs, Reward, reference_network
 from mbv3_jax.search.proxy import Proxy
-from mbv3_jax.search.strategies import propose
+from mbv3_jax.search.strategies import Goal, propose, refine
 
 TARGETS = {"small": "mobilenet_v3_small", "large": "mobilenet_v3_large"}
 EXPONENT = -0.3
-SEARCHERS = {
-    "policy gradient, LSTM": {"searcher": "policy_gradient", "policy": "lstm"},
-    "policy gradient, factorised": {"searcher": "policy_gradient", "policy": "factorised"},
-    "evolution": {"searcher": "evolution"},
-    "random": {"searcher": "random"},
+# The searcher, and which part of the effort is kept for refining what it finds.
+SEARCHERS: dict[str, tuple[dict, float]] = {
+    "policy gradient, refined": ({"searcher": "policy_gradient"}, 1 / 3),
+    "policy gradient": ({"searcher": "policy_gradient"}, 0),
+    "policy gradient, LSTM": ({"searcher": "policy_gradient", "policy": "lstm"}, 0),
+    "evolution": ({"searcher": "evolution"}, 0),
+    "random, refined": ({"searcher": "random"}, 1 / 3),
+    "random": ({"searcher": "random"}, 0),
 }
 
 
@@ -50,13 +53,16 @@ def searched(table, latency, *, seeds: int, steps: int, batch: int) -> list[dict
         )
         for target, name in TARGETS.items():
             spec = reference_network(name, space)
-            goal = {"ms": costs.functions["ms"](spec), "madds": float(cost.madds(spec))}
-            reward = Reward(targets=goal, form="absolute", exponent=EXPONENT)
-            for method, options in SEARCHERS.items():
+            targets = {"ms": costs.functions["ms"](spec), "madds": float(cost.madds(spec))}
+            reward = Reward(targets=targets, form="absolute", exponent=EXPONENT)
+            for method, (options, part) in SEARCHERS.items():
+                rounds = int(part * steps)
                 (point,) = propose(
                     space, chooser, costs, reward,
-                    seed=seed, steps=steps, batch=batch, **options,
+                    seed=seed, steps=steps - rounds, batch=batch, **options,
                 )  # fmt: skip
+                goal = Goal(chooser, costs, reward)
+                point = refine(space, goal, point, rounds=rounds, batch=batch, seed=seed)
                 believed, judged = (proxy.evaluate([point])[0].item() for proxy in (chooser, judge))
                 paid = {key: values.item() for key, values in costs([point]).items()}
                 rows.append(
@@ -68,7 +74,7 @@ def searched(table, latency, *, seeds: int, steps: int, batch: int) -> list[dict
                         "believed": believed,
                         "judged": judged,
                         "reward": reward(np.array([judged]), costs([point])).item(),
-                        "goal": goal,
+                        "targets": targets,
                         **paid,
                         "spec": json.loads(spec_to_json(space.to_spec(point))),
                     }

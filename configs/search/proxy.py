@@ -54,12 +54,15 @@ def get_config(argument: str = "imagenet"):
     # The controller: policy_gradient with policy factorised or lstm; or evolution, random, nsga2.
     config.searcher = dict(
         name="policy_gradient",
-        steps=300,
+        steps=200,
         batch=16,
-        policy="lstm",
+        policy="factorised",
         population=placeholder(int),
         tournament=placeholder(int),
     )
+    # Afterwards the best network is improved, in so many rounds of 16 networks that differ from the
+    # best so far by one or two decisions.
+    config.refine_rounds = 100
     # Whether the networks and the references are trained in the end, as `final` says.
     config.train = False
     # NetAdapt narrows trained networks; configs/search/small.py says what the fields mean.

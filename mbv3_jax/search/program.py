@@ -411,6 +411,7 @@ def _check_numbers(config: ConfigDict) -> None:
     """Checks what the controllers, the surrogate or NetAdapt would refuse after hours."""
     options = config.netadapt
     if config.evaluator == "proxy":
+        check_whole("refine_rounds", config.refine_rounds, 0)
         if options.enabled and not flag("train", config.train):
             raise ValueError("netadapt.enabled: NetAdapt narrows a trained network; set train=True")
     else:

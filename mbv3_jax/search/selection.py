@@ -21,7 +21,7 @@ from mbv3_jax.search.predictor import Predictor
 from mbv3_jax.search.rounds import Rounds
 from mbv3_jax.search.searchers import front
 from mbv3_jax.search.space import Point, Space
-from mbv3_jax.search.strategies import AfterStep, Goal, Strategy, best_first
+from mbv3_jax.search.strategies import AfterStep, Goal, Strategy, best_first, refine
 from mbv3_jax.search.supernet.run import train_supernet
 
 # How `_refine` improves what a controller ends at: how many points a round evaluates, and rounds.
@@ -152,7 +152,9 @@ def by_proxy(
     measured = column.means()
     held_out = np.setdiff1d(np.flatnonzero(np.isfinite(measured)), proxy.rows)
     estimates = proxy.evaluate([proxy.table.networks[i] for i in held_out])[0]
-    choices = _choose(strategy, problem, proxy, config.seed, keep_front=True)
+    choices = _choose(
+        strategy, problem, proxy, config.seed, keep_front=True, rounds=config.refine_rounds
+    )
     for name, choice in choices.items():
         (reason,) = proxy.predictor(proxy.accuracy).outside([choice.point])
         if reason:
@@ -170,19 +172,23 @@ def _choose(
     seed: int,
     *,
     keep_front: bool = False,
+    rounds: int = 0,
 ) -> dict[str, Choice]:
-    """Returns the best network for each target, with the front of all visited if it is kept."""
+    """Returns the best network for each target, with the front of all visited if it is kept.
+
+    The best that was visited is refined in so many rounds.
+    """
     choices = {}
     for name, reward in problem.rewards.items():
         batches: list[np.ndarray] = []
-        visited = strategy.search(
-            Goal(evaluator, problem.costs, reward), seed, _collect_rewards(batches)
-        )
+        goal = Goal(evaluator, problem.costs, reward)
+        visited = strategy.search(goal, seed, _collect_rewards(batches))
         (best,) = best_first(visited, 1)
+        best = refine(problem.space, goal, best, rounds=rounds, batch=_DRAWN, seed=seed)
         rewards = [float(batch.mean()) for batch in batches]
         optimal = list(visited) if strategy.finds_front else None
         if keep_front and optimal is None:
-            points = list(visited)
+            points = [*visited, best]
             costs = problem.costs(points)[problem.cost_name]
             optimal = [points[i] for i in front(evaluator.evaluate(points)[0], costs)]
         choices[name] = Choice(best, rewards, optimal)

@@ -342,7 +342,9 @@ def test_a_search_without_its_result_finds_it_again(old, do, here, name):
         if SAME_MACHINE:
             same(found, wanted)
         assert found.keys() == wanted.keys()
-        assert found["candidates"] == wanted["candidates"]
+        # A cost is predicted anew, and ends otherwise on another processor.
+        close = [c | {"cost": pytest.approx(c["cost"], rel=1e-9)} for c in wanted["candidates"]]
+        assert found["candidates"] == close
     after = old_files.contents(folder)
     changed = {file for file in after if after[file] != before.get(file)}
     allowed = {*kept, "rounds.json", "candidates/wanted.json", "lock"}

@@ -65,6 +65,20 @@ def test_the_uncertainty_is_that_of_the_measurements():
         assert size.mean() > (0.025 if relative else 0.4)
 
 
+def test_small_times_are_not_lost_in_the_scatter_of_large_ones():
+    """All scatter by 10%: the fit must believe a small time as much as a large one."""
+    wide = TIMES**5
+    noisy = scattered(wide, 0.1)
+    small = np.flatnonzero(wide < np.quantile(wide, 0.2))
+    small = small[small >= 160]
+    errors = []
+    for relative in (True, False):
+        predictor = Predictor(SPACE, relative=relative).fit(POINTS[:160], noisy[:160])
+        mean, _ = predictor.predict([POINTS[i] for i in small])
+        errors.append(np.abs(mean / wide[small] - 1).mean())
+    assert errors[0] < 0.33 * errors[1]
+
+
 def test_means_of_many_measurements_count_more():
     """One network is measured twice, badly once; the count says which value to believe."""
     points, times = [*POINTS[:80], POINTS[100]], [*TIMES[:80], 2 * TIMES[100]]

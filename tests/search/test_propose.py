@@ -13,7 +13,7 @@ from mbv3_jax.search.evaluators import Table
 from mbv3_jax.search.objective import COUNTS, Costs, Reward
 from mbv3_jax.search.presets import preset
 from mbv3_jax.search.space import Space, Stage
-from mbv3_jax.search.strategies import propose
+from mbv3_jax.search.strategies import Goal, propose, refine
 
 QUIET = Console(quiet=True)
 TOY = preset("toy")
@@ -100,3 +100,36 @@ def test_what_another_process_is_at_is_waited_for(trainings, monkeypatch):
 def _made(folder):
     folder.mkdir()
     return folder
+
+
+class _Budget:
+    """Accuracy rises with every index, and the reward falls steeply away from a sum of 3."""
+
+    def evaluate(self, points):
+        accuracies = np.array([np.dot(p, range(1, len(p) + 1)) for p in points], float) / 100
+        return accuracies, np.zeros(len(points))
+
+
+def _far_from_three(spec):
+    return 1.0 + abs(sum(_POINT_OF[spec.blocks]) - 3)
+
+
+_POINT_OF = {TOY.to_spec(p).blocks: p for p in TOY.points()}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_refining_pays_one_decision_by_another(seed):
+    """From a point at the target, every single change costs more than it gains."""
+    costs = Costs(TOY, {"far": _far_from_three})
+    reward = Reward(targets={"far": 1.0}, form="absolute", exponent=-10.0)
+    goal = Goal(_Budget(), costs, reward)
+    start = TOY.canonical((1, 1, 1, 0, 0, 0, 0))
+    rewards = {p: goal([p]).item() for p in _POINT_OF.values()}
+    assert rewards[start] < max(rewards.values())
+
+    def refined(**options):
+        return refine(TOY, goal, start, batch=16, seed=seed, **options)
+
+    assert refined(rounds=0) == start
+    assert rewards[refined(rounds=20)] == max(rewards.values())
+    assert refined(rounds=20, changes=1) == start

@@ -16,6 +16,7 @@ Every file is complete or absent, and netadapt.json names the weights that belon
 import contextlib
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +152,13 @@ def _check_options(steps, rate, delta, divisor, max_proposals, keep) -> None:
     choose("keep", keep, masks.KEEP)
 
 
+def _is_same(value, stored) -> bool:
+    """Whether two settings are the same; a cost that another machine predicted ends otherwise."""
+    if isinstance(value, float) and isinstance(stored, int | float):
+        return math.isclose(value, stored, rel_tol=1e-9)
+    return value == stored
+
+
 class Log:
     """The folder of a NetAdapt run, which may be empty at first.
 
@@ -204,7 +212,7 @@ class Log:
         different = {
             name: (value, stored.get(name))
             for name, value in self.settings.items()
-            if name != "config" and value != stored.get(name)
+            if name != "config" and not _is_same(value, stored.get(name))
         }
         configs = [json.dumps(settings["config"]) for settings in (self.settings, stored)]
         different |= config_differences(*map(config_from_json, configs))

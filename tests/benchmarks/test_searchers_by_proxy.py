@@ -26,12 +26,12 @@ def test_every_searcher_is_judged_by_networks_that_have_not_chosen(monkeypatch):
     table = make_network_table(
         name="t", source="s", license="CC0-1.0", space=TOY, networks=POINTS, columns={"top1": top1}
     )
-    rows = proxy_search.searched(table, None, seeds=2, steps=3, batch=4)
+    rows = proxy_search.searched(table, None, seeds=2, steps=6, batch=4)
     for chooser, judge in zip(halves[::2], halves[1::2], strict=True):
         assert not chooser & judge and chooser | judge == set(range(len(POINTS)))
     assert len(rows) == 2 * 2 * len(proxy_search.SEARCHERS)
     for row in rows:
-        relative = np.mean([row[k] / row["goal"][k] for k in ("ms", "madds")])
+        relative = np.mean([row[k] / row["targets"][k] for k in ("ms", "madds")])
         assert np.isclose(row["reward"], row["judged"] - 0.3 * abs(relative - 1))
         assert abs(row["judged"] - row["believed"]) < 0.1
     text = proxy_search.report(rows)
