@@ -252,8 +252,9 @@ def _latency(
         if limit is not None and errors.mape > limit:
             raise RunError(
                 f"latency is predicted with a mean error of {errors.mape:.1f}%, more than "
-                f"latency.max_error={limit:g}; measure more networks (latency.networks), on a "
-                "quieter machine, or allow it"
+                f"latency.max_error={limit:g}; delete {options.table or table_path} to measure it "
+                "again when the machine is quiet, or choose another --workdir with more "
+                "latency.networks or a higher limit"
             )
     return model, describe_setup(table)
 

@@ -112,6 +112,15 @@ def test_networks_are_found_for_each_target_without_training(file, tmp_path):
     assert max(p for front in fronts for _, p in front) >= large["predicted"]
 
 
+@pytest.mark.parametrize(
+    ("name", "madds", "params"), [("small", 60.4, 1.92), ("large", 232.7, 4.03)]
+)
+def test_the_networks_that_were_found_are_those_of_the_documents(name, madds, params):
+    spec = spec_from_json((ROOT / "configs" / "networks" / f"found_{name}.json").read_text())
+    assert preset("accel_nasbench").encode(spec)
+    assert round(cost.madds(spec) / 1e6, 1) == madds and round(cost.params(spec) / 1e6, 2) == params
+
+
 def test_accuracy_decides_and_not_only_cost(tmp_path):
     """By a table in which the better networks are the worse ones, other networks are found."""
 
