@@ -9,7 +9,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-FOLDERS = sorted({path.parent.relative_to(HERE) for path in HERE.glob("configs/**/*.py")})
+FILES = [path for kind in ("py", "json") for path in HERE.glob(f"configs/**/*.{kind}")]
+FOLDERS = sorted({path.parent.relative_to(HERE) for path in FILES})
 CONFIGS = {f"mbv3_jax._shipped.{'.'.join(folder.parts)}": folder for folder in FOLDERS}
 
 setup(
