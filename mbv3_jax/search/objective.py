@@ -250,11 +250,15 @@ def _latency(
         )
         limit = options.get("max_error")  # absent in folders from before it existed
         if limit is not None and errors.mape > limit:
+            advice = (
+                f"give another latency.table than {options.table} or a higher limit"
+                if options.table
+                else f"delete {table_path} to measure it again when the machine is quiet, or choose "
+                "another --workdir with more latency.networks or a higher limit"
+            )
             raise RunError(
                 f"latency is predicted with a mean error of {errors.mape:.1f}%, more than "
-                f"latency.max_error={limit:g}; delete {options.table or table_path} to measure it "
-                "again when the machine is quiet, or choose another --workdir with more "
-                "latency.networks or a higher limit"
+                f"latency.max_error={limit:g}; {advice}"
             )
     return model, describe_setup(table)
 
