@@ -253,8 +253,8 @@ def _latency(
             advice = (
                 f"give another latency.table than {options.table} or a higher limit"
                 if options.table
-                else f"delete {table_path} to measure it again when the machine is quiet, or choose "
-                "another --workdir with more latency.networks or a higher limit"
+                else f"delete {table_path} to measure it again when the machine is quiet, or "
+                "choose another --workdir with more latency.networks or a higher limit"
             )
             raise RunError(
                 f"latency is predicted with a mean error of {errors.mape:.1f}%, more than "
