@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> int:
             raise
         code = _ended(e, 1, "", console)
     if peers := other_processes():
-        peers.close(code)
+        peers.leave(code)
     return code
 
 

@@ -31,6 +31,7 @@ needs all of them at the same step. Each process writes down its boundary while 
 thread from passing the next one; all stop at the one after the largest.
 """
 
+import atexit
 import ctypes
 import importlib.util
 import json
@@ -310,9 +311,17 @@ class Peers:
         except Exception:  # the others have ended
             return
 
-    def close(self, code: int) -> None:
-        """Stops watching: this process ends with `code`."""
+    def leave(self, code: int) -> NoReturn:
+        """Stops watching and ends this process with `code`.
+
+        Python is not finalised: JAX may abort in a thread of its own when the first process has
+        left, and `on_abort` needs Python to answer with `code`.
+        """
         self._code, self._closed = code, True
+        atexit._run_exitfuncs()  # among them JAX's, which waits for the others
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
     def end_after_loss(self, error: BaseException) -> NoReturn:
         """Ends the process after a collective has failed because another process has died."""
