@@ -1,8 +1,11 @@
 """How a process finds out which of how many it is."""
 
 import socket
+import subprocess
+import sys
 
 import pytest
+from paths import ROOT
 
 from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.run.processes import (
@@ -113,3 +116,30 @@ def test_a_single_process_acts_for_itself():
     assert is_first() and other_processes() is None and process_label() == ""
     assert from_first(lambda: 3) == 3
     assert not is_loss_of_a_process(RuntimeError("Gloo AllReduce failed"))
+
+
+LEAVES = """
+import atexit
+import os
+import types
+
+from mbv3_jax.run.processes import Peers
+
+
+class Late:
+    def __del__(self):
+        os.abort()  # what JAX does when the first process has left before this one
+
+
+late = Late()
+atexit.register(print, "exit handlers ran")
+client = types.SimpleNamespace(key_value_dir_get=lambda _: [], key_value_set=lambda *_: None)
+Peers(client, index=1, count=2, patience=60.0).leave(75)
+"""
+
+
+def test_a_process_leaves_with_its_code_though_jax_aborts_at_the_end():
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES], capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout) == (75, "exit handlers ran\n"), done.stderr
