@@ -128,7 +128,7 @@ from mbv3_jax.run.processes import Peers
 
 class Late:
     def __del__(self):
-        os.abort()  # what JAX does when the first process has left before this one
+        os.write(1, b"finalised")  # here, JAX's abort in a thread of its own is not answered
 
 
 late = Late()
@@ -138,7 +138,7 @@ Peers(client, index=1, count=2, patience=60.0).leave(75)
 """
 
 
-def test_a_process_leaves_with_its_code_though_jax_aborts_at_the_end():
+def test_a_process_leaves_with_its_code_before_python_is_finalised():
     done = subprocess.run(
         [sys.executable, "-c", LEAVES], capture_output=True, text=True, timeout=120, cwd=ROOT
     )
