@@ -1,5 +1,6 @@
 """How a process finds out which of how many it is."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -127,8 +128,8 @@ from mbv3_jax.run.processes import Peers
 
 
 class Late:
-    def __del__(self):
-        os.write(1, b"finalised")  # here, JAX's abort in a thread of its own is not answered
+    def __del__(self, write=os.write):
+        write(1, b"finalised")  # here, JAX's abort in a thread of its own is not answered
 
 
 late = Late()
@@ -139,7 +140,13 @@ Peers(client, index=1, count=2, patience=60.0).leave(75)
 
 
 def test_a_process_leaves_with_its_code_before_python_is_finalised():
+    environ = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     done = subprocess.run(
-        [sys.executable, "-c", LEAVES], capture_output=True, text=True, timeout=120, cwd=ROOT
+        [sys.executable, "-c", LEAVES],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        env=environ,
     )
     assert (done.returncode, done.stdout) == (75, "exit handlers ran\n"), done.stderr
