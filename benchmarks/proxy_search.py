@@ -2,8 +2,8 @@
 
 python -m benchmarks.proxy_search --table=accel_nasbench.json --latency=latency.json --out=FILE.json
   `mbv3 search table accel_nasbench` makes the table; `latency.json` is in the folder of a search by
-  configs/search/proxy.py, or from `mbv3 latency measure --space=accel_nasbench`. Takes about ten
-  minutes on two cores.
+  configs/search/proxy.py, or from `mbv3 latency measure --space=accel_nasbench`. Takes about
+  twenty minutes on two cores.
 
 Every searcher evaluates as many networks, by a proxy of one half of the table. What it finds is
 judged by a proxy of the other half, which has chosen nothing: for the network that it would train,

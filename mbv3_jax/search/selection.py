@@ -184,7 +184,8 @@ def _choose(
         goal = Goal(evaluator, problem.costs, reward)
         visited = strategy.search(goal, seed, _collect_rewards(batches))
         (best,) = best_first(visited, 1)
-        best = refine(problem.space, goal, best, rounds=rounds, batch=_DRAWN, seed=seed)
+        if rounds:
+            best = refine(problem.space, goal, best, rounds=rounds, batch=_DRAWN, seed=seed)
         rewards = [float(batch.mean()) for batch in batches]
         optimal = list(visited) if strategy.finds_front else None
         if keep_front and optimal is None:

@@ -12,8 +12,9 @@ from mbv3_jax.arch import build, cost
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.core.packages import installed
 from mbv3_jax.latency import cost_model
+from mbv3_jax.latency import table as latency_table
 from mbv3_jax.latency.cost_model import calibrate
-from mbv3_jax.latency.measure import Effort
+from mbv3_jax.latency.measure import Effort, Timing
 from mbv3_jax.latency.pieces import Piece, network, pieces
 from mbv3_jax.latency.table import (
     TARGETS,
@@ -206,6 +207,19 @@ def test_measuring_goes_on_and_refuses_to_mix(target, tmp_path, capsys):
     with pytest.raises(UsageError, match="threads"):
         path.write_text(json.dumps(tree))
         open_table(path, target, 2)
+
+
+def test_a_table_holds_what_an_undisturbed_machine_takes(tmp_path, monkeypatch):
+    """The lower quartile: others may use the machine for a part of the time."""
+    rest = {"mad": 1, "least": 1, "runs": 9, "turns": (), "threads": 1, "versions": {}}
+    disturbed = Timing(ms=5, low=3, high=9, runtime="xla", profile=None, when="", **rest)
+    monkeypatch.setattr(
+        latency_table, "measure_files", lambda models, **_: [disturbed] * len(models)
+    )
+    spec = build("mobilenet_v3_small", resolution=64)
+    table = open_table(tmp_path / "table.json", "xla", 1)
+    fill_table(tmp_path / "table.json", table, tmp_path, unique([spec])[:1], fitted=[spec])
+    assert [*table.pieces.values(), *(w.ms for w in table.wholes)] == [3, 3]
 
 
 def test_the_command_needs_a_space(tmp_path):

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from mbv3_jax.search.evaluators import Table, agreement, split_half_reliability
+from mbv3_jax.search.evaluators import Table, agreement, half_width, split_half_reliability
 from mbv3_jax.search.policy_gradient import PolicyGradient
 from mbv3_jax.search.predictor import Predictor
 from mbv3_jax.search.presets import preset
@@ -87,6 +87,10 @@ def test_reliability_is_that_of_the_mean_over_seeds():
     assert split_half_reliability(accuracies) == pytest.approx(want, abs=0.02)
     with pytest.raises(ValueError, match="got 1 seeds"):
         split_half_reliability(accuracies[:, :1])
+
+
+def test_an_interval_is_students():
+    assert half_width([1.0, 2.0, 3.0]) == pytest.approx(4.302653 / np.sqrt(3))
 
 
 def test_a_table_knows_its_own_error():

@@ -163,7 +163,15 @@ def test_what_is_far_from_all_is_named():
     seen = [sorted({p[i] for p in near} - {POINTS[0][i]}) for i in range(len(POINTS[0]))]
     far = [other[0] if other else old for other, old in zip(seen, POINTS[0], strict=True)]
     (reason,) = predictor.outside([SPACE.canonical(far)])
-    assert reason is not None and ("further from" in reason or "network/" in reason)
+    assert reason is not None
+    # Changed in eight decisions, each of which has been seen, at a known cost.
+    changed = []
+    for _ in range(300):
+        point = POINTS[0]
+        for _ in range(8):
+            point = SPACE.mutate(point, rng)
+        changed.append(point)
+    assert any((reason or "").startswith("further from") for reason in predictor.outside(changed))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +236,7 @@ def test_scores_are_of_networks_that_were_held_out():
     assert min(scores["top1"].kendall) > 0.7 > 0.4 > max(np.abs(scores["noise"].kendall))
     assert 3 < np.mean(scores["noise"].error) < 8  # points; 5 for the mean of all
     assert min(scores["noise"].within_most) > 0.8 > 0.35 < max(scores["noise"].within_half)
-    assert scores["speed"].error[0] < 5  # percent
+    assert 0.2 < scores["speed"].error[0] < 5  # percent of some milliseconds
     with pytest.raises(ValueError, match="119 networks to learn from and 2 to predict, but made"):
         judge(made, train=119, held_out=2, seeds=1)
 

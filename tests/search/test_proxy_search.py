@@ -13,7 +13,7 @@ from mbv3_jax.arch import cost, spec_from_json, spec_to_json
 from mbv3_jax.arch.tables import mobilenet_v3_small
 from mbv3_jax.cli.main import main
 from mbv3_jax.core.errors import RunError, UsageError
-from mbv3_jax.report import search_result
+from mbv3_jax.report import charts, search_result
 from mbv3_jax.run.config import parse_config
 from mbv3_jax.search import accel_nasbench, objective, program
 from mbv3_jax.search.network_table import Column, make_network_table, write_network_table
@@ -137,6 +137,17 @@ def test_accuracy_decides_and_not_only_cost(tmp_path):
         assert other[at] < other.max() - 0.03
 
 
+def test_what_is_found_is_refined(file, tmp_path):
+    rewards = []
+    for rounds in (0, 30):
+        overrides = ("searcher.steps=1", "searcher.batch=2", f"refine_rounds={rounds}")
+        result, _ = search(file, tmp_path / str(rounds), *overrides)
+        large = result["found"]["large"]
+        at = POINTS.index(tuple(large["point"]))
+        rewards.append(rewards_of(accuracy_of, large["target"])[at])
+    assert rewards[1] > rewards[0] + 0.02
+
+
 def test_several_costs_count(file, tmp_path):
     """A table's column and multiply-adds, for the costs of a published network."""
     overrides = ("cost=fps,madds,params", "targets.small=mobilenet_v3_small")
@@ -186,13 +197,18 @@ def test_it_is_resumed_and_repeated_to_the_bit(file, tmp_path):
     assert other["found"] != first["found"]
 
 
-def test_the_report_draws_it(file, tmp_path, capsys):
+def test_the_report_draws_it(file, tmp_path, capsys, monkeypatch):
     search(file, tmp_path / "search")
     read = search_result.read(tmp_path / "search")
     assert not read.is_trained and len(read.found[0].front) > 1
+    drawn = []
+    original = charts.front_of
+    monkeypatch.setattr(charts, "front_of", lambda rows, x: drawn.extend(rows) or original(rows, x))
     out = tmp_path / "page.html"
     assert main(["report", str(tmp_path / "search"), f"--out={out}"]) == 0
     page = out.read_text()
+    pairs = {(row["cost"], row["top1"]) for row in drawn}
+    assert {(c * read.scale, top1) for n in read.found for c, top1 in n.front} <= pairs
     assert "No network was trained: top-1 is predicted." in page and "no candidates" in page
     assert "the training of the networks that it has learned from" in page
     capsys.readouterr()
