@@ -2,8 +2,7 @@
 
 python -m benchmarks.proxy_search --table=accel_nasbench.json --latency=latency.json --out=FILE.json
   `mbv3 search table accel_nasbench` makes the table; `latency.json` is in the folder of a search by
-  configs/search/proxy.py, or from `mbv3 latency measure --space=accel_nasbench`. Takes about
-  twenty minutes on two cores.
+  configs/search/proxy.py, or from `mbv3 latency measure --space=accel_nasbench`.
 
 Every searcher evaluates as many networks, by a proxy of one half of the table. What it finds is
 judged by a proxy of the other half, which has chosen nothing: for the network that it would train,
@@ -42,14 +41,13 @@ SEARCHERS: dict[str, tuple[dict, float]] = {
 
 def searched(table, latency, *, seeds: int, steps: int, batch: int) -> list[dict]:
     """Returns a row for each searcher, target and seed."""
-    space, rows, features = table.space, [], {}
+    space, rows = table.space, []
     costs = Costs(space, {"ms": cost_model.fit(latency), "madds": COUNTS["madds"]})
     for seed in range(seeds):
         order = np.random.default_rng(seed).permutation(len(table.networks))
         half = len(order) // 2
         chooser, judge = (
-            Proxy(table, rows=part, seed=seed, features=features)
-            for part in (order[:half], order[half:])
+            Proxy(table, rows=part, seed=seed) for part in (order[:half], order[half:])
         )
         for target, name in TARGETS.items():
             spec = reference_network(name, space)

@@ -13,7 +13,7 @@ from scipy import stats
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.checks import check_whole, choose
 from mbv3_jax.search.network_table import NetworkTable
-from mbv3_jax.search.predictor import Features, Predictor, describe
+from mbv3_jax.search.predictor import Predictor
 from mbv3_jax.search.space import Point
 
 # Half of the measurements should lie within the first number of deviations, 90% in the second.
@@ -30,7 +30,6 @@ class Proxy:
       rows: Which of its networks to learn from, counted from 0; default all.
       accuracy: The column that `evaluate` predicts; default the first accuracy.
       seed: Seed of the predictors.
-      features: The `describe` of networks by their row, as far as they are known; it is completed.
 
     Raises:
       ValueError: The table has no accuracy of this name.
@@ -43,14 +42,12 @@ class Proxy:
         rows: Sequence[int] | np.ndarray | None = None,
         accuracy: str | None = None,
         seed: int = 0,
-        features: dict[int, Features] | None = None,
     ):
         self.table, self.seed = table, seed
         if accuracy is not None:
             choose("accuracy", accuracy, _names(table, "accuracy"))
         self._accuracy = accuracy
         self.rows = np.arange(len(table.networks)) if rows is None else np.asarray(rows)
-        self._features = {} if features is None else features
         self._predictors: dict[str, Predictor] = {}
 
     def predictor(self, column: str) -> Predictor:
@@ -66,16 +63,12 @@ class Proxy:
             rows = [int(i) for i in self.rows if np.isfinite(values[i])]
             if len(rows) < 2:
                 raise ValueError(f"{column}: got {len(rows)} networks with a value, expected 2")
-            for i in rows:
-                if i not in self._features:
-                    self._features[i] = describe(self.table.space, self.table.networks[i])
             self._predictors[column] = Predictor(
                 self.table.space, relative=measured.kind == "cost", seed=self.seed
             ).fit(
                 [self.table.networks[i] for i in rows],
                 values[rows],
                 counts=[len(measured.values[i]) for i in rows],
-                features=[self._features[i] for i in rows],
             )
         return self._predictors[column]
 
@@ -105,14 +98,23 @@ class Proxy:
         """The columns of the table that `cost` takes."""
         return _names(self.table, "cost")
 
-    def cost(self, column: str) -> Callable[[NetSpec], float]:
+    def cost(self, column: str) -> "PredictedCost":
         """Returns a function from a network to its predicted cost; less is better.
 
         Raises:
           ValueError: The table has no such cost.
         """
-        predictor = self.predictor(choose("cost", column, self.costs))
-        return lambda spec: float(predictor.predict([spec])[0][0])
+        return PredictedCost(self.predictor(choose("cost", column, self.costs)))
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictedCost:
+    """Predicts the cost of a network; its `predictor` does so for many at once."""
+
+    predictor: Predictor
+
+    def __call__(self, network: Point | NetSpec) -> float:
+        return self.predictor.expect([network]).item()
 
 
 def _names(table: NetworkTable, kind: str) -> list[str]:
@@ -171,11 +173,10 @@ def judge(
             f"got {train} networks to learn from and {held_out} to predict, but {table.name} has "
             f"only {len(table.networks)}"
         )
-    features: dict[int, Features] = {}
     splits = []
     for seed in range(seeds):
         order = np.random.default_rng(seed).permutation(len(table.networks))
-        proxy = Proxy(table, rows=order[:train], seed=seed, features=features)
+        proxy = Proxy(table, rows=order[:train], seed=seed)
         splits.append((proxy, order[train : train + held_out]))
     scores = []
     for column in columns or table.columns:

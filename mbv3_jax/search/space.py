@@ -7,6 +7,7 @@ for each decision, in the order of `Space.decisions`. A decision that makes no d
 about a block that the depth leaves out, is inactive; its index is 0 in canonical points.
 """
 
+import bisect
 import dataclasses
 import functools
 import itertools
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from mbv3_jax.arch import cost
 from mbv3_jax.arch.activations import ACTIVATIONS
 from mbv3_jax.arch.spec import BlockSpec, NetSpec, SESpec, make_divisible
 from mbv3_jax.core.checks import choose
@@ -105,6 +107,10 @@ class Space:
     last_factor: int | None = None
     decisions: tuple[Decision, ...] = dataclasses.field(init=False)
     _index: dict[_Key, int] = dataclasses.field(init=False, repr=False, compare=False)
+    # What the parts of networks cost, as `counts` has found it.
+    _counted: dict[tuple, tuple[int, int]] = dataclasses.field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         if all(0 in stage.depth for stage in self.stages):
@@ -183,11 +189,72 @@ class Space:
 
     def active(self, point: Sequence[int]) -> tuple[bool, ...]:
         """Returns which decisions make a difference in a point."""
-        depths = [self._value(point, i, None, "depth") for i in range(len(self.stages))]
-        return tuple(
-            d.what == "depth" or depths[d.stage] > (0 if d.block is None else d.block)
-            for d in self.decisions
-        )
+        depths = self.depths(point)
+        return tuple(depths[stage] > least for stage, least in self._needed)
+
+    def depths(self, point: Sequence[int]) -> list[int]:
+        """Returns the number of blocks of each stage."""
+        return [
+            stage.depth[0 if index is None else point[index]]
+            for stage, index in zip(self.stages, self._depth_indices, strict=True)
+        ]
+
+    @functools.cached_property
+    def _depth_indices(self) -> list[int | None]:
+        return [self._index.get((i, None, "depth")) for i in range(len(self.stages))]
+
+    @functools.cached_property
+    def _needed(self) -> list[tuple[int, int]]:
+        """For each decision its stage, and the depth above which it makes a difference."""
+        return [(d.stage, -1 if d.what == "depth" else d.block or 0) for d in self.decisions]
+
+    @functools.cached_property
+    def _spans(self) -> list[tuple[int, int]]:
+        """Where the decisions of each stage begin and end in a point."""
+        stages = [d.stage for d in self.decisions]
+        return [
+            (bisect.bisect_left(stages, i), bisect.bisect_right(stages, i))
+            for i in range(len(self.stages))
+        ]
+
+    def counts(self, points: Sequence[Point]) -> np.ndarray:
+        """Returns multiply-adds and parameters [N, 2] of N points, quickly where there are many.
+
+        What a stage costs depends on its own decisions and on the width of its input, so that it is
+        counted (`arch.cost`) once for all networks that share it.
+        """
+        rows = []
+        for point in points:
+            keys = self._parts(point)
+            try:
+                parts = [self._counted[key] for key in keys]
+            except KeyError:
+                self._count(point, keys)
+                parts = [self._counted[key] for key in keys]
+            rows.append([sum(madds for madds, _ in parts), sum(params for _, params in parts)])
+        return np.array(rows, float).reshape(len(points), 2)
+
+    def _parts(self, point: Point) -> list[tuple]:
+        """Returns a key for each stage and for what is around them: what its cost depends on."""
+        keys: list[tuple] = []
+        width = self.base.stem.out
+        for number, depth in enumerate(self.depths(point)):
+            start, stop = self._spans[number]
+            keys.append((number, width, tuple(point[start:stop])))
+            if depth:
+                width = self._value(point, number, None, "out")
+        return [*keys, (None, width)]
+
+    def _count(self, point: Point, keys: Sequence[tuple]) -> None:
+        spec = self.to_spec(point)
+        counted = dict.fromkeys(keys, (0, 0))
+        numbers = [number for number, depth in enumerate(self.depths(point)) for _ in range(depth)]
+        for layer in cost.layers(spec):
+            block = layer.part.removeprefix("block")
+            key = keys[numbers[int(block) - 1] if block != layer.part else -1]
+            madds, params = counted[key]
+            counted[key] = madds + layer.madds, params + layer.params
+        self._counted.update(counted)
 
     def canonical(self, point: Sequence[int]) -> Point:
         """Returns the point with 0 for all inactive decisions."""
@@ -201,10 +268,13 @@ class Space:
     def mutate(self, point: Point, rng: np.random.Generator) -> Point:
         """Changes one active decision, and draws those that become active by this."""
         before = self.active(point)
-        at = rng.choice(np.flatnonzero(before))
+        choices = [i for i, is_on in enumerate(before) if is_on]
+        at = choices[rng.integers(len(choices))]
         changed = list(point)
-        other = rng.integers(len(self.decisions[at].choices) - 1)
-        changed[at] = int(other + (other >= point[at]))
+        other = int(rng.integers(len(self.decisions[at].choices) - 1))
+        changed[at] = other + (other >= point[at])
+        if self.decisions[at].what != "depth":  # what is active remains so
+            return tuple(changed)
         for i, (was, is_on) in enumerate(zip(before, self.active(changed), strict=True)):
             if is_on and not was:
                 changed[i] = int(rng.integers(len(self.decisions[i].choices)))

@@ -113,24 +113,33 @@ def test_networks_without_a_space_are_known_by_their_blocks():
     mean, _ = Predictor(None, relative=True).fit(specs[:160], TIMES[:160]).predict(specs[160:])
     # Two stages share a resolution twice, so that less is known than in the space.
     assert stats.kendalltau(mean, TIMES[160:])[0] > 0.7
-    features = describe(None, specs[0].replace(resolution=64))
-    assert features["network/resolution"] == 64 and features["level1/depth"] >= 1
-    assert features["network/params"] == cost.params(specs[0])
+    features = describe(None, [specs[0].replace(resolution=64)])
+    assert features["network/resolution"] == [64] and features["level1/depth"] >= 1
+    assert features["network/params"] == [cost.params(specs[0])]
 
 
 def test_the_width_of_a_stage_is_known_to_the_next():
     wide = Space(
         name="own", base=TOY.base, stages=(Stage(out=(16, 24)), Stage(out=(16, 24), kernel=(3, 5)))
     )
-    features = describe(wide, (1, 0, 1))
-    assert features["stage1/width"] == features["stage2/input"] == 24
-    assert features["stage2/width"] == 16 and features["stage2/kernel"] == 5
+    features = describe(wide, [(1, 0, 1), (0, 1, 0)])
+    expected = {"stage1/width": [24, 16], "stage2/input": [24, 16], "stage2/width": [16, 24]}
+    for name, values in (expected | {"stage2/kernel": [5, 3]}).items():
+        np.testing.assert_array_equal(features[name], values)
+
+
+def test_what_a_network_does_not_have_is_no_feature():
+    deep = Stage(out=(16,), depth=(1, 2), act=("relu", "h_swish"), per_block=("act",))
+    features = describe(Space(name="own", base=TOY.base, stages=(deep,)), [(0, 1, 0), (1, 0, 1)])
+    np.testing.assert_array_equal(features["stage1/depth"], [1, 2])
+    assert features["stage1/block1/act"].tolist() == ["h_swish", "relu"]
+    assert features["stage1/block2/act"].tolist() == [None, "h_swish"]
 
 
 def test_what_a_network_does_not_have_is_average():
-    some = [{"a/x": 1.0, "b/act": "relu"}, {"a/x": 4.0, "b/act": "swish"}, {"a/x": 2.0}]
-    encoder = Encoder(some)
-    rows = encoder.rows([{}, {"a/x": 2.0, "b/act": "swish"}])
+    acts = np.array(["relu", "swish", None], object)
+    encoder = Encoder({"a/x": np.array([1.0, 4.0, 2.0]), "b/act": acts})
+    rows = encoder.rows({"a/x": np.array([np.nan, 2.0]), "b/act": np.array([None, "swish"])})
     np.testing.assert_allclose(rows[:, 0], 0, atol=1e-9)
     np.testing.assert_array_equal(rows[:, 1:], [[0, 0], [0, 1]])
     assert [list(group) for group in encoder.groups] == [[0], [1, 2]]

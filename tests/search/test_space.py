@@ -4,7 +4,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mbv3_jax.arch import build
+from mbv3_jax.arch import build, cost
 from mbv3_jax.arch.spec import SESpec
 from mbv3_jax.search.presets import PRESETS, preset
 from mbv3_jax.search.space import Space, Stage, combinations, network_count
@@ -134,3 +134,25 @@ def test_squeeze_and_excite_and_last_follow_the_space():
     spec = space.to_spec((1,))
     assert spec.blocks[0].se == se and spec.last.out == 144
     assert space.encode(spec) == (1,)
+
+
+@pytest.mark.parametrize("name", ["accel_nasbench", "mobilenetv3_like", "mnasnet", "small", "toy"])
+def test_counts_are_those_of_the_networks(name):
+    """Widths, depths of 0 and last layers that depend on the space, counted stage by stage."""
+    space = preset(name)
+    points = space.sample(np.random.default_rng(0), 40)
+    specs = [space.to_spec(p) for p in points]
+    expected = [[cost.madds(s), cost.params(s)] for s in specs]
+    np.testing.assert_array_equal(space.counts(points), expected)
+    np.testing.assert_array_equal(space.counts(points[:2]), expected[:2])  # by what is known now
+    assert space.counts([]).shape == (0, 2)
+
+
+def test_counts_know_a_stage_that_is_left_out():
+    space = Space(
+        name="own", base=preset("toy").base,
+        stages=(Stage(out=(8, 16)), Stage(out=(16, 24), depth=(0, 1)), Stage(out=(32,))),
+    )  # fmt: skip
+    points = list(space.points())
+    expected = [cost.madds(space.to_spec(p)) for p in points]
+    np.testing.assert_array_equal(space.counts(points)[:, 0], expected)
