@@ -51,7 +51,8 @@ def get_config(argument: str = "imagenet"):
     config.targets.large = "mobilenet_v3_large"
     # Half the cost is 7 to 10 points less accurate here; -0.07 would not keep costs at the targets.
     config.reward = dict(form="absolute", exponent=-0.3)
-    # The controller: policy_gradient with policy factorised or lstm; or evolution, random, nsga2.
+    # The controller: policy_gradient with policy factorised or lstm; or evolution,
+    # local_search, random, nsga2.
     config.searcher = dict(
         name="policy_gradient",
         steps=200,
@@ -59,6 +60,7 @@ def get_config(argument: str = "imagenet"):
         policy="factorised",
         population=placeholder(int),
         tournament=placeholder(int),
+        changes=placeholder(int),
     )
     # Afterwards the best network is improved, in so many rounds of 16 networks that differ from the
     # best so far by one or two decisions.

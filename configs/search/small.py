@@ -6,7 +6,8 @@ python main.py --config=configs/search/small.py
 python main.py --config=configs/search/small.py --config.evaluator=surrogate --config.cost=madds
   By a surrogate, and for multiply-adds.
 python main.py --config=configs/search/small.py --config.searcher.name=evolution
-  By regularised evolution on the finished shared weights; random, policy_gradient and nsga2 too.
+  By regularised evolution on the finished shared weights; local_search, random, policy_gradient
+  and nsga2 too.
 python main.py --config=configs/search/small.py:imagenet
   TuNAS's space at 224 pixels, for about the latency of MobileNetV3-Small and -Large. Nobody has
   run it yet.
@@ -49,9 +50,9 @@ def get_config(argument: str = "clutter"):
     # For a supernet: the number of random networks that are trained briefly, to find out how far
     # its ranking may be trusted.
     config.check = 10
-    # For the surrogate: the number of random networks at first, and of networks in each round, half
-    # of which are random.
-    config.rounds = dict(first=12, per_round=8, rounds=2)
+    # For the surrogate: the number of random networks at first, and of those in each round that a
+    # searcher proposes by the rounds before.
+    config.rounds = dict(first=8, per_round=4, rounds=5)
     # points: networks that each controller of a supernet draws in a step. learning_rate: None suits
     # the number of steps, "tunas" is TuNAS's. policy, steps, batch: the policy gradient on a
     # surrogate, unless `searcher` says otherwise.
@@ -59,10 +60,11 @@ def get_config(argument: str = "clutter"):
         points=2, learning_rate=placeholder(object), policy="factorised", steps=300, batch=16
     )
     # What searches on the finished surrogate or the finished shared weights: policy_gradient,
-    # evolution, random, or nsga2, which finds the front of accuracy and cost and takes the best
-    # network on it for each target. None: the policy gradient on a surrogate; with a supernet, what
-    # the controllers end at is refined. steps, batch: updates, and networks in each (None: those of
-    # `controller`). policy: factorised or lstm. population, tournament: for evolution.
+    # evolution, local_search, random, or nsga2, which finds the front of accuracy and cost and
+    # takes the best network on it for each target. None: the policy gradient on a surrogate; with a
+    # supernet, what the controllers end at is refined. steps, batch: updates, and networks in each
+    # (None: those of `controller`). policy: factorised or lstm. population, tournament: for
+    # evolution. changes: the most decisions that local search changes at a time.
     config.searcher = dict(
         name=placeholder(str),
         steps=placeholder(int),
@@ -70,6 +72,7 @@ def get_config(argument: str = "clutter"):
         policy=placeholder(str),
         population=placeholder(int),
         tournament=placeholder(int),
+        changes=placeholder(int),
     )
     # The search aims at `start` times the target, and NetAdapt goes the rest of the way. It chooses
     # by the split eval_split, or by a fraction of the training images that is held out from it.

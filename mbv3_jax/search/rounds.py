@@ -18,19 +18,19 @@ class Rounds:
       space: The space to search.
       train_briefly: Trains points, in this process or in many, and returns their validation
         accuracies.
-      search: (predictor, seed, count) -> up to `count` points that it would choose, best first.
+      search: (predictor, seed, count, known) -> up to `count` points to train, none of the known.
       seed: Seed of the samples, the predictors and the trainings.
       trained: Every (point, accuracy) so far, in order.
-      held_out: (predicted, trained accuracy) of random networks, predicted before their training.
+      random: How many of the first of them were drawn at random.
       rounds_done: The number of rounds that have ended.
     """
 
     space: Space
     train_briefly: TrainBriefly
-    search: Callable[[Predictor, int, int], Sequence[Point]]
+    search: Callable[[Predictor, int, int, set[Point]], Sequence[Point]]
     seed: int = 0
     trained: list[tuple[Point, float]] = dataclasses.field(default_factory=list)
-    held_out: list[tuple[float, float]] = dataclasses.field(default_factory=list)
+    random: int = 0
     rounds_done: int = 0
 
     def run(
@@ -43,8 +43,8 @@ class Rounds:
     ) -> Predictor:
         """Trains `first` random networks, then `per_round` networks in each of some rounds.
 
-        Half of a round's networks are the search's choices and half are random: the predictor
-        learns where the search looks, and the random half measures its agreement.
+        Those of the rounds are the search's choices. The first ones tell how far the predictor may
+        be trusted.
 
         Args:
           first: The number of networks before the first round.
@@ -56,40 +56,37 @@ class Rounds:
         Returns:
           The predictor that is fitted to all networks.
         """
+        self.random = first
         if not self.trained:
             self._train(self._fresh(first, 0), 0)
             after_round(self)
         for number in range(self.rounds_done + 1, rounds + 1):
-            predictor = self._fitted(number)
-            random = self._fresh(per_round - per_round // 2, number)
-            known = {p for p, _ in self.trained} | set(random)
-            proposed = self.search(predictor, self.seed * 1009 + number, per_round * 4)
-            chosen = [p for p in dict.fromkeys(proposed) if p not in known][: per_round // 2]
-            predicted = predictor.evaluate(random)[0].tolist() if random else []
-            accuracies = self._train([*random, *chosen], number).tolist()
-            self.held_out += zip(predicted, accuracies[: len(random)], strict=True)
+            known = {p for p, _ in self.trained}
+            seed = self.seed * 1009 + number
+            chosen = self.search(self._fitted(number), seed, per_round, known)
+            self._train(list(dict.fromkeys(chosen))[:per_round], number)
             self.rounds_done = number
             after_round(self)
         return self._fitted(rounds + 1)
 
     @property
     def agreement(self) -> Agreement:
-        """The predictors' agreement with the random networks of all rounds so far."""
-        predicted, trained = zip(*self.held_out, strict=True) if self.held_out else ((), ())
-        return agreement(predicted, trained)
+        """How well the random networks' accuracies agree with what all others say of them."""
+        if len(self.trained) < 2:
+            return agreement([], [])
+        left_out = self._fitted(self.rounds_done + 1).left_out()[: self.random]
+        return agreement(left_out, [accuracy for _, accuracy in self.trained[: self.random]])
 
     def state(self) -> dict:
         """Returns what `load` takes: lists and numbers that JSON can hold."""
         return {
             "trained": [[list(p), a] for p, a in self.trained],
-            "held_out": [list(pair) for pair in self.held_out],
             "rounds_done": self.rounds_done,
         }
 
     def load(self, state: dict) -> None:
         """Continues from what `state` returned."""
         self.trained = [(tuple(p), a) for p, a in state["trained"]]
-        self.held_out = [tuple(pair) for pair in state["held_out"]]
         self.rounds_done = state["rounds_done"]
 
     def _fitted(self, number: int) -> Predictor:
@@ -108,7 +105,6 @@ class Rounds:
                     fresh.append(point)
         return fresh
 
-    def _train(self, points: Sequence[Point], number: int) -> np.ndarray:
+    def _train(self, points: Sequence[Point], number: int) -> None:
         accuracies = np.asarray(self.train_briefly(points, self.seed * 1009 + number), float)
         self.trained += zip(points, accuracies.tolist(), strict=True)
-        return accuracies

@@ -1,8 +1,9 @@
 """Searchers that learn from the rewards of the points they asked for, and the front of a space.
 
-`Random`, `Evolution` and `policy_gradient.PolicyGradient` share the protocol of `Searcher`: `ask`
-for points, `tell` their rewards, save and load the `state`. NSGA-II works on accuracy and cost
-instead of on one reward, so that it is a function. `strategies.SEARCHERS` lists all of them.
+`Random`, `LocalSearch`, `Evolution` and `policy_gradient.PolicyGradient` share the protocol of
+`Searcher`: `ask` for points, `tell` their rewards, save and load the `state`. NSGA-II works on
+accuracy and cost instead of on one reward, so that it is a function. `strategies.SEARCHERS` lists
+all of them.
 """
 
 import abc
@@ -29,7 +30,7 @@ class Searcher(abc.ABC):
       seed: Seed of all random decisions.
     """
 
-    def __init__(self, space: Space, seed: int = 0):
+    def __init__(self, space: Space, seed: int | tuple[int, ...] = 0):
         self.space, self.seed = space, seed
         self.rng = np.random.default_rng(seed)
         self._best: tuple[Point, float] | None = None
@@ -132,6 +133,33 @@ class Random(Searcher):
     def load(self, state: dict) -> None:
         super().load(state)
         self._seen = set(map(tuple, state["seen"]))
+
+
+class LocalSearch(Searcher):
+    """Changes up to `changes` decisions of the best point so far, drawn at random.
+
+    It begins with random points. More than one decision is changed at a time because, where a wider
+    stage must be paid for by another, one alone is no improvement.
+
+    Args:
+      space, seed: As for `Searcher`.
+      changes: The most decisions that are changed at a time.
+    """
+
+    def __init__(self, space: Space, seed: int | tuple[int, ...] = 0, *, changes: int = 2):
+        super().__init__(space, seed)
+        self.changes = changes
+
+    def ask(self, count: int) -> list[Point]:
+        if self._best is None:
+            return self.space.sample(self.rng, count)
+        points = []
+        for changes in self.rng.integers(1, self.changes + 1, size=count):
+            point = self._best[0]
+            for _ in range(changes):
+                point = self.space.mutate(point, self.rng)
+            points.append(point)
+        return points
 
 
 class Evolution(Searcher):

@@ -5,6 +5,7 @@ and then the best network for each target.
 """
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,14 @@ from mbv3_jax.search.predictor import Predictor
 from mbv3_jax.search.rounds import Rounds
 from mbv3_jax.search.searchers import front
 from mbv3_jax.search.space import Point, Space
-from mbv3_jax.search.strategies import AfterStep, Goal, Strategy, best_first, refine
+from mbv3_jax.search.strategies import (
+    AfterStep,
+    Goal,
+    Strategy,
+    best_first,
+    propose_trainings,
+    refine,
+)
 from mbv3_jax.search.supernet.run import train_supernet
 
 # How `_refine` improves what a controller ends at: how many points a round evaluates, and rounds.
@@ -55,10 +63,10 @@ def by_supernet(
 ) -> dict:
     """Trains shared weights together with a controller for each target (TuNAS), then chooses.
 
-    The controllers settle before the weights are good (benchmarks/SEARCH.md). Hence the finished
-    weights choose: by a search of their own with `strategy`, or else by refining what the
-    controllers end at. `config.check` random networks are trained as well, to find out how far
-    the weights may be trusted.
+    The controllers settle before the weights are good. Hence the finished weights choose: by a
+    search of their own with `strategy`, or else by refining what the controllers end at.
+    `config.check` random networks are trained as well, to find out how far the weights may be
+    trusted.
 
     Args:
       config: The search's configuration.
@@ -111,11 +119,18 @@ def by_surrogate(
     """
     assert strategy is not None, "a surrogate is always searched by a strategy"
 
-    def propose_in_turn(surrogate: Predictor, seed: int, count: int) -> list[Point]:
-        """Returns the best for each target in turn."""
-        goals = [Goal(surrogate, problem.costs, reward) for reward in problem.rewards.values()]
-        lists = [best_first(strategy.search(g, seed, lambda *_: None), count) for g in goals]
-        return [point for points in zip(*lists, strict=False) for point in points]
+    def propose_in_turn(
+        predictor: Predictor, seed: int, count: int, known: set[Point]
+    ) -> list[Point]:
+        """Returns what is proposed for each target in turn."""
+        lists = [
+            propose_trainings(
+                strategy, problem.space, predictor, problem.costs, reward,
+                seed=seed, count=count, known=known,
+            )
+            for reward in problem.rewards.values()
+        ]  # fmt: skip
+        return [p for points in itertools.zip_longest(*lists) for p in points if p is not None]
 
     trainings = Trainings(problem.space, config.brief, folder / "candidates", console)
     rounds = Rounds(problem.space, trainings, propose_in_turn, config.seed)
@@ -128,7 +143,8 @@ def by_surrogate(
         console.print(f"candidates trained: {len(rounds.trained)}")
 
     surrogate = rounds.run(**config.rounds, after_round=save)
-    choices = _choose(strategy, problem, surrogate, config.seed)
+    among = [p for p, _ in rounds.trained]
+    choices = _choose(strategy, problem, surrogate, config.seed, among=among)
     return _result(problem, choices, surrogate, rounds.agreement, rounds.trained)
 
 
@@ -173,10 +189,13 @@ def _choose(
     *,
     keep_front: bool = False,
     rounds: int = 0,
+    among: Sequence[Point] | None = None,
 ) -> dict[str, Choice]:
     """Returns the best network for each target, with the front of all visited if it is kept.
 
-    The best that was visited is refined in so many rounds.
+    The best that was visited is refined in so many rounds; or else it is the best `among` networks
+    that were trained: where a predictor has learned from few, a search ends at what it
+    overestimates (benchmarks/SEARCH.md).
     """
     choices = {}
     for name, reward in problem.rewards.items():
@@ -184,7 +203,9 @@ def _choose(
         goal = Goal(evaluator, problem.costs, reward)
         visited = strategy.search(goal, seed, _collect_rewards(batches))
         (best,) = best_first(visited, 1)
-        if rounds:
+        if among is not None:
+            best = among[int(np.argmax(goal(among)))]
+        elif rounds:
             best = refine(problem.space, goal, best, rounds=rounds, batch=_DRAWN, seed=seed)
         rewards = [float(batch.mean()) for batch in batches]
         optimal = list(visited) if strategy.finds_front else None

@@ -5,7 +5,7 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -17,13 +17,17 @@ from mbv3_jax.core.registry import call_with_options, option_names
 from mbv3_jax.search.evaluators import Evaluator
 from mbv3_jax.search.objective import Costs, Reward
 from mbv3_jax.search.policy_gradient import POLICIES, PolicyGradient
-from mbv3_jax.search.searchers import Evolution, Random, Searcher, nsga2, run
+from mbv3_jax.search.predictor import Predictor
+from mbv3_jax.search.searchers import Evolution, LocalSearch, Random, Searcher, nsga2, run
 from mbv3_jax.search.space import Point, Space
 
 STEPS, BATCH = 300, 16
 
 # The learning rate of each policy, times the number of steps.
 _RATES = {"factorised": 1.6, "lstm": 0.6}
+
+# How `propose_trainings` refines what a searcher finds, and the most points that it draws for.
+_REFINED, _AT_ONCE, _HOPEFUL = 16, 64, 300
 
 # Called with a step's number from 0, its points and their rewards.
 AfterStep = Callable[[int, Sequence[Point], np.ndarray], None]
@@ -39,7 +43,13 @@ class Goal:
 
     def __call__(self, points: Sequence[Point]) -> np.ndarray:
         """Returns the rewards [N] of N points."""
-        return self.reward(self.evaluator.evaluate(points)[0], self.costs(points))
+        return self.reward(self.accuracies(points), self.costs(points))
+
+    def accuracies(self, points: Sequence[Point]) -> np.ndarray:
+        """Returns what the evaluator says [N] of N points."""
+        if isinstance(self.evaluator, Predictor):  # quicker than with its uncertainty
+            return self.evaluator.expect(points)
+        return self.evaluator.evaluate(points)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +97,15 @@ def _evolution(
     return _by_reward(create, steps, batch)
 
 
+def _local_search(
+    space: Space, *, steps: int = STEPS, batch: int = BATCH, changes: int = 2
+) -> Strategy:
+    """The best so far, changed in a few decisions."""
+    _check_effort(steps, batch)
+    check_whole("searcher.changes", changes, 1)
+    return _by_reward(lambda seed: LocalSearch(space, seed, changes=changes), steps, batch)
+
+
 def _random(space: Space, *, steps: int = STEPS, batch: int = BATCH) -> Strategy:
     """Random points, the baseline."""
     _check_effort(steps, batch)
@@ -104,7 +123,7 @@ def _nsga2(space: Space, *, steps: int = STEPS, batch: int = BATCH) -> Strategy:
         generations: list[int] = []
 
         def objectives(points: Sequence[Point]) -> tuple[np.ndarray, np.ndarray]:
-            accuracies, costs = goal.evaluator.evaluate(points)[0], goal.costs(points)
+            accuracies, costs = goal.accuracies(points), goal.costs(points)
             values = goal.reward(accuracies, costs)
             after_step(len(generations), points, values)
             generations.append(len(points))
@@ -122,6 +141,7 @@ def _nsga2(space: Space, *, steps: int = STEPS, batch: int = BATCH) -> Strategy:
 SEARCHERS: dict[str, Callable[..., Strategy]] = {
     "policy_gradient": _policy_gradient,
     "evolution": _evolution,
+    "local_search": _local_search,
     "random": _random,
     "nsga2": _nsga2,
 }
@@ -195,12 +215,19 @@ def config_strategy(config: ConfigDict, space: Space) -> Strategy | None:
 
 
 def refine(
-    space: Space, goal: Goal, best: Point, *, rounds: int, batch: int, seed: int, changes: int = 2
+    space: Space,
+    goal: Goal,
+    best: Point,
+    *,
+    rounds: int,
+    batch: int,
+    seed: int,
+    changes: int = 2,
+    after_step: AfterStep = lambda *_: None,
 ) -> Point:
-    """Improves a point: each round changes up to `changes` decisions of the best so far at random.
+    """Improves a point by a local search of `rounds` steps of `batch` points.
 
-    A controller or an evolution ends near a good network, seldom at it: where a wider stage must be
-    paid for by another, one decision changed at a time is no improvement.
+    A controller or an evolution ends near a good network, seldom at it.
 
     Args:
       space, goal: Where to search, and what to maximise.
@@ -208,20 +235,55 @@ def refine(
       rounds, batch: `rounds` times, `batch` points are evaluated.
       seed: Seed of the changes.
       changes: The most decisions that are changed at a time.
+      after_step: Called after each step.
     """
-    rng = np.random.default_rng((seed, 3))
-    most = goal([best]).item()
-    for _ in range(rounds):
-        points = []
-        for count in rng.integers(1, changes + 1, size=batch):
-            point = best
-            for _ in range(count):
-                point = space.mutate(point, rng)
-            points.append(point)
-        rewards = goal(points)
-        if rewards.max() > most:
-            best, most = points[int(np.argmax(rewards))], float(rewards.max())
-    return best
+    searcher = LocalSearch(space, (seed, 3), changes=changes)
+    searcher.tell([best], goal([best]))
+    return run(searcher, goal, steps=rounds, batch=batch, after_step=after_step)[0]
+
+
+def propose_trainings(
+    strategy: Strategy,
+    space: Space,
+    predictor: Predictor,
+    costs: Costs,
+    reward: Reward,
+    *,
+    seed: int,
+    count: int,
+    known: Set[Point] = frozenset(),
+) -> list[Point]:
+    """Returns up to `count` different points from whose training most is to be hoped.
+
+    Of the best points that a searcher visits, each is the best by another draw of what may be true
+    of them all (Thompson sampling). The best by what is expected would be alike, and would teach
+    less than those of which little is known.
+
+    Args:
+      strategy: The searcher.
+      space, costs, reward: Where to search, and what to maximise.
+      predictor: What is known so far.
+      seed: Seed of the search and of the draws.
+      count: The number of points.
+      known: Points that are not proposed.
+    """
+    goal = Goal(predictor, costs, reward)
+    visited = dict(strategy.search(goal, seed, lambda *_: None))
+
+    def note(step: int, points: Sequence[Point], rewards: np.ndarray) -> None:
+        visited.update(zip(points, rewards.tolist(), strict=True))
+
+    (best,) = best_first(visited, 1)
+    refine(space, goal, best, rounds=_REFINED, batch=_AT_ONCE, seed=seed, after_step=note)
+    points = [p for p in best_first(visited, _HOPEFUL + len(known)) if p not in known]
+    points = points[:_HOPEFUL]
+    if not points:  # of a small space all may be known
+        return []
+    paid = costs(points)
+    # Several draws can have the same best.
+    draws = predictor.draw(points, 4 * count, np.random.default_rng((seed, 4)))
+    best_by_draw = [points[int(np.argmax(reward(draw, paid)))] for draw in draws]
+    return list(dict.fromkeys([*best_by_draw, *points]))[:count]
 
 
 def best_first(visited: Mapping[Point, float], count: int) -> list[Point]:

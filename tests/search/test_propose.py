@@ -11,9 +11,10 @@ from mbv3_jax.search import candidates
 from mbv3_jax.search.candidates import Trainings, work
 from mbv3_jax.search.evaluators import Table
 from mbv3_jax.search.objective import COUNTS, Costs, Reward
+from mbv3_jax.search.predictor import Predictor
 from mbv3_jax.search.presets import preset
 from mbv3_jax.search.space import Space, Stage
-from mbv3_jax.search.strategies import Goal, propose, refine
+from mbv3_jax.search.strategies import SEARCHERS, Goal, propose, propose_trainings, refine
 
 QUIET = Console(quiet=True)
 TOY = preset("toy")
@@ -133,3 +134,35 @@ def test_refining_pays_one_decision_by_another(seed):
     assert refined(rounds=0) == start
     assert rewards[refined(rounds=20)] == max(rewards.values())
     assert refined(rounds=20, changes=1) == start
+
+
+def test_trainings_are_proposed_where_something_is_to_be_hoped():
+    """None that is known, mostly good ones, and not only those that are expected to be the best."""
+    rng = np.random.default_rng(0)
+    points = list(TOY.points())
+    # Not quite a sum over decisions, so that something is left to be found out.
+    values = {p: 0.5 + 0.05 * np.dot(p, range(1, len(p) + 1)) + 0.2 * rng.normal() for p in points}
+    known = [points[i] for i in rng.permutation(len(points))[:12]]
+    predictor = Predictor(TOY).fit(known, [values[p] for p in known])
+    costs, reward = Costs(TOY, COUNTS), Reward(targets={"madds": 5e5}, exponent=-0.001)
+    strategy = SEARCHERS["random"](TOY, steps=4, batch=8)
+
+    def proposed(seed, count=8):
+        return propose_trainings(
+            strategy, TOY, predictor, costs, reward, seed=seed, count=count, known=set(known)
+        )
+
+    first = proposed(0)
+    assert len(set(first)) == 8 and not set(first) & set(known)
+    assert first == proposed(0) != proposed(1)
+    hoped = np.mean([values[p] for p in first])
+    assert hoped > np.mean(list(values.values())) + 0.1
+    rest = [p for p in points if p not in known]
+    greedy = [rest[i] for i in np.argsort(-predictor.expect(rest))[:8]]
+    assert set(first) != set(greedy)
+    assert len(proposed(0, count=500)) <= len(rest)
+    every = Predictor(TOY).fit(points, [values[p] for p in points])
+    nothing = propose_trainings(
+        strategy, TOY, every, costs, reward, seed=0, count=3, known=set(points)
+    )
+    assert nothing == []

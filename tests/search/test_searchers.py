@@ -7,7 +7,7 @@ import pytest
 
 from mbv3_jax.search.policy_gradient import PolicyGradient, warm_up
 from mbv3_jax.search.presets import preset
-from mbv3_jax.search.searchers import Evolution, Random, run
+from mbv3_jax.search.searchers import Evolution, LocalSearch, Random, run
 from mbv3_jax.search.space import Space, Stage
 
 TOY = preset("toy")
@@ -33,6 +33,7 @@ def reward_of(points, space=SPACE):
 def make(kind, seed=0, steps=30, space=SPACE):
     return {
         "random": lambda: Random(space, seed),
+        "local search": lambda: LocalSearch(space, seed),
         "evolution": lambda: Evolution(space, seed, population=8, tournament=3),
         "factorised": lambda: PolicyGradient(
             space, seed, total_steps=steps, learning_rate=1 / steps
@@ -43,7 +44,7 @@ def make(kind, seed=0, steps=30, space=SPACE):
     }[kind]()
 
 
-KINDS = ["random", "evolution", "factorised", "lstm"]
+KINDS = ["random", "local search", "evolution", "factorised", "lstm"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -137,6 +138,22 @@ def test_evolution_forgets_the_oldest_and_mutates_the_best():
     assert sum(a != b for a, b in zip(child, first[0], strict=True)) >= 1
     searcher.tell([child], [0.0])
     assert first[0] not in [tuple(p) for p, _ in searcher.state()["living"]]
+
+
+def test_local_search_changes_the_best_in_few_decisions():
+    searcher = LocalSearch(TOY, 0, changes=2)
+    first = searcher.ask(6)
+    searcher.tell(first, np.arange(6))
+    for point in searcher.ask(60):
+        # A change of the depth decides the decisions of its new blocks as well, of which `toy` has
+        # none.
+        assert 0 <= np.sum(np.array(point) != first[5]) <= 2
+    searcher.tell([first[0]], [9.0])
+    assert {np.sum(np.array(p) != first[0]) for p in searcher.ask(60)} <= {0, 1, 2}
+    (one,) = LocalSearch(TOY, 1).ask(1)
+    searcher = LocalSearch(TOY, 1, changes=1)
+    searcher.tell([one], [0.0])
+    assert {np.sum(np.array(p) != one) for p in searcher.ask(40)} == {1}
 
 
 def test_the_rate_rises_tenfold_while_the_warm_up_ends():
