@@ -1,60 +1,141 @@
+"""The comparison of searches on a table, on a small made-up one."""
+
 import numpy as np
 import pytest
 
-from benchmarks import search, toy_supernet
-from benchmarks.toy_table import ToyTable
+from benchmarks import search
+from mbv3_jax.arch import cost
+from mbv3_jax.search.network_table import Column, make_network_table
 from mbv3_jax.search.presets import preset
+
+TOY = preset("toy")
+POINTS = list(TOY.points())
+MADDS = np.array([cost.madds(TOY.to_spec(p)) for p in POINTS], float)
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory):
-    """A table in which accuracy rises with every choice, a little more for each later one."""
-    rng, rows = np.random.default_rng(0), []
-    for point in preset("toy").points():
-        value = 0.2 + 0.01 * np.dot(point, range(1, len(point) + 1))
-        for seed in range(3):
-            for steps in (150, 300):
-                noisy = value + 0.005 * rng.standard_normal(2)
-                name = "-".join(map(str, point))
-                rows.append(f"{name},{seed},{steps},{noisy[0]:.4f},{noisy[1]:.4f}")
-    path = tmp_path_factory.mktemp("truth") / "truth.csv"
-    path.write_text("\n".join(["point,seed,steps,validation,test", *rows]))
-    return search.Task(ToyTable(path))
-
-
-def test_the_best_has_no_regret_and_all_have_the_whole_area(task):
-    regrets = [task.regret(p, 1) for p in task.table.points]
-    assert min(regrets) == 0 < max(regrets)
-    test = task.accuracy(1)
-    np.testing.assert_array_equal(test, task.table.test[:, [0, 2]].mean(1))
-    assert task.hypervolume(task.table.points, test, 1) == 1
-    assert 0 <= task.hypervolume(task.table.points[:9], test[:9], 1) < 1
-
-
-@pytest.mark.parametrize("name", [n for n in search.METHODS if not n.startswith("supernet")])
-def test_methods_train_as_many_networks_as_they_may(task, name, monkeypatch):
-    asked, train = [], task.train
-    monkeypatch.setattr(task, "train", lambda p, seed: asked.extend(p) or train(p, seed))
-    found = search.METHODS[name](task, 32, 0)
-    assert len(asked) == 32
-    assert task.regret(found["point"], 0) < np.median(
-        [task.regret(p, 0) for p in task.table.points]
+def table():
+    """Accuracy rises with the cost, and by half a point for every second choice but one."""
+    noise = 0.3 * np.random.default_rng(0).normal(size=len(POINTS))
+    top1 = (
+        noise
+        + 50
+        + 2 * np.log(MADDS / MADDS.min())
+        + np.array(POINTS) @ [0.5, 0.5, 0, 0.5, 0, 0.5, 0.5]
     )
+    columns = {
+        "top1": Column(kind="accuracy", unit="%", values=tuple((v,) for v in top1)),
+        **{
+            name: Column(
+                kind="cost", unit="ms", values=tuple((v,) for v in 1 + power * MADDS**power / 1e5)
+            )
+            for name, power in (
+                ("a100_throughput", 1.0), ("tpuv3_throughput", 0.9), ("zcu102_latency", 1.1)
+            )
+        },
+    }  # fmt: skip
+    return make_network_table(
+        name="made up", source="here", license="CC0-1.0", space=TOY, networks=POINTS,
+        columns=columns,
+    )  # fmt: skip
 
 
-def test_the_noted_supernets_are_whole():
-    noted = toy_supernet.read(toy_supernet.RUNS)
-    assert set(noted) == {(b, s) for b in search.BUDGETS for s in range(20)}
-    for line in noted.values():
-        preset("toy").check(line["point"])
-        assert len(line["believed"]) == 128
+@pytest.fixture(scope="module")
+def rows(table):
+    """Of two seeds, in two of the settings."""
+    costs = search.make_costs(table)
+    with pytest.MonkeyPatch.context() as patch:
+        some = {name: search.SETTINGS[name] for name in ("no constraint", search.TWO_COSTS)}
+        patch.setattr(search, "SETTINGS", some)
+        patch.setattr(search, "BUDGETS", dict.fromkeys(some, (8,)))
+        patch.setattr(search, "PROPOSALS", {"steps": 2, "batch": 16})
+        patch.setattr(search, "LONG", {"steps": 8, "batch": 32})
+        yield [row for seed in range(2) for row in search.run_seed(table, costs, seed)]
 
 
-def test_the_mean_gradient_is_the_enumerated_one(task):
-    cosine, length = search.gradients(task, batches=200)
-    assert cosine > 0.98
-    assert length == pytest.approx(1, abs=0.1)
+def test_every_method_trains_as_much_as_it_may(rows):
+    methods = {row["method"] for row in rows}
+    assert methods == {*search.ALL, search.AT_COST, search.NEAREST, search.MADDS}
+    for row in rows:
+        # NSGA-II may not find as many that differ.
+        least = row["budget"] - 2 * row["method"].startswith("NSGA-II")
+        assert least <= row["trained"] <= row["budget"], row
+        assert row["regret"] >= 0
 
 
-def test_interval_is_students(task):
-    assert search.interval([1.0, 2.0, 3.0]) == "2.00 +- 2.48"
+def test_who_judges_has_not_told(table):
+    world = search.make_world(table, search.make_costs(table), 0)
+    told = search.Trainings(world.seen, 0).evaluate(POINTS)[0]
+    quiet, judged = world.seen.expect(POINTS), world.judge.expect(POINTS)
+    assert np.std(told - quiet) == pytest.approx(search.NOISE, rel=0.2)
+    again = search.Trainings(world.seen, 0).evaluate(POINTS[::-1])[0]
+    np.testing.assert_array_equal(told, again[::-1])  # whatever else was trained
+    assert not np.allclose(told, search.Trainings(world.seen, 1).evaluate(POINTS)[0])
+    assert not np.allclose(quiet, judged)
+
+
+def test_the_halves_share_no_network(table, monkeypatch):
+    rows = []
+    original = search.Proxy
+
+    def spy(table, *, rows: np.ndarray, **rest):
+        halves.append(set(rows.tolist()))
+        return original(table, rows=rows, **rest)
+
+    halves: list[set] = []
+    costs = search.make_costs(table)
+    monkeypatch.setattr(search, "Proxy", spy)
+    search.make_world(table, costs, 3)
+    seen, judge = halves
+    assert not rows and not seen & judge and seen | judge == set(range(len(POINTS)))
+
+
+def test_rewards_are_by_the_judge_at_the_cost(rows, table):
+    costs = search.make_costs(table)
+    world = search.make_world(table, costs, 0)
+    for row in rows:
+        if row["seed"] == 0:
+            point = tuple(row["point"])
+            off = abs(row["relative"] - 1) if search.SETTINGS[row["setting"]] else 0
+            for key, predictor in (("seeds", world.seen), ("half", world.judge)):
+                expected = predictor.expect([point]).item() + search.EXPONENT * off
+                assert row[key] == pytest.approx(expected), row
+
+
+def test_random_networks_at_the_cost_are_at_the_cost(rows, table):
+    costs = search.make_costs(table)
+    for row in rows:
+        if row["method"] == search.AT_COST:
+            assert abs(row["relative"] - 1) < search.NEAR
+        if row["method"] == search.NEAREST:
+            assert abs(row["relative"] - 1) < 0.02
+    world = search.make_world(table, costs, 0)
+    (point, _, _), trained = search.untrained(world, "no constraint", search.MADDS)
+    assert trained == 0 and point == max(POINTS, key=lambda p: cost.madds(TOY.to_spec(p)))
+
+
+def test_the_page_has_every_method_and_pairs_seeds(rows, tmp_path, monkeypatch):
+    some = {r["setting"]: search.SETTINGS[r["setting"]] for r in rows}
+    monkeypatch.setattr(search, "SETTINGS", some)
+    monkeypatch.setattr(search, "BUDGETS", dict.fromkeys(some, (8,)))
+    text = search.document(rows)
+    for name in search.ALL:
+        assert text.count(f"| {name} |") >= 4
+    assert "2 seeds, each with" in text and "{" not in text
+    results = search.Results(rows)
+    gain = results.against(search.TWO_COSTS, "evolution", 8, "random", "half")
+    by_hand = [
+        100 * (r["half"] - o["half"])
+        for r in rows
+        for o in rows
+        if (r["seed"], r["setting"], r["budget"]) == (o["seed"], search.TWO_COSTS, 8)
+        and (o["setting"], o["budget"]) == (search.TWO_COSTS, 8)
+        and (r["method"], o["method"]) == ("evolution", "random")
+    ]
+    np.testing.assert_allclose(gain, by_hand)
+    search.draw(rows, tmp_path)
+    assert {f.name for f in tmp_path.iterdir()} == {"search_regret.png", "search_fronts.png"}
+
+
+def test_interval_is_students():
+    assert search.interval([1.0, 2.0, 3.0]) == "2.00 ± 2.48"
