@@ -99,8 +99,8 @@ _TX = optax.adam(optax.join_schedules(
 ))  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _step(spec: NetSpec, state, mask, images, labels):
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _step(spec: NetSpec, ema: float, state, mask, images, labels):
     variables, opt_state, average = state
 
     def loss_of(params):
@@ -114,7 +114,7 @@ def _step(spec: NetSpec, state, mask, images, labels):
     updates, opt_state = _TX.update(grads, opt_state)
     params = optax.apply_updates(variables["params"], updates)
     variables = {"params": params, "batch_stats": batch_stats}
-    average = jax.tree.map(lambda a, v: EMA * a + (1 - EMA) * v, average, variables)
+    average = jax.tree.map(lambda a, v: ema * a + (1 - ema) * v, average, variables)
     return variables, opt_state, average
 
 
@@ -137,7 +137,15 @@ def _data(split: str, resolution: int) -> tuple[np.ndarray, np.ndarray]:
     return images.astype(np.float32) / 127.5 - 1, labels
 
 
-def train(space: Space, point: Point, seed: int, *, brief: int = BRIEF, steps: int = LONG):
+def train(
+    space: Space,
+    point: Point,
+    seed: int,
+    *,
+    brief: int = BRIEF,
+    steps: int = LONG,
+    ema: float = EMA,
+):
     """Trains a network; yields (steps, validation top-1, test top-1) after `brief` and `steps`."""
     own, spec = space.to_spec(point), space.to_spec(largest(space, point)).replace(name="largest")
     ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), functional.shapes(own))
@@ -152,7 +160,7 @@ def train(space: Space, point: Point, seed: int, *, brief: int = BRIEF, steps: i
     )
     for step in range(1, steps + 1):
         rows = order[(step - 1) * BATCH : step * BATCH]
-        state = _step(spec, state, mask, images[rows], labels[rows])
+        state = _step(spec, ema, state, mask, images[rows], labels[rows])
         if step in (brief, steps):
             yield step, *(_top1(spec, state[2], split) for split in ("validation", "test"))
 
@@ -175,21 +183,27 @@ def main() -> None:
     if flags.describe:
         print(ToyTable(flags.out).describe())
         return
-    space = preset("toy")
-    flags.out.parent.mkdir(parents=True, exist_ok=True)
-    if not flags.out.exists():
-        flags.out.write_text(",".join(FIELDS) + "\n")
-    with flags.out.open(newline="") as f:
-        done = {(r["point"], r["seed"]) for r in csv.DictReader(f) if int(r["steps"]) == LONG}
-    with flags.out.open("a", newline="") as f:
-        for seed in range(flags.seeds):
+    fill(flags.out, preset("toy"), range(flags.seeds), brief=BRIEF, steps=LONG, ema=EMA)
+
+
+def fill(out: Path, space: Space, seeds: Sequence[int], *, brief: int, steps: int, ema: float):
+    """Adds to a file every network of a space that it lacks, trained with every seed."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not out.exists():
+        out.write_text(",".join(FIELDS) + "\n")
+    with out.open(newline="") as f:
+        done = {(r["point"], r["seed"]) for r in csv.DictReader(f) if int(r["steps"]) == steps}
+    with out.open("a", newline="") as f:
+        for seed in seeds:
             for point in space.points():
                 name = "-".join(map(str, point))
                 if (name, str(seed)) in done:
                     continue
                 lines = [
-                    f"{name},{seed},{steps},{validation:.4f},{test:.4f}\n"
-                    for steps, validation, test in train(space, point, seed)
+                    f"{name},{seed},{after},{validation:.4f},{test:.4f}\n"
+                    for after, validation, test in train(
+                        space, point, seed, brief=brief, steps=steps, ema=ema
+                    )
                 ]
                 f.write("".join(lines))  # both or neither
                 f.flush()
