@@ -15,6 +15,7 @@ from mbv3_jax.cli.arguments import Parser
 from mbv3_jax.cli.examples import examples_text
 from mbv3_jax.core.checks import choose
 from mbv3_jax.core.errors import EXIT_INTERRUPTED, RunError, UsageError
+from mbv3_jax.core.files import check_storable
 from mbv3_jax.core.packages import program
 from mbv3_jax.core.registry import call_with_options, option_names
 from mbv3_jax.run.shipped import split_argument
@@ -123,10 +124,7 @@ def _run(flags: argparse.Namespace, arguments: Sequence[str], console: Console) 
     if flags.max_failures < 1:
         raise UsageError(f"--max-failures: got {flags.max_failures}, expected at least 1")
     folder = flags.workdir or default_workdir(flags.sweep)
-    if wildcards := set("*?[") & set(str(folder.absolute())):
-        raise UsageError(
-            f"{folder}: checkpoints cannot be in a path with {' '.join(sorted(wildcards))} in it"
-        )
+    check_storable(folder, "choose another --workdir")
     descriptions = folder / plan.DESCRIPTIONS
     unlocked = make_executor(flags.executor, options, descriptions, None)
     jobs = plan.make_jobs(plan.load(flags.sweep), folder, overrides)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mbv3_jax.cli.arguments import add_model, no_more
 from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.files import check_storable
 from mbv3_jax.core.packages import program
 
 _LIBRARIES = ("timm", "torchvision", "keras")
@@ -62,6 +63,7 @@ def add_parsers(commands) -> None:
 
 def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     no_more(overrides, "import")
+    check_storable(flags.out, "give another --out")  # before anything is downloaded
     if flags.out.exists() and (not flags.out.is_dir() or any(flags.out.iterdir())):
         raise UsageError(f"--out={flags.out}: exists already; give a folder that is new or empty")
     from mbv3_jax.arch import cost

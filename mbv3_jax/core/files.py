@@ -10,9 +10,57 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from mbv3_jax.core.errors import RunError, first_line
+from mbv3_jax.core.errors import RunError, UsageError, first_line
 
 T = TypeVar("T")
+
+_BUCKETS = ("az", "gs", "hf", "s3")  # the schemes of etils.epath, through which Orbax sees paths
+
+
+def check_storable(
+    folder: Path, advice: str = "choose another folder", *, read_only: bool = False
+) -> None:
+    """Checks that Orbax uses this folder, where it is told to, and not another one.
+
+    TensorStore, to which Orbax passes paths, reads a backslash as a slash: arrays for `a\\b` land
+    in `a/b`, and nobody finds them again, or finds those of another network. All other characters
+    that a name can have in UTF-8 were tried, and are stored as they are.
+
+    Args:
+      folder: the path of a folder, which need not exist.
+      advice: what a person can do, for the message.
+      read_only: whether it is only read, for which a pattern will do: older versions of Orbax look
+        for what they have written by one.
+
+    Raises:
+      UsageError: Orbax would take the path, or what a link in it leads to, for another one.
+    """
+    for path in (folder.absolute(), Path(os.path.realpath(folder))):  # the storage follows links
+        names = path.parts[1:]  # without the root, which is a backslash on Windows
+        text = "/".join(names)
+        if not read_only and (wild := sorted(set("*?[") & set(text))):
+            reason = f"a path with {' '.join(wild)} in it, which Orbax takes for a pattern"
+        elif "\\" in text:
+            reason = "a path with \\ in it, which Orbax takes for /"
+        elif not _is_utf8(text):
+            reason = "a path that is not UTF-8"
+        elif path.root == "/" and names and names[0] in _BUCKETS:
+            reason = f"/{names[0]}, which Orbax takes for {names[0]}://"
+        elif address := {f"{bucket}:" for bucket in _BUCKETS}.intersection(names):
+            reason = f"a bucket; {min(address)}// stands for one"
+        else:
+            continue
+        leads = "" if path == folder.absolute() else f" leads to {path}"
+        message = f"{folder}{leads}: checkpoints cannot be read from {reason}; {advice}"
+        raise UsageError(message.encode(errors="backslashreplace").decode())
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes that Python has kept as lone surrogates
+        return False
+    return True
 
 
 def write_atomically(path: Path, text: str) -> None:

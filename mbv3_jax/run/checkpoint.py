@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
 from mbv3_jax.core.errors import RunError, UsageError, first_line
-from mbv3_jax.core.files import parse_json
+from mbv3_jax.core.files import check_storable, parse_json
 from mbv3_jax.nn import functional
 from mbv3_jax.run import metrics
 from mbv3_jax.run.config import config_from_json, config_to_json
@@ -70,13 +70,15 @@ class Checkpoints:
       read_only: whether never to write, create or clean up anything.
 
     Raises:
+      UsageError: its path cannot hold checkpoints.
       RunError: the folder cannot be made or read.
     """
 
     def __init__(
         self, run: Path | str, *, keep: int = 1, keep_best: bool = False, read_only: bool = False
     ):
-        # Orbax needs absolute paths; epath leaves the paths of buckets as they are.
+        check_storable(Path(run), "rename it", read_only=read_only)
+        # Orbax needs absolute paths.
         self.folder = epath.Path(run).resolve() / FOLDER
         self._writing: int | None = None
         _keep_quiet()

@@ -36,6 +36,7 @@ from rich.console import Console
 from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
 from mbv3_jax.core.errors import InUse, RunError, UsageError
 from mbv3_jax.core.files import (
+    check_storable,
     is_temporary,
     read_file,
     read_json,
@@ -87,16 +88,12 @@ def claim_folder(
       process has died, in whatever way.
 
     Raises:
-      UsageError: the path is not a folder, cannot be written, looks like a pattern, is in use by
+      UsageError: the path is not a folder, cannot be written, cannot hold checkpoints, is in use by
         another command, or holds a run of another configuration (the message lists the fields
         that differ), of another network, or of a newer version.
     """
     path = run / "config.json"
-    if wild := set("*?[") & set(str(run.absolute())):
-        raise UsageError(
-            f"{run}: checkpoints cannot be read from a path with {' '.join(sorted(wild))} in it, "
-            f"which Orbax takes for a pattern; {_OTHER_WORKDIR}"
-        )
+    check_storable(run, _OTHER_WORKDIR)
     if run.exists() and not run.is_dir():
         raise UsageError(f"{run} is a file, not a folder; {_OTHER_WORKDIR}")
     lock = contextlib.ExitStack()

@@ -28,7 +28,13 @@ from ml_collections import ConfigDict
 from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
 from mbv3_jax.core.checks import choose, flag
 from mbv3_jax.core.errors import RunError, UsageError, first_line
-from mbv3_jax.core.files import parse_json, read_file, read_json, temporary_beside
+from mbv3_jax.core.files import (
+    check_storable,
+    parse_json,
+    read_file,
+    read_json,
+    temporary_beside,
+)
 from mbv3_jax.data import augment
 from mbv3_jax.data.decode import CENTRAL, CENTRAL_FRACTION, INTERPOLATIONS
 from mbv3_jax.nn import functional
@@ -132,12 +138,11 @@ def save_model(folder: Path, model: Model, *, origin: Mapping) -> None:
       origin: where the weights come from; values that JSON can hold.
 
     Raises:
-      UsageError: the folder is not empty, or Orbax cannot read from such a path.
+      UsageError: the folder is not empty, or its path cannot hold checkpoints.
       RunError: it cannot be written; nothing of it is left.
     """
     folder = Path(folder)
-    if wild := set("*?[") & set(str(folder.absolute())):
-        raise UsageError(f"{folder}: Orbax takes {' '.join(sorted(wild))} for a pattern")
+    check_storable(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists already; give a folder that is new or empty")
     aside = temporary_beside(folder.absolute())
@@ -240,6 +245,7 @@ def _load_run(run: Path, step: int | str | None, weights: str) -> Model:
 
 
 def _load_import(folder: Path) -> Model:
+    check_storable(folder, "rename it", read_only=True)
     spec = read_file(folder / _SPEC, spec_from_json)
     names = read_json(folder / _CLASSES, list[str])
     preprocessing = read_file(

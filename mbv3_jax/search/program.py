@@ -36,7 +36,7 @@ from mbv3_jax.arch import cost
 from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
 from mbv3_jax.core.checks import check_number, check_whole, choose, flag
 from mbv3_jax.core.errors import RunError, UsageError
-from mbv3_jax.core.files import write_atomically
+from mbv3_jax.core.files import check_storable, write_atomically
 from mbv3_jax.latency.measure import measure_spec
 from mbv3_jax.latency.table import read_table
 from mbv3_jax.run.config import config_to_json
@@ -319,6 +319,9 @@ def run(config: ConfigDict, workdir: Path, console: Console) -> str:
         raise UsageError(
             f"a search runs in one process, over all of its devices; this is one of {count}"
         )
+    check_storable(workdir, "choose another --workdir")
+    for name in config.get("targets", ()):  # they become folders
+        check_storable(workdir / name, f"config: targets: {name!r} needs another name")
     search = Search(config, workdir, console)
     path = workdir / "config.json"
     if path.exists():

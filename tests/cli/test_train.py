@@ -47,6 +47,11 @@ def test_default_run_folder(config, folder):
         ("--config=smal", "--config: no configuration is named 'smal'; did you mean small? The s"),
         ("--config.net.se=:100:", "config.net.se: got ':100:', expected one of"),  # no emoji
         ("--workdir=runs/a[1]", "runs/a[1]: checkpoints cannot be read from a path with [ in it"),
+        (
+            "--workdir=runs/a\\b",
+            "runs/a\\b: checkpoints cannot be read from a path with \\ in it, w",
+        ),
+        ("--workdir=gs://b/run", "gs:/b/run: checkpoints cannot be read from a bucket; gs:// sta"),
         ("--workdir=/dev/null/run", "cannot write to /dev/null/run: Not a directory; choose ano"),
     ],
 )

@@ -62,6 +62,14 @@ def test_missing_surplus_and_misshapen_tensors_at_once(tmp_path, tensors, attemp
     assert f"the nearest is {NAME}:" in attempt(tmp_path / "x.safetensors")
 
 
+def test_a_folder_that_cannot_hold_weights_is_refused_before_the_file_is_read(tmp_path, attempt):
+    said = attempt("nothing.pth", f"--out={tmp_path}/a\\b")
+    assert said.startswith(
+        f"error: {tmp_path}/a\\b: checkpoints cannot be read from a path with \\"
+    )
+    assert said.endswith("takes for /; give another --out\n")
+
+
 def test_another_network(tmp_path, tensors, attempt):
     said = attempt(_file(tmp_path, tensors), "--network=mobilenetv3_large_100")
     assert "is not timm's mobilenetv3_large_100" in said

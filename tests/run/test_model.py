@@ -1,14 +1,17 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from run_checks import checkpoint_steps
 
 from mbv3_jax.arch.spec import spec_to_json
 from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.files import check_storable
 from mbv3_jax.data.augment import make_preprocess
 from mbv3_jax.nn import functional
 from mbv3_jax.run.checkpoint import Checkpoints
@@ -81,8 +84,38 @@ def test_what_is_there_is_never_replaced(tmp_path, tiny, folder):
         with pytest.raises(UsageError, match=r"exists already; give a folder that is new or em"):
             save_model(path, tiny, origin={})
     assert file.read_text() == "mine"
-    with pytest.raises(UsageError, match=r"Orbax takes \* for a pattern"):
+    with pytest.raises(UsageError, match=r"with \* in it, which Orbax takes for a pattern"):
         save_model(tmp_path / "a*", tiny, origin={})
+
+
+def test_a_folder_may_have_any_name_that_is_stored_as_it_is(tmp_path, tiny):
+    printable = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) not in "/\\*?[")
+    name = f" {printable} %2F%5C \n\t\x01 日本 e\u0301 gs: "
+    save_model(tmp_path / name, tiny, origin={})
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert load_model(tmp_path / name).class_names == NAMES
+
+
+@pytest.mark.parametrize("name", ["a\\b", "a\\", "a\udcffb", "gs:", "link"])
+def test_a_folder_that_the_storage_would_take_for_another(tmp_path, tiny, folder, name):
+    (tmp_path / "link").symlink_to("c\\d")
+    before = sorted(tmp_path.iterdir())
+    for path in (tmp_path / name, tmp_path / name / "import"):
+        with pytest.raises(UsageError, match=r"checkpoints cannot be read from a ") as caught:
+            save_model(path, tiny, origin={})
+        str(caught.value).encode()  # can be printed
+        assert sorted(tmp_path.iterdir()) == before
+    (tmp_path / "c\\d").mkdir()
+    shutil.copytree(folder, tmp_path / name / "import")
+    with pytest.raises(UsageError, match=r"checkpoints cannot be read from a .*; rename it"):
+        load_model(tmp_path / name / "import")
+
+
+def test_the_root_of_a_bucket_is_no_folder():
+    with pytest.raises(UsageError, match=r"^/s3/x: .* from /s3, which Orbax takes for s3://; go"):
+        check_storable(Path("/s3/x"), "go")
+    assert str(epath.Path("/s3/x")) == "s3://x"  # why
+    check_storable(Path("/data/s3/x"))
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, tiny, small_files):

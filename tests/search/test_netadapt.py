@@ -206,6 +206,12 @@ def test_a_wrong_option_is_refused_and_nothing_written(run, target, tmp_path, op
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_hold_checkpoints_is_refused(run, target, tmp_path):
+    with pytest.raises(UsageError, match=r"a\\b: checkpoints .*; choose another --out"):
+        adapt.shrink(run, cost.madds, target, tmp_path / "a\\b", **OPTIONS)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_target_that_is_reached_already_is_refused(run, tmp_path):
     with pytest.raises(UsageError, match=r"target: got .* expected above zero and below"):
         adapt.shrink(run, cost.madds, 1e9, tmp_path / "out", **OPTIONS)

@@ -460,6 +460,15 @@ def test_a_folder_of_something_else_is_left_alone(search, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_folder_that_cannot_hold_checkpoints_is_refused_at_once(search, tmp_path):
+    with pytest.raises(UsageError, match=r"with \\ in it, which Orbax takes for /; choose another"):
+        program.run(search, tmp_path / "a\\b", QUIET)
+    config = changed(search, targets=ConfigDict({"lar\\ge": 2.0}))
+    with pytest.raises(UsageError, match=r"config: targets: 'lar.+ge' needs another name"):
+        program.run(config, tmp_path / "search", QUIET)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_configuration_says_which_program_runs_it(tmp_path, monkeypatch, capsys):
     arguments = [f"--config={SEARCH}", f"--workdir={tmp_path / 'run'}"]
     ran = []

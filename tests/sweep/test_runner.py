@@ -150,7 +150,9 @@ def test_folders_that_cannot_be_used(tmp_path, sweep, capfd):
     assert cli.main([f"--sweep={sweep_file(tmp_path, 'seeds(1)')}", "--workdir=/dev/null/a"]) == 2
     assert "cannot write to /dev/null/a: Not a directory" in capfd.readouterr().err
     assert cli.main([f"--sweep={sweep_file(tmp_path, 'seeds(1)')}", "--workdir=runs/a[1]"]) == 2
-    assert "checkpoints cannot be in a path with [ in it" in capfd.readouterr().err
+    assert "checkpoints cannot be read from a path with [ in it" in capfd.readouterr().err
+    assert cli.main([f"--sweep={sweep_file(tmp_path, 'seeds(1)')}", "--workdir=runs/a\\b"]) == 2
+    assert r"runs/a\b: checkpoints cannot be read from a path with \ in" in capfd.readouterr().err
 
 
 def test_one_sweep_command_at_a_time(tmp_path, sweep, capfd):

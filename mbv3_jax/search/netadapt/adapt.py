@@ -29,7 +29,7 @@ from rich.console import Console
 from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
 from mbv3_jax.core.checks import check_number, check_whole, choose
 from mbv3_jax.core.errors import RunError, UsageError, first_line
-from mbv3_jax.core.files import is_temporary, write_atomically
+from mbv3_jax.core.files import check_storable, is_temporary, write_atomically
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.functional import Variables
 from mbv3_jax.run.checkpoint import check_digests, read_arrays, write_arrays, write_digests
@@ -184,10 +184,7 @@ class Log:
         self.steps: list[dict] = []
         self.pending: list[dict] = []
         self._network: dict | None = None
-        if wild := set("*?[") & set(str(folder.absolute())):
-            raise UsageError(
-                f"{folder}: Orbax reads {' '.join(sorted(wild))} as a pattern; choose another --out"
-            )
+        check_storable(folder, "choose another --out")
         path = folder / FILE
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder} is not a folder; choose another --out")
