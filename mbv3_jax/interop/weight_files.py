@@ -200,12 +200,42 @@ def _read_keras(data: bytes) -> tuple[str | None, Tensors]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             data = archive.read("model.weights.h5")
     with h5py.File(io.BytesIO(data), "r") as file:
+        _check_self_contained(h5py, file)
         if "layers" in file and "layer_names" not in file.attrs:
             return None, _read_datasets(h5py, file)
         group = file.get("model_weights", file)
         if "layer_names" not in group.attrs:
             raise UsageError("it is not a Keras file: it has neither layers nor layer_names")
         return None, _read_older(group)
+
+
+def _check_self_contained(h5py: Any, file: Any) -> None:
+    """Checks that all values lie in the file itself.
+
+    HDF5 reads what a file refers to like the file's own values: a file from a stranger could so
+    bring bytes of any file of this machine into weights that are then passed on. Keras writes no
+    links but hard ones, so that soft ones need not be followed to find out where they lead.
+
+    Raises:
+      UsageError: they do not; the message has the name of the first such dataset or link.
+    """
+
+    # HDF5 stops at the first name that one of these returns; it does not pass exceptions on.
+    def find_link(name: bytes, link: Any) -> str | None:
+        if link.type == h5py.h5l.TYPE_HARD:
+            return None
+        kind = "a soft" if link.type == h5py.h5l.TYPE_SOFT else "an external"
+        return f"{name.decode(errors='backslashreplace')} is {kind} link"
+
+    def find_dataset(name: str, item: Any) -> str | None:
+        if not isinstance(item, h5py.Dataset) or not (item.is_virtual or item.external):
+            return None
+        return f"{name} is a dataset with {'virtual' if item.is_virtual else 'external'} storage"
+
+    outside = file.id.links.visit(find_link, info=True)  # also links that lead nowhere
+    outside = outside or file.visititems(find_dataset)
+    if outside:
+        raise UsageError(f"{outside}, expected only datasets in the file itself")
 
 
 def _read_datasets(h5py: Any, file: Any) -> Tensors:

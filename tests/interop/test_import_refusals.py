@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -213,6 +214,62 @@ def test_keras_files_of_something_else(tmp_path, attempt):
     ]
     said = attempt(tmp_path / "y.weights.h5", library="keras")
     assert "does not fit any network of keras; the nearest is" in said
+
+
+def _external(h5py, file, place, secret):
+    size = secret.stat().st_size // 4
+    file.create_dataset(place, (size,), np.float32, external=[(str(secret), 0, size * 4)])
+
+
+def _virtual(h5py, file, place, secret):
+    layout = h5py.VirtualLayout((2,), np.float32)
+    layout[:] = h5py.VirtualSource(secret, "w", (2,))
+    file.create_virtual_dataset(place, layout)
+
+
+def _external_link(h5py, file, place, secret):
+    file[place] = h5py.ExternalLink(str(secret), "w")
+
+
+def _soft_link(h5py, file, place, secret):
+    file["outside"] = h5py.ExternalLink(str(secret), "w")
+    file[place] = h5py.SoftLink("/outside")
+
+
+@pytest.mark.parametrize(
+    ("refer", "what"),
+    [
+        (_external, "is a dataset with external storage"),
+        (_virtual, "is a dataset with virtual storage"),
+        (_external_link, "is an external link"),
+        (_soft_link, "is a soft link"),
+    ],
+)
+@pytest.mark.parametrize("older", [False, True])
+def test_no_byte_of_another_file_is_read(tmp_path, attempt, refer, what, older):
+    h5py = import_peer("h5py", "files of weights")
+    secret, place = tmp_path / "secret.h5", "layers/conv2d/vars/0"
+    with h5py.File(secret, "w") as file:
+        file["w"] = np.ones(2, np.float32)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        refer(h5py, file, place, secret)
+        if older:
+            file.attrs["layer_names"] = ["layers"]
+            file["layers"].attrs["weight_names"] = ["conv2d/vars/0"]
+    said = attempt(tmp_path / "x.h5", library="keras")
+    assert f"x.h5: {place} {what}, expected only datasets in the file itself\n" in said
+    with zipfile.ZipFile(tmp_path / "x.keras", "w") as archive:
+        archive.write(tmp_path / "x.h5", "model.weights.h5")
+    assert f"x.keras: {place} {what}" in attempt(tmp_path / "x.keras", library="keras")
+
+
+def test_an_external_link_that_nothing_reads_is_refused_too(tmp_path, attempt):
+    h5py = import_peer("h5py", "files of weights")
+    with h5py.File(tmp_path / "x.weights.h5", "w") as file:
+        file["layers/conv2d/vars/0"] = np.zeros((3, 3, 3, 16), np.float32)
+        file["optimizer/elsewhere"] = h5py.ExternalLink("/nowhere.h5", "w")
+    said = attempt(tmp_path / "x.weights.h5", library="keras")
+    assert "optimizer/elsewhere is an external link" in said
 
 
 def test_a_missing_package_is_named(tmp_path, tensors, attempt, monkeypatch):
