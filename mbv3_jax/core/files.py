@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import typing
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -69,58 +70,72 @@ def write_atomically(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def temporary_beside(path: Path) -> Path:
-    """Returns a hidden name beside `path` that nobody else uses, to be renamed to it in the end."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a name for a file or a folder that is made in the block, and replaces `path` then.
+
+    It is a hidden name beside `path` that nobody else uses, so no file of the user, and no file of
+    another process that writes the same `path`, is touched. After an error `path` is as it was and
+    nothing is left beside it.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException as e:
+        with contextlib.suppress(OSError):
+            _remove(temporary)
+        name = getattr(e, "filename", None)
+        if isinstance(e, OSError) and isinstance(name, str) and name.startswith(str(temporary)):
+            e.filename = name.replace(str(temporary), str(path), 1)  # which the user knows
+            e.filename2 = None
+        raise
 
 
-def is_temporary(name: str, of: Collection[str]) -> bool:
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def is_temporary(name: str, of: Collection[str], *, older: bool = True) -> bool:
     """Returns whether a process that was killed may have left this name beside one of `of`.
 
     Args:
-      name: The name of a file.
-      of: The names of the files that the process may have been writing.
+      name: The name of a file or a folder.
+      of: The names of what the process may have been writing.
+      older: Whether to count the names that were used until format 2: those of the target with
+        another suffix. A user can have such a file as well.
     """
     made = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", name)
     if made:
         return made[1] in of
-    # Until format 2, every temporary file was named after its target without its suffix.
-    return name in {Path(target).with_suffix(".tmp").name for target in of}
+    return older and name in {Path(target).with_suffix(".tmp").name for target in of}
 
 
-def remove_temporaries(folder: Path, of: Collection[str]) -> None:
+def remove_temporaries(folder: Path, of: Collection[str], *, older: bool = False) -> None:
     """Removes what a process that was killed left; only for a folder that this process has locked.
 
     Args:
       folder: Where to look.
-      of: As for `is_temporary`.
+      of, older: As for `is_temporary`.
     """
     for path in folder.iterdir():
-        if is_temporary(path.name, of):
-            path.unlink()
+        if is_temporary(path.name, of, older=older):
+            _remove(path)
 
 
 @contextlib.contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
     """Opens a new binary file that replaces `path` once the block has ended without an error.
 
-    The data is first written under a hidden name beside `path` that nobody else uses, so no file
-    of the user, and no file of another process that writes the same `path`, is touched. After an
-    error `path` is as it was and nothing is left beside it.
+    The data is first written under another name, see `replacing`.
     """
-    temporary = temporary_beside(path)
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as e:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(e, OSError) and e.filename == os.fspath(temporary):
-            e.filename, e.filename2 = os.fspath(path), None  # the name that the user knows
-        raise
+    with replacing(path) as temporary, temporary.open("xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_file(

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mbv3_jax.core.files import replacing, write_atomically
 from mbv3_jax.core.packages import install
 from mbv3_jax.data.decode import Encoded
 from mbv3_jax.data.source import NotFound, Source
@@ -115,6 +116,8 @@ def convert(folder: Path, report: Callable[[str], None] = print) -> None:
     info_path = folder / "dataset_info.json"
     try:
         info = json.loads(info_path.read_text())
+        for left in sorted(folder.glob(f".{info['name']}-*.tmp")):
+            report(f"{left}: left by a conversion that was killed; remove it if none runs")
         for split in info["splits"]:
             lengths = [int(n) for n in split["shardLengths"]]
             for number, expected in enumerate(lengths):
@@ -122,24 +125,20 @@ def convert(folder: Path, report: Callable[[str], None] = print) -> None:
                 records, target = (folder / name.format(kind) for kind in ("tfrecord", tfds.FORMAT))
                 if target.exists():
                     continue
-                unfinished = folder / f"{target.name}.unfinished"
-                writer = ArrayRecordWriter(os.fspath(unfinished), "group_size:1")
-                count = 0
-                for record in read_tfrecord(records):
-                    writer.write(record)
-                    count += 1
-                writer.close()
-                if count != expected:
-                    unfinished.unlink()
-                    raise NotFound(f"{records}: {count} records, {info_path} says {expected}")
-                unfinished.rename(target)
+                with replacing(target) as unfinished:
+                    writer = ArrayRecordWriter(os.fspath(unfinished), "group_size:1")
+                    count = 0
+                    for record in read_tfrecord(records):
+                        writer.write(record)
+                        count += 1
+                    writer.close()
+                    if count != expected:
+                        raise NotFound(f"{records}: {count} records, {info_path} says {expected}")
                 report(f"{target}: {count} records")
         formats = info.setdefault("alternativeFileFormats", [])
         if tfds.FORMAT not in formats:
             formats.append(tfds.FORMAT)
-            unfinished = info_path.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps(info, indent=2))
-            unfinished.rename(info_path)
+            write_atomically(info_path, json.dumps(info, indent=2))
     except NotFound:
         raise
     except OSError as e:

@@ -104,7 +104,7 @@ def claim_folder(
             check_same_config(run, config, stored)
             _check_same_network(run, spec)
             lock = lock_folder(run)
-            remove_temporaries(run, _WRITTEN)
+            _remove_leftovers(run)
             if not same_fields(config, stored):  # where the data lies now, for example
                 write_atomically(path, config_to_json(config))
         elif foreign := sorted(p.name for p in run.iterdir() if not is_before_config(p.name)):
@@ -114,7 +114,7 @@ def claim_folder(
             )
         else:
             lock = lock_folder(run)
-            remove_temporaries(run, _WRITTEN)
+            _remove_leftovers(run)
             write_format(run)  # before config.json, which makes it a run folder
             write_atomically(path, config_to_json(config))
         if not (run / "spec.json").exists():  # new, or killed since it wrote config.json
@@ -130,6 +130,12 @@ def claim_folder(
         lock.close()
         raise UsageError(f"cannot write to {run}: {e.strerror}; {_OTHER_WORKDIR}") from e
     return lock
+
+
+def _remove_leftovers(run: Path) -> None:
+    """Removes the temporary files of a process that was killed; this one has locked the folder."""
+    # Until a first session is noted nobody has put files of their own here.
+    remove_temporaries(run, _WRITTEN, older=not (run / SESSIONS).exists())
 
 
 def is_before_config(name: str) -> bool:

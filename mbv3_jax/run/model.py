@@ -15,7 +15,6 @@ import dataclasses
 import json
 import math
 import numbers
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from mbv3_jax.core.files import (
     parse_json,
     read_file,
     read_json,
-    temporary_beside,
+    replacing,
 )
 from mbv3_jax.data import augment
 from mbv3_jax.data.decode import CENTRAL, CENTRAL_FRACTION, INTERPOLATIONS
@@ -145,7 +144,6 @@ def save_model(folder: Path, model: Model, *, origin: Mapping) -> None:
     check_storable(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists already; give a folder that is new or empty")
-    aside = temporary_beside(folder.absolute())
     texts = {
         _SPEC: spec_to_json(model.spec),
         _CLASSES: _to_json(model.class_names),
@@ -153,18 +151,16 @@ def save_model(folder: Path, model: Model, *, origin: Mapping) -> None:
         _ORIGIN: _to_json(dict(origin)),
     }
     try:
-        aside.mkdir(parents=True)
-        write_format(aside)
-        for name, text in texts.items():
-            (aside / name).write_text(text)
-        arrays = jax.tree.map(np.asarray, model.variables)
-        write_arrays(epath.Path(aside / _ARRAYS), arrays)
-        write_digests(epath.Path(aside))
-        aside.replace(folder)
+        with replacing(folder.absolute()) as aside:
+            aside.mkdir(parents=True)
+            write_format(aside)
+            for name, text in texts.items():
+                (aside / name).write_text(text)
+            arrays = jax.tree.map(np.asarray, model.variables)
+            write_arrays(epath.Path(aside / _ARRAYS), arrays)
+            write_digests(epath.Path(aside))
     except Exception as e:  # whatever the storage raises
         raise RunError(f"cannot write {folder}: {first_line(e)}") from e
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def load_model(folder: Path, *, step: int | str | None = None, weights: str = "auto") -> Model:

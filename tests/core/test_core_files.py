@@ -5,7 +5,14 @@ import json
 import pytest
 
 from mbv3_jax.core.errors import RunError, UsageError
-from mbv3_jax.core.files import is_temporary, open_atomically, read_json, write_atomically
+from mbv3_jax.core.files import (
+    is_temporary,
+    open_atomically,
+    read_json,
+    remove_temporaries,
+    replacing,
+    write_atomically,
+)
 
 
 def test_the_file_appears_whole_and_neighbours_stay(tmp_path):
@@ -20,6 +27,32 @@ def test_the_file_appears_whole_and_neighbours_stay(tmp_path):
     assert out.read_bytes() == b"new"
     assert {path.read_text() for path in neighbours} == {"of the user"}
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "out"
+    with pytest.raises(FileNotFoundError) as caught, replacing(target) as folder:
+        folder.mkdir()
+        (folder / "file").write_text("half")
+        (folder / "none" / "file").write_text("")
+    assert caught.value.filename == str(target / "none" / "file")  # the name that the user knows
+    assert list(tmp_path.iterdir()) == []
+    with replacing(target) as folder:
+        folder.mkdir()
+        (folder / "file").write_text("whole")
+        assert not target.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (target / "file").read_text() == "whole"
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_of_the_user(tmp_path):
+    (tmp_path / ".model.0a1b2c3d.tmp").mkdir()
+    for name in (".model.0a1b2c3d.tmp/spec.json", ".spec.json.0a1b2c3d.tmp", "spec.tmp", "a.tmp"):
+        (tmp_path / name).write_text("{")
+    remove_temporaries(tmp_path, ("model", "spec.json"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tmp", "spec.tmp"]
+    remove_temporaries(tmp_path, ("spec.json",), older=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tmp"]
 
 
 def test_two_writers_do_not_disturb_each_other(tmp_path):

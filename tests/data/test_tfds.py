@@ -118,10 +118,26 @@ def test_a_cut_off_tfrecord(tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:-10])
     assert __main__.main(["data", "prepare", "tfds/flowers", f"--data_dir={tmp_path}"]) == 2
     assert f"{path}: cut off in the middle of a record" in capsys.readouterr().err
-    assert not list(folder.glob("*train.array_record-00001*2"))
+    assert not list(folder.glob("*train.array_record-00001*"))
+    assert not list(folder.glob(".*"))
     path.unlink()
     assert __main__.main(["data", "prepare", "tfds/flowers", f"--data_dir={tmp_path}"]) == 2
     assert f"{path}: No such file" in capsys.readouterr().err
+
+
+def test_a_conversion_touches_no_other_file(tmp_path, capsys):
+    folder = make(tmp_path, "tfrecord")
+    target = "flowers-train.array_record-00000-of-00002"
+    names = ("dataset_info.unfinished", "dataset_info.tmp", f"{target}.unfinished")
+    mine = [folder / name for name in names]
+    for path in mine:
+        path.write_text("mine")
+    left = folder / f".{target}.0a1b2c3d.tmp"
+    left.write_text("of a conversion that was killed, or of one that runs")
+    assert __main__.main(["data", "prepare", "tfds/flowers", f"--data_dir={tmp_path}"]) == 0
+    assert f"{left}: left by a conversion that was killed; remove it" in capsys.readouterr().out
+    assert {path.read_text() for path in mine} == {"mine"}
+    assert list(folder.glob(".*")) == [left]
 
 
 def test_check(root, tmp_path, capsys):

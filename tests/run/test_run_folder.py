@@ -90,6 +90,16 @@ def test_a_claim_that_was_killed_can_be_made_again(tmp_path, tiny_config, tiny_s
     assert files(run) == files(finished)
 
 
+def test_a_file_of_the_user_in_a_run_folder_stays(tmp_path, tiny_config, tiny_spec):
+    claim_folder(tmp_path, tiny_config(), tiny_spec)
+    left = [".metrics.jsonl.0a1b2c3d.tmp", ".summary.json.0a1b2c3d.tmp"]
+    for name in ("metrics.tmp", "spec.tmp", *left):
+        (tmp_path / name).write_text("mine")
+    claim_folder(tmp_path, tiny_config(), tiny_spec)
+    assert {"metrics.tmp", "spec.tmp"} < files(tmp_path).keys()
+    assert not set(left) & files(tmp_path).keys()
+
+
 def test_a_file_is_no_folder(tmp_path, tiny_config, tiny_spec):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UsageError, match=r"file is a file, not a folder; choose another"):

@@ -114,7 +114,13 @@ def test_cut_off_anywhere_it_ends_as_if_it_had_not_been(
             adapt.shrink(run, cost.madds, target, out, **OPTIONS)
     log = json.loads((out / "netadapt.json").read_text())
     assert log["pending"] or log["steps"]
+    number = len(log["steps"]) + 1
+    left = [out / ".model.0a1b2c3d.tmp", out / "weights" / f".{number}.0a1b2c3d.tmp"]
+    mine = [out / "model.tmp", out / "weights" / f"{number}.tmp"]
+    for folder in left + mine:
+        folder.mkdir(parents=True)
     adapt.shrink(run, cost.madds, target, out, **OPTIONS)
+    assert [folder.exists() for folder in left + mine] == [False, False, True, True]
     assert _texts(out) == _texts(whole[0])
     ours, theirs = (load_model(f / "model").variables for f in (out, whole[0]))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)

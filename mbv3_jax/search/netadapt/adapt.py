@@ -29,7 +29,13 @@ from rich.console import Console
 from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
 from mbv3_jax.core.checks import check_number, check_whole, choose
 from mbv3_jax.core.errors import RunError, UsageError, first_line
-from mbv3_jax.core.files import check_storable, is_temporary, write_atomically
+from mbv3_jax.core.files import (
+    check_storable,
+    is_temporary,
+    remove_temporaries,
+    replacing,
+    write_atomically,
+)
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.functional import Variables
 from mbv3_jax.run.checkpoint import check_digests, read_arrays, write_arrays, write_digests
@@ -234,7 +240,16 @@ class Log:
                 write_format(self.folder)
         except OSError as e:
             raise UsageError(f"cannot write to {self.folder}: {e.strerror}") from e
-        return lock_folder(self.folder)
+        lock = lock_folder(self.folder)
+        self._remove_leftovers()
+        return lock
+
+    def _remove_leftovers(self) -> None:
+        """Removes what a process that was killed was writing; this one has locked the folder."""
+        remove_temporaries(self.folder, (FILE, FORMAT_FILE, "spec.json", "model"))
+        weights = self._weights(len(self.steps) + 1)
+        if weights.parent.is_dir():
+            remove_temporaries(weights.parent, (weights.name,))
 
     @property
     def network(self) -> tuple[NetSpec, Kept]:
@@ -263,15 +278,14 @@ class Log:
           RunError: They cannot be written.
         """
         number = len(self.steps) + 1
-        new, aside = self._weights(number), self._weights(number).with_suffix(".tmp")
+        new = self._weights(number)
         try:
-            for leftover in (new, aside):  # from a process that was killed
-                shutil.rmtree(leftover, ignore_errors=True)
-            aside.mkdir(parents=True)
-            arrays = jax.tree.map(np.asarray, variables)
-            write_arrays(epath.Path(aside.absolute()) / "arrays", arrays)
-            write_digests(epath.Path(aside))
-            aside.replace(new)
+            shutil.rmtree(new, ignore_errors=True)  # from a process that was killed
+            with replacing(new.absolute()) as aside:
+                aside.mkdir(parents=True)
+                arrays = jax.tree.map(np.asarray, variables)
+                write_arrays(epath.Path(aside) / "arrays", arrays)
+                write_digests(epath.Path(aside))
         except Exception as e:  # whatever the storage raises
             raise RunError(f"cannot write {new}: {first_line(e)}") from e
         self._network = {
