@@ -7,6 +7,7 @@ classes.json      the names of the classes, by label
 sessions.jsonl    a line for each start: command, commit, versions, devices
 init.json         the folder whose weights the run started from, if any; see `train/warm_start.py`
 metrics.jsonl     a line per log and evaluation; see `metrics.py`
+metrics.damaged-* metrics.jsonl as it was when a run was resumed that had damaged lines in it
 events.out.*      the same for TensorBoard
 checkpoints/      a folder per step; see `checkpoint.py`
 predictions.npz   of every held-out image, if config.save_predictions; see `train/inference.py`

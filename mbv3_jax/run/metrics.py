@@ -1,17 +1,21 @@
 """Metrics while a run trains: lines of JSON, TensorBoard events, a progress bar."""
 
 import contextlib
+import itertools
 import json
 import os
 import socket
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mbv3_jax.core.files import write_atomically
+from mbv3_jax.core.checks import check_whole
+from mbv3_jax.core.files import open_atomically, write_atomically
+from mbv3_jax.core.json_lines import parse_object, read_lines, say
 from mbv3_jax.core.packages import hidden
 
 # tensorboardX imports PyTorch if it is installed, which takes seconds and is of no use here.
@@ -28,15 +32,33 @@ class Metrics:
 
     A record is {"step": int, "kind": "train" or "eval", ...floats}. A run that resumes at a step
     drops the later records, which it is about to write again: no step has two records of a kind.
+    What cannot be read is kept in another file, and what is missing is said.
 
     Args:
       run: the run folder.
       resume_step: the step that training continues from; 0 for a new run.
+      recorded_step: the step of the newest training record that must be there; 0 if none must be.
+      keep_best: whether the best checkpoint is chosen by these records.
     """
 
-    def __init__(self, run: Path, *, resume_step: int):
+    def __init__(
+        self, run: Path, *, resume_step: int, recorded_step: int = 0, keep_best: bool = False
+    ):
         self._path = run / FILE
-        records = [r for r in read_metrics(run) if r["step"] <= resume_step]
+        existed = self._path.is_file()
+        problems: list[str] = []
+        records = [r for r in read_metrics(run, note=problems.append) if r["step"] <= resume_step]
+        if problems:
+            problems[0] += f"; {_set_aside(self._path)} is the file as it was"
+        last = max((r["step"] for r in records if r["kind"] == "train"), default=0)
+        if last < recorded_step:
+            state = f"ends with step {last}" if existed else "is missing"
+            problems.append(
+                f"{self._path} {state}; the records from there to step {recorded_step} are lost"
+            )
+        for problem in problems:
+            chosen = "; the best checkpoint is chosen by what is left" if keep_best else ""
+            say(problem + chosen)
         self._written = {(r["step"], r["kind"]) for r in records}
         write_atomically(self._path, "".join(json.dumps(r) + "\n" for r in records))
         self._file = self._path.open("a")
@@ -100,16 +122,38 @@ class _Events:
         self._file.flush()
 
 
-def read_metrics(run: Path) -> list[dict]:
-    """The records of a run folder, without a last line that a kill has cut short."""
-    path = run / FILE
-    records: list[dict] = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+def _set_aside(path: Path) -> str:
+    """Copies a damaged file beside it; returns the name of the copy."""
+    copies = (f"{path.stem}.damaged-{number}{path.suffix}" for number in itertools.count(1))
+    name = next(name for name in copies if not path.with_name(name).exists())
+    with open_atomically(path.with_name(name)) as file:
+        file.write(path.read_bytes())
+    return name
+
+
+def read_metrics(run: Path, *, note: Callable[[str], None] = say) -> list[dict]:
+    """The records of a run folder, without a last line that a kill has cut short.
+
+    Args:
+      run: the run folder.
+      note: called with a message if other lines cannot be read, which are left out.
+    """
+    return read_lines(run / FILE, parse_record, note=note)
+
+
+def parse_record(text: str) -> dict:
+    """The record of a line of metrics.jsonl.
+
+    Raises:
+      ValueError: it is none.
+    """
+    record = parse_object(text)
+    check_whole("step", record.get("step"), at_least=0)
+    if not isinstance(record.get("kind"), str):
+        raise ValueError(f"kind: got {record.get('kind')!r}, expected 'train' or 'eval'")
+    if record["kind"] == "eval" and not isinstance(record.get("top1"), int | float):
+        raise ValueError(f"top1: got {record.get('top1')!r}, expected a number")
+    return record
 
 
 class ProgressBar:

@@ -53,7 +53,12 @@ class Recorder:
     def open_metrics(self, step: int) -> None:
         """Opens the metrics of a session that starts after `step` steps, and starts its clock."""
         if is_first():
-            self._metrics = Metrics(self.run.folder, resume_step=step)
+            self._metrics = Metrics(
+                self.run.folder,
+                resume_step=step,
+                recorded_step=step - len(self._unlogged),
+                keep_best=self._plan.keep_best,
+            )
         self._started = self._logged_at = time.perf_counter()
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from mbv3_jax.run.metrics import (
     Metrics,
     ProgressBar,
     SessionLog,
+    best_record,
     masked_crc32c,
     read_metrics,
 )
@@ -89,6 +90,62 @@ def test_resuming_drops_what_will_be_written_again(tmp_path):
     ]
     assert scalars(tmp_path) == from_records(tmp_path)
     assert all(json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines())
+
+
+DAMAGE = {
+    "half a line": '{"step": 20, "kind": "tra\n',
+    "zeros": "\0\0\0\n",
+    "a number": "5\n",
+    "no step": '{"kind": "train"}\n',
+    "no kind": '{"step": 20}\n',
+    "no top-1": '{"step": 20, "kind": "eval"}\n',
+}
+
+
+@pytest.mark.parametrize("line", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_line_loses_nothing_else(tmp_path, line, capsys):
+    first, last = '{"step": 10, "kind": "train"}', '{"step": 20, "kind": "eval", "top1": 0.5}'
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(damaged := f"{first}\n{line}{last}\n")
+    expected = [json.loads(first), json.loads(last)]
+    assert read_metrics(tmp_path) == expected
+    assert best_record(tmp_path) == expected[1]
+    capsys.readouterr()
+    Metrics(tmp_path, resume_step=20, keep_best=True).close()
+    assert path.read_text() == f"{first}\n{last}\n"
+    aside = tmp_path / "metrics.damaged-1.jsonl"
+    assert aside.read_text() == damaged
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith(f"note: {path}: cannot read and leaves out line 2 (")
+    assert said.endswith(
+        f"; {aside.name} is the file as it was; the best checkpoint is chosen by what is left\n"
+    )
+    path.write_text(f"{line}{last}\n")
+    Metrics(tmp_path, resume_step=20).close()
+    assert aside.read_text() == damaged
+    assert (tmp_path / "metrics.damaged-2.jsonl").read_text() == f"{line}{last}\n"
+    assert "best" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "state"),
+    [
+        (None, "is missing"),
+        ("", "ends with step 0"),
+        ('{"step": 10, "kind": "train"}\n', "ends with step 10"),
+    ],
+)
+def test_lost_records_are_mentioned(tmp_path, content, state, capsys):
+    path = tmp_path / "metrics.jsonl"
+    if content is not None:
+        path.write_text(content)
+    Metrics(tmp_path, resume_step=22, recorded_step=20, keep_best=True).close()
+    assert capsys.readouterr().err == (
+        f"note: {path} {state}; the records from there to step 20 are lost; the best checkpoint is "
+        "chosen by what is left\n"
+    )
+    assert not list(tmp_path.glob("*damaged*"))
 
 
 def test_a_record_that_stands_already_is_not_written_twice(tmp_path):

@@ -161,6 +161,33 @@ def test_following_the_advice_on_a_damaged_checkpoint(finished, config, tmp_path
     assert_same_records(run, finished)
 
 
+def test_damaged_and_deleted_metrics_are_mentioned_at_resume(
+    finished, tiny_config, tmp_path, capsys
+):
+    run, config = tmp_path / "run", tiny_config("--config.keep_best=True")
+    loop.train(config, run)
+    assert "note:" not in capsys.readouterr().err
+    whole = (run / "metrics.jsonl").read_text()
+    for damaged in (whole.replace('"step": 10', '"step": x', 1), None):
+        (run / "summary.json").unlink()
+        shutil.rmtree(run / "checkpoints" / "24")
+        (run / "metrics.jsonl").unlink()
+        if damaged:
+            (run / "metrics.jsonl").write_text(damaged)
+        loop.train(config, run)
+        assert_same_end(run, finished)
+        said = capsys.readouterr().err
+        steps = [r["step"] for r in read_metrics(run)]
+        if damaged:
+            assert (run / "metrics.damaged-1.jsonl").read_text() == damaged
+            assert "and leaves out line 3 (" in said
+            assert steps == [5, 6, 12, 12, 15, 18, 20, 24, 24]
+        else:
+            assert "metrics.jsonl is missing; the records from there to step 18 are lost" in said
+            assert steps == [20, 24, 24]
+        assert "; the best checkpoint is chosen by what is left\n" in said
+
+
 def test_other_data_are_refused(finished, config, tmp_path, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(finished, run)

@@ -56,6 +56,7 @@ def test_the_same_command_again_ends_with_the_same_bits(
     )
     assert "Traceback" not in err
     assert main(tmp_path) == 0
+    assert "note:" not in capfd.readouterr().err  # no record is missing
     assert_same_end(tmp_path, finished)
     assert_same_records(tmp_path, finished)
 

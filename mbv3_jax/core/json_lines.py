@@ -1,0 +1,59 @@
+"""Files that grow by lines of JSON.
+
+A kill can cut the last line short: then it has no newline, and nothing is lost by leaving it out.
+Any other line that cannot be read is damage, which a reader names and goes past.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mbv3_jax.core.errors import first_line
+from mbv3_jax.core.files import parse_json
+
+T = TypeVar("T")
+
+_NAMED = 3  # bad lines that a note names, of perhaps many
+
+
+def say(text: str) -> None:
+    """Prints a note for a person on standard error."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """The JSON object of a line.
+
+    Raises:
+      ValueError: it is none.
+    """
+    return parse_json(text, dict)
+
+
+def read_lines(
+    path: Path, parse: Callable[[str], T], *, note: Callable[[str], None] = say
+) -> list[T]:
+    """Reads the lines of a file, which may be missing, without a last one that was cut short.
+
+    Args:
+      path: the file.
+      parse: from the text of a line to its value; ValueError means that the line is damaged.
+      note: called once if there are damaged lines, with a message that names them.
+
+    Returns:
+      The values of the other lines, in order.
+    """
+    # Not `splitlines`: JSON has other ends of lines inside its strings.
+    *whole, last = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    values, bad = [], []
+    for number, line in enumerate([*whole, last], 1):
+        try:
+            values.append(parse(line.decode()))
+        except (ValueError, RecursionError) as e:
+            if number <= len(whole):
+                bad.append(f"line {number} ({first_line(e)})")
+    if bad:
+        more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+        note(f"{path}: cannot read and leaves out {', '.join(bad[:_NAMED])}{more}")
+    return values
