@@ -7,7 +7,6 @@ python -m benchmarks.toy_supernet --seeds=20
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import jax
@@ -15,6 +14,7 @@ import numpy as np
 import optax
 
 from benchmarks import toy_truth
+from mbv3_jax.core.json_lines import append_line, parse_object, read_lines
 from mbv3_jax.search.objective import COUNTS, Costs, Reward
 from mbv3_jax.search.presets import preset
 from mbv3_jax.search.supernet import network
@@ -103,8 +103,7 @@ def _batches(split: str, resolution: int, seed):
 
 def read(path: Path) -> dict[tuple[int, int], dict]:
     """What is in a file, by budget and seed."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {(r["budget"], r["seed"]): r for r in map(json.loads, lines)}
+    return {(r["budget"], r["seed"]): r for r in read_lines(path, parse_object)}
 
 
 def main() -> None:
@@ -119,8 +118,7 @@ def main() -> None:
             if (budget, seed) in read(flags.out):
                 continue
             line = searches.run(budget, seed)
-            with flags.out.open("a") as f:
-                f.write(json.dumps(line) + "\n")
+            append_line(flags.out, line)
             print(budget, seed, line["point"], flush=True)
 
 

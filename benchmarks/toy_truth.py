@@ -27,6 +27,7 @@ import optax
 
 from benchmarks.toy_table import TOY_TRUTH, ToyTable
 from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.json_lines import mend
 from mbv3_jax.data.sources.clutter import Clutter
 from mbv3_jax.nn import functional
 from mbv3_jax.search.presets import preset
@@ -191,6 +192,7 @@ def fill(out: Path, space: Space, seeds: Sequence[int], *, brief: int, steps: in
     out.parent.mkdir(parents=True, exist_ok=True)
     if not out.exists():
         out.write_text(",".join(FIELDS) + "\n")
+    mend(out)
     with out.open(newline="") as f:
         done = {(r["point"], r["seed"]) for r in csv.DictReader(f) if int(r["steps"]) == steps}
     with out.open("a", newline="") as f:

@@ -4,6 +4,8 @@ A kill can cut the last line short: then it has no newline, and nothing is lost 
 Any other line that cannot be read is damage, which a reader names and goes past.
 """
 
+import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -57,3 +59,27 @@ def read_lines(
         more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
         note(f"{path}: cannot read and leaves out {', '.join(bad[:_NAMED])}{more}")
     return values
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Adds the line of a value, whatever a kill has left at the end of the file."""
+    mend(path)
+    with path.open("a") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+def mend(path: Path) -> None:
+    """Ends the last line of a file, which may be missing; cuts it off if it was cut short."""
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        last = file.read().rpartition(b"\n")[2]
+        if not last:
+            return
+        try:
+            parse_object(last.decode())
+        except (ValueError, RecursionError):
+            file.seek(-len(last), os.SEEK_END)
+            file.truncate()
+        else:
+            file.write(b"\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mbv3_jax.arch.spec import NetSpec, spec_from_json
+from mbv3_jax.core.json_lines import parse_object, read_lines
 from mbv3_jax.run.metrics import read_metrics
 
 
@@ -20,7 +21,7 @@ class Run:
     spec: the network; None if the run ended before spec.json was written.
     summary: the contents of summary.json; None while the run is unfinished.
     records: the records of metrics.jsonl, see `run.metrics.read_metrics`.
-    sessions: one dict for each time the run was started, see `run.folder.note_session`.
+    sessions: one dict for each time the run was started, see `run.folder`.
     """
 
     folder: Path
@@ -247,12 +248,5 @@ def _read_run(folder: Path) -> Run:
         spec=spec,
         summary=read_json(summary_file) if summary_file.is_file() else None,
         records=read_metrics(folder),
-        sessions=_read_sessions(folder / "sessions.jsonl"),
+        sessions=read_lines(folder / "sessions.jsonl", parse_object),
     )
-
-
-def _read_sessions(path: Path) -> list[dict]:
-    """Leaves out a last line that is still being written."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().rpartition("\n")[0].splitlines()]

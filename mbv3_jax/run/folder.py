@@ -44,6 +44,7 @@ from mbv3_jax.core.files import (
     remove_temporaries,
     write_atomically,
 )
+from mbv3_jax.core.json_lines import append_line
 from mbv3_jax.run.config import (
     config_differences,
     config_from_json,
@@ -283,8 +284,7 @@ def _write_session(run: Path) -> None:
         },
         "commit": _commit(),
     }
-    with (run / SESSIONS).open("a") as file:
-        file.write(json.dumps(session, ensure_ascii=False) + "\n")
+    append_line(run / SESSIONS, session)
 
 
 @functools.cache

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.core.files import write_atomically
+from mbv3_jax.core.json_lines import parse_object
 from mbv3_jax.run.config import to_steps
 from mbv3_jax.sweep.plan import DESCRIPTIONS, Job
 
@@ -216,10 +217,9 @@ def _newest_records(path: Path) -> list[dict]:
     records = []
     # The first line may be cut, and the last is still being written.
     for line in lines[1 if start else 0 : -1]:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
+        # A damaged line is named by the trial when it resumes, and by a report.
+        with contextlib.suppress(ValueError, RecursionError):
+            records.append(parse_object(line.decode()))
     return records
 
 

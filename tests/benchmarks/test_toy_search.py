@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 
@@ -58,3 +60,18 @@ def test_the_mean_gradient_is_the_enumerated_one(task):
 
 def test_interval_is_students(task):
     assert toy_search.interval([1.0, 2.0, 3.0]) == "2.00 +- 2.48"
+
+
+def test_noted_searches_survive_a_kill_in_the_middle_of_a_line(tmp_path, monkeypatch, capsys):
+    class Searches:
+        def run(self, budget, seed):
+            return {"budget": budget, "seed": seed, "point": [0]}
+
+    out = tmp_path / "runs.jsonl"
+    out.write_text('{"budget": 8, "seed": 0, "point": [1]}\n{"budget": 8, "se')
+    monkeypatch.setattr(toy_supernet, "Searches", Searches)
+    monkeypatch.setattr(sys, "argv", ["toy_supernet", "--seeds=2", f"--out={out}"])
+    toy_supernet.main()
+    noted = [(r["budget"], r["seed"], r["point"]) for r in toy_supernet.read(out).values()]
+    assert noted == [(8, 0, [1]), (8, 1, [0]), *((b, s, [0]) for b in (16, 32) for s in (0, 1))]
+    assert capsys.readouterr().err == ""

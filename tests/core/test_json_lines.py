@@ -2,7 +2,7 @@
 
 import pytest
 
-from mbv3_jax.core.json_lines import parse_object, read_lines
+from mbv3_jax.core.json_lines import append_line, parse_object, read_lines
 
 
 @pytest.fixture
@@ -59,6 +59,26 @@ def test_many_damaged_lines_are_one_note(read):
 
 def test_other_ends_of_lines_do_not_count(read):
     assert read('{"a": "\u2028\x85"}\n'.encode()) == ([{"a": "\u2028\x85"}], [])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, ""),
+        (b"", ""),
+        (b'{"a": 1}\n', '{"a": 1}\n'),
+        (b'{"a": 1}', '{"a": 1}\n'),  # only the newline is missing
+        (b'{"a": 1}\n{"b": "\xc3', '{"a": 1}\n'),
+        (b'{"a": 1}\nno\n{"b"', '{"a": 1}\nno\n'),  # what a reader names
+        (b'{"b"', ""),
+    ],
+)
+def test_a_line_begins_on_a_line_of_its_own(tmp_path, content, expected):
+    path = tmp_path / "lines.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    append_line(path, {"c": "\u2028\udcff"})
+    assert path.read_text() == expected + '{"c": "\\u2028\\udcff"}\n'
 
 
 def test_a_missing_file_has_no_lines(tmp_path):

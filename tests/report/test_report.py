@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -239,6 +240,24 @@ def test_a_damaged_file_is_named(sweep_folder, tmp_path, capsys):
     (tmp_path / "config.json").write_text("{")
     assert main(["report", str(tmp_path), "--no-latency"]) == 2
     assert f"{tmp_path / 'config.json'} is damaged" in capsys.readouterr().err
+
+
+def test_damaged_lines_are_named_and_do_not_block_a_report(sweep_folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(sweep_folder / "each-seed1", run)
+    (line,) = (run / "sessions.jsonl").read_text().splitlines()
+    # As an earlier version went on after a kill; and a second line that was cut short.
+    (run / "sessions.jsonl").write_text(f"{line[:30]}{line}\n{line}\n{line[:30]}")
+    records = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(f"5\n{records}")
+    assert main(["report", str(run), "--no-latency"]) == 0
+    out, err = capsys.readouterr()
+    assert "| 1 |" in out
+    for name in ("sessions", "metrics"):
+        assert f"note: {run / name}.jsonl: cannot read and leaves out line 1 (" in err
+    assert err.count("note:") == 2
+    (left,) = collect([run])[0].trials[0].runs
+    assert left.sessions == [json.loads(line)]
 
 
 def test_a_run_alone_as_markdown(sweep_folder, capsys):

@@ -2,6 +2,7 @@ import errno
 import fcntl
 import json
 import os
+import sys
 
 import pytest
 
@@ -98,6 +99,18 @@ def test_a_file_of_the_user_in_a_run_folder_stays(tmp_path, tiny_config, tiny_sp
     claim_folder(tmp_path, tiny_config(), tiny_spec)
     assert {"metrics.tmp", "spec.tmp"} < files(tmp_path).keys()
     assert not set(left) & files(tmp_path).keys()
+
+
+def test_half_a_line_about_a_session_is_mended(tmp_path, tiny_config, tiny_spec, monkeypatch):
+    claim_folder(tmp_path, tiny_config(), tiny_spec)
+    path = tmp_path / "sessions.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + whole[:30])  # a kill in the middle of a line
+    monkeypatch.setattr(sys, "orig_argv", ["python", "main.py", "--config.note=\u2028\udcff"])
+    claim_folder(tmp_path, tiny_config(), tiny_spec)
+    first, second = map(json.loads, path.read_text().splitlines())
+    assert first == json.loads(whole)
+    assert second["command"] == "python main.py '--config.note=\u2028\udcff'"
 
 
 def test_a_file_is_no_folder(tmp_path, tiny_config, tiny_spec):
