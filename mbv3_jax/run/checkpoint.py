@@ -196,12 +196,13 @@ class Checkpoints:
         """Reads a checkpoint into the shapes, types and placement of `abstract`.
 
         Raises:
-          RunError: it does not exist, is damaged, or is of another network.
+          RunError: it does not exist, is damaged, is of another network or of another step.
         """
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore()
         )
         restored = self._read(step, lambda: self._manager.restore(step, args=args))
+        self._check_step(step, restored["state"].step)
         return restored["state"], Progress(**restored["position"])
 
     def variables(
@@ -215,21 +216,37 @@ class Checkpoints:
           averaged: whether to read the average.
 
         Raises:
-          RunError: the checkpoint does not exist, or is damaged.
+          RunError: the checkpoint does not exist, is damaged or is of another step.
         """
         name, folder = "ema" if averaged else "variables", self.folder / str(step) / "state"
-        return self._read(step, lambda: read_arrays(folder, {name: abstract})[name])
+        read = self._read(step, lambda: read_arrays(folder, {name: abstract, "step": 0}))
+        self._check_step(step, read["step"])
+        return read[name]
 
     def description(self, step: int) -> tuple[NetSpec, ConfigDict]:
         """The network and the configuration stored with a checkpoint.
 
         Raises:
-          RunError: it does not exist, or is damaged.
+          RunError: it does not exist, is damaged or is of another step.
         """
         args = ocp.args.Composite(spec=ocp.args.JsonRestore(), config=ocp.args.JsonRestore())
         restored = self._read(step, lambda: self._manager.restore(step, args=args))
+        folder = self.folder / str(step) / "state"
+        self._check_step(step, self._read(step, lambda: read_arrays(folder, {"step": 0}))["step"])
         spec = spec_from_json(restored["spec"]["json"])
         return spec, config_from_json(restored["config"]["json"])
+
+    def _check_step(self, step: int, found: Any) -> None:
+        """Holds the step that is in the state, under its checksum, to the name of the folder.
+
+        The folders of two checkpoints of a run are alike in everything else.
+        """
+        if int(found) != step:
+            raise RunError(
+                f"{self.folder / str(step)} holds the checkpoint of step {int(found)}: it was "
+                f"renamed, or swapped with another; rename it to {int(found)}, or remove it, and "
+                "run the same command again"
+            )
 
     def _read(self, step: int, action: Callable[[], Any]) -> Any:
         steps = self.steps()
@@ -271,7 +288,7 @@ def write_arrays(folder: epath.Path, tree: functional.Variables) -> None:
         writer.save(folder, ocp.args.PyTreeSave(tree))
 
 
-def read_arrays(folder: epath.Path, abstract: functional.Variables) -> functional.Variables:
+def read_arrays(folder: epath.Path, abstract: dict[str, Any]) -> dict[str, Any]:
     """Reads those arrays of a folder that `abstract` has, as NumPy arrays."""
     one = ocp.RestoreArgs(restore_type=np.ndarray)
     args = ocp.args.PyTreeRestore(

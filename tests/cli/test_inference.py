@@ -1,6 +1,7 @@
 """predict, embed, eval and plot as commands, on a run and on an import, with bad files among."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -153,6 +154,25 @@ def test_sheets_and_plots(do, run, images, tmp_path):
         assert code == 0 and out == f"{file}\n"
     for file in files:
         assert np.asarray(Image.open(file)).std() > 5  # something is drawn
+
+
+def test_a_renamed_checkpoint_is_refused_by_all_that_use_it(do, run, images, tmp_path):
+    moved, image = tmp_path / "run", images / "val" / "dark" / "0.jpg"
+    shutil.copytree(run, moved)
+    (moved / "checkpoints" / "40").rename(moved / "checkpoints" / "20")
+    for command in (
+        ("predict", image),
+        ("embed", image, f"--out={tmp_path / 'x.npz'}"),
+        ("eval",),
+        ("eval", f"--data=folder:{images}"),
+        ("export", "--format=stablehlo", f"--out={tmp_path / 'x.stablehlo'}"),
+        ("export-weights", "--to=timm", f"--out={tmp_path / 'x.safetensors'}"),
+        ("latency", "run"),
+        ("search", "netadapt", "--target-madds=1e5", f"--out={tmp_path / 'x'}"),
+    ):
+        code, out, err = do(*command, "--run", moved)
+        assert code == 1 and "20 holds the checkpoint of step 40: it was renamed" in err, (out, err)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_embeddings(do, imported, images, tmp_path):

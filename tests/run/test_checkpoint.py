@@ -150,6 +150,36 @@ def test_damage_is_one_line_and_the_earlier_checkpoint_serves(run, damage, capfd
     assert_same(again.restore(1, abstract(make_state(1)))[0], make_state(1))
 
 
+def swap(folder):
+    (folder / "1").rename(folder / "x")
+    (folder / "2").rename(folder / "1")
+    (folder / "x").rename(folder / "2")
+
+
+def rename(folder):
+    shutil.rmtree(folder / "2")
+    (folder / "1").rename(folder / "2")
+
+
+@pytest.mark.parametrize("move", [swap, rename])
+@pytest.mark.parametrize("read", ["restore", "variables", "description"])
+def test_a_checkpoint_is_that_of_the_step_it_is_called_by(run, move, read):
+    move(run / "checkpoints")
+    state = make_state(2)
+    options = {
+        "restore": (abstract(state),),
+        "variables": (jax.eval_shape(lambda: state.variables),),
+        "description": (),
+    }
+    how = {"averaged": False} if read == "variables" else {}
+    with pytest.raises(RunError) as caught:
+        getattr(Checkpoints(run, read_only=True), read)(2, *options[read], **how)
+    assert str(caught.value) == (
+        f"{run / 'checkpoints' / '2'} holds the checkpoint of step 1: it was renamed, or swapped "
+        "with another; rename it to 1, or remove it, and run the same command again"
+    )
+
+
 def test_a_step_that_is_not_there(run):
     with pytest.raises(UsageError, match=r"no checkpoint of step 7 in .*; there are: 1, 2"):
         Checkpoints(run, read_only=True).description(7)
