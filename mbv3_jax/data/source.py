@@ -70,8 +70,9 @@ class Source(abc.ABC):
       split: the name of the split.
       resolution: side of the square images, in pixels.
       class_names: one name per label.
-      fingerprint: a text that changes when the examples do. A run stores it, so that a resumed run
-        can tell whether its data is still the same.
+      fingerprint: a text that changes when examples are added, removed, renamed or relabelled. A
+        run stores it, so that a resumed run can tell whether its data is still the same. It need
+        not follow the contents of files, see docs/data.md.
       encoded: whether reading an example means decoding it, so that more processes help.
     """
 

@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
 from mbv3_jax.core.errors import RunError, UsageError, first_line
 from mbv3_jax.core.files import check_storable, parse_json
+from mbv3_jax.core.json_lines import say
 from mbv3_jax.nn import functional
 from mbv3_jax.run import metrics
 from mbv3_jax.run.config import config_from_json, config_to_json
@@ -49,6 +50,7 @@ class Progress:
     unlogged: metrics of the latest steps, which the next record is to average.
     evaluation_due: whether the run was preempted before or while it evaluated this step.
     extra: what else the training program must remember, as JSON can hold it.
+    held_out: fingerprint of the held-out source; "" in checkpoints of older versions.
     """
 
     examples: int
@@ -58,6 +60,35 @@ class Progress:
     )
     evaluation_due: bool = dataclasses.field(default=False, compare=False, repr=False)
     extra: dict | None = dataclasses.field(default=None, compare=False, repr=False)
+    held_out: str = dataclasses.field(default="", compare=False, repr=False)
+
+    def check_data(self, now: "Progress", where: str) -> None:
+        """Checks that a run would resume on the data that it was trained on.
+
+        Other held-out data is only mentioned: it changes what is reported, not what is learnt.
+
+        Args:
+          now: how far the run would have come on the data as it is now.
+          where: the step, for messages.
+
+        Raises:
+          RunError: it would not.
+        """
+        if self != now:
+            different = " and ".join(
+                f"{field} {getattr(self, field)!r}, now {getattr(now, field)!r}"
+                for field in ("examples", "fingerprint")
+                if getattr(self, field) != getattr(now, field)
+            )
+            raise RunError(
+                f"the data is not what {where} was trained on: {different}. Restore the examples "
+                "that were there, under the names that they had, or choose another --workdir"
+            )
+        if self.held_out and self.held_out != now.held_out:
+            say(
+                f"the held-out data is not what {where} was evaluated on: {self.held_out!r}, now "
+                f"{now.held_out!r}; evaluations before and after cannot be compared"
+            )
 
 
 class Checkpoints:

@@ -88,7 +88,7 @@ def train(config: ConfigDict, workdir: Path, console: Console | None = None) -> 
         wait_for_folder(workdir)
         interrupt = Interrupt(other_processes())
         recorders = [Recorder(experiment, run, interrupt) for run in runs]
-        with _session(workdir, recorders), interrupt:
+        with _session(workdir, recorders, plan.data.on_error), interrupt:
             step = _newest_step(workdir, recorders, experiment)
             if step is not None:
                 console.print(f"resuming from step {step} in {workdir.resolve()}")
@@ -154,18 +154,13 @@ def _initial_state(experiment: Experiment, recorder: Recorder, step: int | None)
             recorder.save(0, state)
         return state
     state, progress = recorder.checkpoints.restore(step, experiment.abstract_state())  # rule 4
-    expected = recorder.progress(step)
-    if progress != expected:
-        raise RunError(
-            f"the data is not what step {step} was trained on: the checkpoint has {progress}, "
-            f"this run would resume with {expected}"
-        )
+    progress.check_data(recorder.progress(step), f"step {step}")
     recorder.continue_from(step, progress)
     return state
 
 
 @contextlib.contextmanager
-def _session(workdir: Path, recorders: Sequence[Recorder]) -> Iterator[None]:
+def _session(workdir: Path, recorders: Sequence[Recorder], on_error: str) -> Iterator[None]:
     """Closes the recorders at its end, and adds to what stopped training how to resume."""
     advice = recorders[0].checkpoints.advice
     try:
@@ -173,9 +168,12 @@ def _session(workdir: Path, recorders: Sequence[Recorder]) -> Iterator[None]:
     except OSError as e:
         raise RunError(f"stopped in {workdir}: {e}. Once that is fixed, {advice()}") from e
     except BadExample as e:
+        skipping = (
+            "; with --config.data.on_error=skip a damaged file is left out and counted, but one "
+            "that was removed has to be put back"
+        )
         raise RunError(
-            f"{e}. Once that is fixed, {advice()}; with --config.data.on_error=skip such examples "
-            "are left out and counted"
+            f"{e}. Once that is fixed, {advice()}{skipping if on_error == 'raise' else ''}"
         ) from e
     except Preempted as e:
         raise Preempted(f"preempted; {advice()}") from e

@@ -130,6 +130,7 @@ class Recorder:
         return Progress(
             examples=step * self._plan.batch_size,
             fingerprint=self._data.training.fingerprint,
+            held_out=self._data.held_out.fingerprint,
             **session,
         )
 

@@ -1,15 +1,19 @@
 """Whole runs on a folder of images: class names, broken files, other numbers of workers."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mbv3_jax.cli import train as cli
-from mbv3_jax.core.errors import RunError
+from mbv3_jax.core.errors import Preempted, RunError
+from mbv3_jax.train import loop
 from mbv3_jax.train.inference import reevaluate
 from mbv3_jax.train.loop import train
+from mbv3_jax.train.recorder import Recorder
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,61 @@ def test_a_run_keeps_the_class_names(configured, tmp_path):
     again = train(configured("data.num_workers=2", "data.on_error=skip"), tmp_path)
     assert again == summary
     assert reevaluate(tmp_path)["top1"] == summary["eval"]["top1"]
+
+
+def test_a_file_that_was_removed_has_to_be_put_back(configured, images, tmp_path, monkeypatch):
+    whole_run = train(configured(), tmp_path / "whole")
+    run, gone = tmp_path / "run", images / "train" / "dark" / "3.png"
+    content = gone.read_bytes()
+
+    def save(recorder, step, state):
+        original(recorder, step, state)
+        raise Preempted
+
+    def remove(*arguments):
+        gone.unlink()  # when the folder has been listed, and nothing has been read
+        return compile_experiment(*arguments)
+
+    original, compile_experiment = Recorder.save, loop.compile_experiment
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        patch.setattr(Recorder, "save", save)
+        train(configured(), run)
+    try:
+        with monkeypatch.context() as patch, pytest.raises(RunError) as caught:
+            patch.setattr(loop, "compile_experiment", remove)
+            train(configured(), run)
+        assert str(caught.value) == (
+            f"{gone}: No such file or directory. Once that is fixed, run the same command again to "
+            "resume from its last checkpoint, step 3; with --config.data.on_error=skip a damaged "
+            "file is left out and counted, but one that was removed has to be put back"
+        )
+        for overrides in ((), ("data.on_error=skip",)):
+            with pytest.raises(RunError) as caught:
+                train(configured(*overrides), run)
+            assert re.fullmatch(
+                r"the data is not what step 3 was trained on: fingerprint 'folder/train/24/\w+', "
+                r"now 'folder/train/23/\w+'. Restore the examples that were there, under the names "
+                "that they had, or choose another --workdir",
+                str(caught.value),
+            )
+    finally:
+        gone.write_bytes(content)
+    assert train(configured(), run)["eval"] == whole_run["eval"]
+
+
+def test_other_held_out_files_are_mentioned_at_resume(configured, images, tmp_path, capsys):
+    for _ in range(2):
+        train(configured(), tmp_path)
+        (tmp_path / "summary.json").unlink()
+    assert "note:" not in capsys.readouterr().err
+    added = images / "val" / "dark" / "9.png"
+    shutil.copyfile(images / "val" / "dark" / "0.png", added)
+    try:
+        assert train(configured(), tmp_path)["eval"]["count"] == 11
+    finally:
+        added.unlink()
+    said = capsys.readouterr().err
+    assert "note: the held-out data is not what step 6 was evaluated on: 'folder/val/10/" in said
 
 
 def test_broken_files(configured, images, tmp_path):

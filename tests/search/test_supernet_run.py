@@ -11,7 +11,7 @@ from supernet_parts import extract
 from tiny_config import SPEC
 
 from mbv3_jax.arch import spec_to_json
-from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.data.sources.synthetic import Synthetic
 from mbv3_jax.nn import functional
 from mbv3_jax.run.checkpoint import Checkpoints
@@ -172,6 +172,37 @@ def test_controllers_go_where_the_accuracy_is(space, rewards):
 
 class Stop(Exception):
     """Ends a training before its first step."""
+
+
+def test_an_image_that_cannot_be_read_is_one_line(config, space, rewards, tmp_path, monkeypatch):
+    def load(self, indices, views=None):
+        return self.batch(indices), {0: "3.png: No such file or directory"}
+
+    monkeypatch.setattr(Synthetic, "load", load)
+    with pytest.raises(RunError, match=r"^3\.png: No such file or directory\. Once that is "):
+        _train(config, space, rewards, tmp_path)
+
+
+def test_other_data_are_refused(config, space, rewards, tmp_path, monkeypatch):
+    class Stopped(Exception):
+        pass
+
+    def stop(self, *arguments):
+        save(self, *arguments)
+        raise Stopped
+
+    save = run._Session._save
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(run._Session, "_save", stop)
+        _train(config, space, rewards, tmp_path)
+    other = config.copy_and_resolve_references()
+    other.data.num_examples = 60
+    with pytest.raises(RunError) as caught:
+        _train(other.lock(), space, rewards, tmp_path)
+    assert str(caught.value).startswith(
+        f"the data is not what step 5 of {tmp_path / 'checkpoints'} was trained on: fingerprint "
+        "'synthetic/train/32/10/50', now 'synthetic/train/32/10/60'. Restore"
+    )
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from mbv3_jax.arch.spec import NetSpec, spec_to_json
 from mbv3_jax.core.errors import Preempted, RunError, UsageError
 from mbv3_jax.core.files import write_atomically
 from mbv3_jax.data import loader
-from mbv3_jax.data.source import Source
+from mbv3_jax.data.source import BadExample, Source
 from mbv3_jax.run.checkpoint import Checkpoints, Progress
 from mbv3_jax.run.interrupt import Interrupt
 from mbv3_jax.run.metrics import ProgressBar
@@ -66,7 +66,8 @@ def train_supernet(
     Raises:
       UsageError: The configuration is wrong, the data has another number of classes, or its
         held-out split is smaller than a batch.
-      RunError: The loss is not finite, or a checkpoint cannot be written or read.
+      RunError: The loss is not finite, an image cannot be read, or a checkpoint cannot be written
+        or read.
       Preempted, KeyboardInterrupt: After a signal, between two steps; saved in the first case.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,11 +111,14 @@ def train_supernet(
         learning_rate=learning_rate,
         images=batch_size,
     )
-    with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        params = _Session(config, experiment, programs, controllers, checkpoints, console).run()
     count = min(_EVAL_BATCHES, len(held_out) // batch_size)
-    with contextlib.closing(held_out_batches(experiment, 0, count)) as batches:
-        return controllers, SharedWeights(programs, params, list(batches))
+    try:
+        with contextlib.closing(Checkpoints(folder)) as checkpoints:
+            params = _Session(config, experiment, programs, controllers, checkpoints, console).run()
+        with contextlib.closing(held_out_batches(experiment, 0, count)) as batches:
+            return controllers, SharedWeights(programs, params, list(batches))
+    except BadExample as e:
+        raise RunError(f"{e}. Once that is fixed, run the same command again to resume") from e
 
 
 def _largest(space: Space) -> NetSpec:
@@ -218,12 +222,8 @@ class _Session:
             return self.experiment.create_state(), 0
         abstract = self.experiment.abstract_state()
         state, position = self.checkpoints.restore(steps[-1], abstract)
-        expected = self._position(steps[-1])
-        if position != expected:
-            raise RunError(
-                f"step {steps[-1]} of {self.checkpoints.folder} was trained on other data: it has "
-                f"{position}, but this command would resume with {expected}"
-            )
+        where = f"step {steps[-1]} of {self.checkpoints.folder}"
+        position.check_data(self._position(steps[-1]), where)
         assert position.extra is not None, "`_save` stores the controllers"
         self.controllers.load(position.extra)
         self.console.print(f"shared weights: resuming from step {steps[-1]}")
@@ -233,6 +233,7 @@ class _Session:
         return Progress(
             examples=step * self.experiment.plan.batch_size,
             fingerprint=self.experiment.data.training.fingerprint,
+            held_out=self.experiment.data.held_out.fingerprint,
             extra=extra,
         )
 
