@@ -10,6 +10,7 @@ from pathlib import Path
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.cli.arguments import add_model, no_more, positive
 from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.files import read_text
 from mbv3_jax.core.packages import program
 
 _RUNTIMES = ("litert", "onnxruntime", "xla")
@@ -284,9 +285,10 @@ def _csv(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         if not flags.machine:
             raise UsageError("--machine: say what the CSV was measured on")
         try:
-            text = flags.table.read_text()
+            text = read_text(flags.table)
         except (OSError, UnicodeDecodeError) as e:
-            raise UsageError(f"{flags.table}: cannot be read ({e})") from e
+            reason = getattr(e, "strerror", None) or "it is not a text in UTF-8"
+            raise UsageError(f"{flags.table}: cannot be read: {reason}") from e
         pieces = table_from_csv(text, str(flags.table))
         machine = {"cpu": flags.machine}
         Table("litert", flags.threads, machine, {}, pieces).write(flags.out)
@@ -391,9 +393,9 @@ def _android(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
 def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     no_more(overrides, "latency import")
     try:
-        texts = [path.read_text(errors="replace") for path in flags.texts]
+        texts = [read_text(path, errors="replace") for path in flags.texts]
     except OSError as e:
-        raise UsageError(f"import: {e}") from e
+        raise UsageError(f"{e.filename}: {e.strerror}") from e
     _show(flags, texts, flags.texts[0].stem)
 
 

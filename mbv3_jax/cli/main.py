@@ -31,6 +31,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def error_line(message: str) -> None:
+    """Prints why a command ends, on standard error."""
+    console = Console(stderr=True, emoji=False, soft_wrap=True)
+    console.print(f"error: {message}", markup=False, style="red")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
@@ -56,13 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = flags.run_command(flags, overrides)
     except (UsageError, RunError) as e:
-        Console(stderr=True, emoji=False, soft_wrap=True).print(
-            f"error: {e}", markup=False, style="red"
-        )
+        error_line(str(e))
         return e.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `| head` ends early; Python would complain as it closes the stream
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as e:  # such as a name that is too long
+        if e.filename is None:
+            raise
+        error_line(f"{e.filename}: {e.strerror}")
+        return UsageError.exit_code
     return code or 0

@@ -1,11 +1,13 @@
 """Files that a reader, or a kill, finds whole, and reading them with the types that they hold."""
 
 import contextlib
+import errno
 import json
 import os
 import re
 import secrets
 import shutil
+import stat
 import typing
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -138,6 +140,91 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
         os.fsync(file.fileno())
 
 
+# A FIFO is opened without waiting for its writer, a terminal without becoming this process's own.
+_WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+_KINDS = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
+}
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file for reading in binary mode if it is a regular file, after following links.
+
+    A FIFO or a device may never end, so whatever reads a file that somebody names opens it here.
+
+    Raises:
+      OSError: It cannot be opened or is something else; `strerror` says which, for a message.
+    """
+    return open(path, "rb", opener=_regular_descriptor)
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Returns what a file holds; raises as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def read_text(path: str | os.PathLike[str], errors: str = "strict") -> str:
+    """Returns the text of a file in UTF-8, its lines ended by "\\n".
+
+    Args:
+      path: The file.
+      errors: As for `bytes.decode`.
+
+    Raises:
+      OSError: As for `open_regular`.
+      UnicodeDecodeError: It is not UTF-8.
+    """
+    text = read_bytes(path).decode(errors=errors)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def expand_user(
+    path: str | os.PathLike[str], field: str, *, error: type[Exception] = ValueError
+) -> Path:
+    """Returns a path with the folder of a user in place of "~" or "~user".
+
+    Args:
+      path: What was typed.
+      field: Where it was typed, for the message.
+      error: The class of what is raised.
+
+    Raises:
+      error: There is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as e:
+        user = Path(path).parts[0]
+        raise error(
+            f"{field}: got {path}, but there is no home folder {user}; a folder of that name is "
+            f"./{path}"
+        ) from e
+
+
+def _regular_descriptor(path: str, flags: int) -> int:
+    try:
+        descriptor = os.open(path, flags | _WITHOUT_WAITING)
+    except OSError as e:
+        if e.errno == errno.ENOENT and os.path.islink(path):  # noqa: PTH114 (once per image)
+            e.strerror = f"a link to {os.readlink(path)}, which does not exist"  # noqa: PTH115
+        elif e.errno == errno.ENXIO:  # of a socket
+            e.strerror = "not a regular file"
+        raise
+    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if kind != stat.S_IFREG:
+        os.close(descriptor)
+        error = IsADirectoryError if kind == stat.S_IFDIR else OSError
+        number = errno.EISDIR if kind == stat.S_IFDIR else errno.EINVAL
+        found = _KINDS.get(kind, "something else")
+        raise error(number, f"{found}, not a regular file", os.fspath(path))
+    return descriptor
+
+
 def read_file(
     path: Path,
     parse: Callable[[str], T],
@@ -158,7 +245,7 @@ def read_file(
       error: the file cannot be read or parsed; the message has its path and the reason.
     """
     try:
-        return parse(path.read_text())
+        return parse(read_text(path))
     except KeyError as e:
         reason = f"it has no {e}"
     except (OSError, TypeError, ValueError) as e:

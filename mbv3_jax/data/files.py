@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mbv3_jax.core.files import read_bytes, read_text
 from mbv3_jax.data.decode import Encoded
 from mbv3_jax.data.source import NotFound
 
@@ -33,8 +34,7 @@ class Files(Encoded):
         return self._paths[index]
 
     def read(self, index: int) -> tuple[bytes, int]:
-        with open(self._paths[index], "rb") as file:  # noqa: PTH123 (once per image)
-            return file.read(), 0
+        return read_bytes(self._paths[index]), 0
 
 
 def find_files(paths: Iterable[str], lists: Iterable[str] = ()) -> list[str]:
@@ -71,7 +71,7 @@ def _images_in(folder: str) -> list[str]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
+        lines = [line.strip() for line in read_text(path).splitlines()]
     except (OSError, UnicodeDecodeError) as e:
         reason = getattr(e, "strerror", None) or "not a text file"
         raise NotFound(f"{path}: this list cannot be read: {reason}") from e
@@ -90,11 +90,23 @@ def walk(folder: Path, prefix: str) -> Iterator[str]:
       folder: where to look. Names that begin with a dot are skipped.
       prefix: what stands for the folder in the results.
     """
-    for entry in scan(folder):
+    # A list of what is still to be looked at: folders may be nested more deeply than Python calls.
+    waiting = [(entry, prefix) for entry in reversed(scan(folder))]
+    while waiting:
+        entry, above = waiting.pop()
+        name = f"{above}/{entry.name}"
         if entry.is_dir(follow_symlinks=False):
-            yield from walk(folder / entry.name, f"{prefix}/{entry.name}")
-        elif not entry.is_dir():  # a link to a folder could lead back to a folder above it
-            yield f"{prefix}/{entry.name}"
+            waiting += ((inner, name) for inner in reversed(scan(Path(entry.path))))
+        elif not is_folder(entry):  # a link to a folder could lead back to a folder above it
+            yield name
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself; reading it reports that
+        return False
 
 
 def scan(folder: Path) -> list[os.DirEntry[str]]:

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mbv3_jax.core.files import replacing, write_atomically
+from mbv3_jax.core.files import expand_user, replacing, write_atomically
 from mbv3_jax.core.packages import install
 from mbv3_jax.data.decode import Encoded
 from mbv3_jax.data.source import NotFound, Source
@@ -88,7 +88,7 @@ def _build(dataset: str, root: str, manual_dir: str | None, report: Callable[[st
         raise ValueError(f"TFDS knows no data set {dataset!r}: {str(e).splitlines()[0]}") from e
     report(f"preparing {builder.info.full_name} in {builder.data_path}")
     config = tensorflow_datasets.download.DownloadConfig(
-        manual_dir=os.path.expanduser(manual_dir) if manual_dir else None  # noqa: PTH111
+        manual_dir=expand_user(manual_dir, "--manual_dir") if manual_dir else None
     )
     try:
         builder.download_and_prepare(download_config=config)

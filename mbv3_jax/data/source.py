@@ -42,6 +42,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mbv3_jax.core.checks import choose
+from mbv3_jax.core.files import expand_user
 from mbv3_jax.core.registry import option_names
 
 ON_ERROR = ("raise", "skip")
@@ -424,7 +425,7 @@ def _origin(namespace: Mapping[str, Any]) -> str:
 
 
 def _import_file(path: Path, field: str) -> None:
-    path = path.expanduser().resolve()
+    path = expand_user(path, field).resolve()
     if any(entry.origin == os.fspath(path) for entry in _REGISTRY.values()):
         return
     spec = importlib.util.spec_from_file_location(f"source_file_{path.stem}", path)

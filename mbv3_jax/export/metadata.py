@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 
 from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.files import open_regular, read_bytes
 from mbv3_jax.export import onnx
 from mbv3_jax.run.model import Model
 
@@ -96,9 +97,9 @@ def read(path: Path) -> dict:
     """
     try:
         if path.suffix == ".onnx":
-            properties = onnx.metadata(path.read_bytes())
+            properties = onnx.metadata(read_bytes(path))
             return {key: json.loads(value) for key, value in properties.items()}
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             return json.loads(archive.read(_JSON))
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}") from e

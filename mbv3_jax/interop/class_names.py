@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.files import read_text
 
 # As torchvision lists them (BSD-3-Clause, Soumith Chintala 2016), from WordNet's synsets.
 _IMAGENET_FILE = Path(__file__).parent / "imagenet_classes.txt"
@@ -48,7 +49,7 @@ def find_class_names(count: int, file: Path | None) -> tuple[tuple[str, ...], st
 
 def _read_names(file: Path) -> tuple[str, ...]:
     try:
-        text = file.read_text()
+        text = read_text(file)
         names = json.loads(text) if file.suffix == ".json" else text.splitlines()
     except OSError as e:
         raise UsageError(f"--classes={file}: {e.strerror}") from e

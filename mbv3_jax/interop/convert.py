@@ -65,8 +65,8 @@ def import_weights(
     path = Path(weights)
     entry = None
     download_origin: dict[str, str] = {}
-    if not path.is_file():
-        if path.exists() or path.parent != Path() or weight_files.suffix(path) in _all_suffixes():
+    if not path.exists():
+        if path.parent != Path() or weight_files.suffix(path) in _all_suffixes():
             raise UsageError(f"--weights={weights}: no such file")
         entry = find_pretrained(library, weights)
         path, download_origin = download.fetch(entry, revision=revision)

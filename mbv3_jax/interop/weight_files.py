@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mbv3_jax.core.errors import RunError, UsageError
-from mbv3_jax.core.files import open_atomically
+from mbv3_jax.core.files import open_atomically, read_bytes
 from mbv3_jax.core.packages import need
 from mbv3_jax.interop.mapping import BOOKKEEPING
 
@@ -81,7 +81,7 @@ def read(library: str, path: Path) -> WeightFile:
         listed = ", ".join(SUFFIXES[library])
         raise UsageError(f"--weights={path}: files of {library} end in {listed}")
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}") from e
     readers: dict[str, Callable[[bytes], tuple[str | None, Tensors]]] = {

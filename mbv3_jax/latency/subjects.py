@@ -13,6 +13,7 @@ import numpy as np
 from mbv3_jax.arch import spec_from_json
 from mbv3_jax.arch.spec import NetSpec, spec_to_json
 from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.files import read_text
 from mbv3_jax.export import tflite
 from mbv3_jax.export.formats import Target, write
 from mbv3_jax.nn import functional
@@ -195,7 +196,7 @@ def of_anything(text: str) -> Source:
         return of_folder(path)
     if path.suffix == ".json" and path.is_file():
         try:
-            return of_spec(spec_from_json(path.read_text()), path.stem)
+            return of_spec(spec_from_json(read_text(path)), path.stem)
         except ValueError as e:
             raise UsageError(f"{path}: {e}") from e
     name, _ = split_argument(text)

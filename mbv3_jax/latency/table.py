@@ -17,7 +17,7 @@ import jax
 
 from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
 from mbv3_jax.core.errors import RunError, UsageError
-from mbv3_jax.core.files import open_atomically, write_atomically
+from mbv3_jax.core.files import open_atomically, read_text, write_atomically
 from mbv3_jax.export import tflite
 from mbv3_jax.latency.measure import LABELS, Effort, machine, measure_files, versions_of
 from mbv3_jax.latency.pieces import KINDS, Piece, function, pieces
@@ -108,7 +108,7 @@ def read_table(path: Path) -> Table:
       UsageError: The file does not exist, is damaged, or was written by a newer version.
     """
     try:
-        tree = json.loads(path.read_text())
+        tree = json.loads(read_text(path))
         if tree["version"] > _VERSION:
             raise UsageError(
                 f"{path} was written by a newer version of mbv3_jax, in format "

@@ -25,7 +25,7 @@ from mbv3_jax.arch import NetSpec, build
 from mbv3_jax.arch.spec import spec_from_json
 from mbv3_jax.core.checks import check_number, check_whole
 from mbv3_jax.core.errors import UsageError
-from mbv3_jax.core.files import parse_json
+from mbv3_jax.core.files import expand_user, parse_json, read_text
 from mbv3_jax.run.shipped import call_file, find_file, split_argument
 
 # Fields of config.net that are None where config.init brings the network: as they are there.
@@ -323,7 +323,8 @@ def spec_of(config: ConfigDict, *, num_classes: int = 1000) -> NetSpec:
     if file is not None:
         if config.init is not None:
             raise UsageError("config.spec: got a file, but config.init brings a network; one only")
-        return _spec_of_file(Path(file).expanduser(), options, parameters)
+        path = expand_user(file, "config.spec", error=UsageError)
+        return _spec_of_file(path, options, parameters)
     if config.init is None and None in [options[name] for name in INIT_FIELDS]:
         raise UsageError(
             "config.init: got None, expected the folder to start from: a run folder or an import "
@@ -339,7 +340,7 @@ def _spec_of_file(
     file: Path, options: dict[str, Any], parameters: Mapping[str, inspect.Parameter]
 ) -> NetSpec:
     try:
-        spec = spec_from_json(file.read_text())
+        spec = spec_from_json(read_text(file))
     except (OSError, ValueError) as e:
         raise UsageError(f"config.spec: {file}: {getattr(e, 'strerror', None) or e}") from e
     if options.pop("name") not in (None, spec.name):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mbv3_jax.core.errors import RunError, first_line
+from mbv3_jax.core.files import open_regular
 from mbv3_jax.search.network_table import Column, NetworkTable, make_network_table
 from mbv3_jax.search.presets import accel_nasbench
 from mbv3_jax.search.space import Point, Space
@@ -55,7 +56,7 @@ def fetch(archive: Path | None = None) -> bytes:
     try:
         if archive is not None:
             advice = f"expected the file of {URL}"
-            with archive.open("rb") as file:
+            with open_regular(archive) as file:
                 data = file.read(SIZE + 1)
         else:
             with urllib.request.urlopen(URL, timeout=_TIMEOUT_S) as response:

@@ -30,6 +30,7 @@ networks   rows, or the name of a CSV file beside the JSON, with a column for ea
 
 import csv
 import dataclasses
+import io
 import json
 import math
 import typing
@@ -44,7 +45,7 @@ from mbv3_jax.arch import cost, tables
 from mbv3_jax.arch.spec import NetSpec, SESpec, spec_from_json, spec_to_json
 from mbv3_jax.core.checks import check_number, choose, flag
 from mbv3_jax.core.errors import UsageError
-from mbv3_jax.core.files import read_file, write_atomically
+from mbv3_jax.core.files import open_regular, read_file, write_atomically
 from mbv3_jax.search.presets import PRESETS, preset
 from mbv3_jax.search.space import Point, Space, Stage
 
@@ -129,7 +130,7 @@ def open_network_table(path: Path) -> NetworkTable:
         something in it is wrong: a field, a network outside the space, a measurement out of range,
         or a network with two rows that disagree. The message names file, row and column.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UsageError(f"{path}: there is no such file")
     tree = read_file(path, json.loads, error=UsageError, advice="expected a table as JSON")
     try:
@@ -328,7 +329,7 @@ def _rows(
     file = folder / _text("networks", networks)
     decisions = [subject] if space is None else [d.name for d in space.decisions]
     try:
-        with file.open(newline="") as f:
+        with io.TextIOWrapper(open_regular(file), "utf-8", newline="") as f:
             reader = csv.DictReader(f, strict=True)
             fields = reader.fieldnames or []
             required = [*([subject] if space is None else []), *columns]

@@ -8,6 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.files import expand_user
 from mbv3_jax.run.config import config_differences, config_from_json, parse_config, spec_of
 from mbv3_jax.run.shipped import call_file
 from mbv3_jax.sweep.combinators import Sweep, Trial, group_of
@@ -130,7 +131,9 @@ def _listed(names: list[str]) -> str:
 def _check_network(config: ConfigDict, run: Path) -> None:
     if config.init is None:
         spec_of(config)
-    elif Path(config.init).expanduser().exists():  # else it may be where the trial will run
+        return
+    folder = expand_user(config.init, "config.init", error=UsageError)
+    if folder.exists():  # else it may be where the trial will run
         from mbv3_jax.train.warm_start import read_warm_start
 
         read_warm_start(config, run)

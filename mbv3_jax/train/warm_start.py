@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from mbv3_jax.arch import build
 from mbv3_jax.arch.spec import NetSpec, spec_from_json
 from mbv3_jax.core.errors import RunError, UsageError
-from mbv3_jax.core.files import parse_json, read_file
+from mbv3_jax.core.files import expand_user, parse_json, read_file
 from mbv3_jax.nn import functional
 from mbv3_jax.run.config import INIT_FIELDS
 from mbv3_jax.run.model import (
@@ -148,7 +148,7 @@ def read_warm_start(config: ConfigDict, run: Path | None = None) -> WarmStart | 
             )
 
         return read_file(run / INIT_FILE, parse)
-    folder = Path(config.init).expanduser().absolute()
+    folder = expand_user(config.init, "config.init", error=UsageError).absolute()
     try:
         model = load_model(folder)
     except UsageError as e:

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from mbv3_jax.core.files import expand_user, read_bytes
 from mbv3_jax.data.decode import Encoded
-from mbv3_jax.data.files import SUFFIXES, is_image, scan, walk
+from mbv3_jax.data.files import SUFFIXES, is_folder, is_image, scan, walk
 from mbv3_jax.data.source import NotFound, source
 
 TRAIN = "train"
@@ -73,8 +74,7 @@ class Folder(Encoded):
         return os.path.join(self._root, name)  # noqa: PTH118 (once per example)
 
     def read(self, index: int) -> tuple[bytes, int]:
-        with open(self.where(index), "rb") as file:  # noqa: PTH123 (once per example)
-            return file.read(), int(self._labels[index])
+        return read_bytes(self.where(index)), int(self._labels[index])
 
 
 @source("folder:PATH", default_recipe="modest", exif_rotate=True)
@@ -105,7 +105,7 @@ def open_folder(
       NotFound: the folder or a split does not exist.
       ValueError: the folder is not laid out like this.
     """
-    root, strict = Path(path).expanduser(), on_error == "raise"
+    root, strict = expand_user(path, "data.name"), on_error == "raise"
     folders = _folders(root)
     layout = [n for n in (TRAIN, *HELD_OUT) if n in folders and _folders(root / n)]
     if train_split is None and eval_split is None and not layout:
@@ -149,7 +149,7 @@ def open_folder(
 
 def _folders(path: Path) -> list[str]:
     """The names of the folders in a folder, sorted."""
-    return [entry.name for entry in scan(path) if entry.is_dir()]
+    return [entry.name for entry in scan(path) if is_folder(entry)]
 
 
 def _check_split(root: Path, name: str, folders: Iterable[str]) -> str:
@@ -160,7 +160,7 @@ def _check_split(root: Path, name: str, folders: Iterable[str]) -> str:
 
 
 def _check_classes(path: Path, classes: Sequence[str]) -> None:
-    loose = next((e.name for e in scan(path) if not e.is_dir() and is_image(e.name)), None)
+    loose = next((e.name for e in scan(path) if not is_folder(e) and is_image(e.name)), None)
     if loose is not None:
         raise ValueError(f"{path / loose}: an image outside of any class folder")
     if len(classes) < 2:

@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from mbv3_jax.core.files import expand_user
 from mbv3_jax.data.source import NotFound, source
 from mbv3_jax.data.sources.tfds import Tfds, open_prepared
 
@@ -55,7 +55,7 @@ def check_archives(folder: str | None) -> None:
     if folder is None:
         raise NotFound(f"imagenet: give --manual_dir, the folder with {' and '.join(ARCHIVES)}")
     for archive in ARCHIVES:
-        path = Path(folder).expanduser() / archive
+        path = expand_user(folder, "--manual_dir") / archive
         if not path.is_file():
             raise NotFound(
                 f"{path}: no such file; it comes from https://image-net.org/download-images, "

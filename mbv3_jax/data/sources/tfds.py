@@ -6,6 +6,7 @@ from typing import Any
 
 from etils import epath
 
+from mbv3_jax.core.files import expand_user
 from mbv3_jax.core.packages import install, program
 from mbv3_jax.data.decode import Encoded
 from mbv3_jax.data.source import NotFound, source
@@ -178,10 +179,13 @@ def _feature(name: str, info: Any, kind: type) -> str:
 
 def data_root(data_dir: str | os.PathLike[str] | None) -> tuple[epath.Path, str]:
     """Returns the folder in which TFDS data sets are looked for, and the setting that says so."""
-    if data_dir is not None:
-        return epath.Path(data_dir).expanduser(), "data.data_dir"
-    if os.environ.get("TFDS_DATA_DIR"):
-        return epath.Path(os.environ["TFDS_DATA_DIR"]).expanduser(), "TFDS_DATA_DIR"
+    setting, folder = "data.data_dir", data_dir
+    if folder is None:
+        setting, folder = "TFDS_DATA_DIR", os.environ.get("TFDS_DATA_DIR") or None
+    if folder is not None:
+        # Only what begins with "~" is a path of this machine for certain: it may be gs://...
+        is_home = os.fspath(folder).startswith("~")
+        return epath.Path(expand_user(folder, setting) if is_home else folder), setting
     return epath.Path("~/tensorflow_datasets").expanduser(), "the default of TFDS"
 
 
