@@ -14,6 +14,7 @@ import typing
 
 from mbv3_jax.arch.activations import ACTIVATIONS, GATES
 from mbv3_jax.core.checks import check_whole, choose, flag
+from mbv3_jax.core.limits import check_limit
 
 PADDINGS = ("same", "symmetric")
 SE_SOURCES = ("expansion", "input")
@@ -200,6 +201,45 @@ class NetSpec:
             raise ValueError(f"bn_eps: got {self.bn_eps!r}, expected a positive number")
         if not isinstance(self.blocks, tuple) or not self.blocks:
             raise ValueError("blocks: expected a tuple of at least one BlockSpec")
+        self._check_size()
+
+    def _check_size(self) -> None:
+        """Refuses a network that is too large, before anything of it is built.
+
+        `traversal` would count exactly, but takes 40 times as long, and a search makes many specs.
+        This counts at most a 1x1 expansion too many in each block.
+
+        Raises:
+          OverLimit: it has too many blocks, parameters, or values between two layers.
+        """
+        check_limit("MBV3_MAX_BLOCKS", len(self.blocks), "blocks: there are")
+        side, channels = self.resolution, self.in_channels
+        check_limit("MBV3_MAX_ACTIVATIONS", side**2 * channels, "resolution: the input has")
+        named: list[tuple[str, ConvSpec | BlockSpec]] = [("stem", self.stem)]
+        named += ((f"blocks[{i}]", block) for i, block in enumerate(self.blocks))
+        values: dict[str, int] = {}  # the most between two layers of each part
+        weights: dict[str, int] = {}
+        for path, layer in (*named, ("last", self.last)):
+            area, out, taps = -(-side // layer.stride), layer.out, layer.kernel**2
+            wide = layer.expansion if isinstance(layer, BlockSpec) else out
+            values[path] = area**2 * out
+            weights[path] = channels * taps * out
+            if isinstance(layer, BlockSpec):
+                values[path] = max(side**2 * wide, area**2 * out)
+                weights[path] = (channels + taps + out) * wide
+            if layer.se:
+                squeezed = layer.se.channels(expansion=wide, block_input=channels)
+                weights[path] += 2 * wide * squeezed
+            side, channels = area, out
+        if self.head:
+            weights["head"] = channels * self.head.out
+            channels = self.head.out
+        weights["num_classes"] = channels * self.num_classes
+        path = max(values, key=lambda path: values[path])
+        check_limit("MBV3_MAX_ACTIVATIONS", values[path], f"{path}: a layer of it has")
+        path = max(weights, key=lambda path: weights[path])
+        total = sum(weights.values())
+        check_limit("MBV3_MAX_PARAMETERS", total, f"{path}: with it, the network has")
 
     def replace(self, **changes) -> "NetSpec":
         """A copy with these fields changed, validated again."""

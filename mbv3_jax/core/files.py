@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from mbv3_jax.core.errors import RunError, UsageError, first_line
+from mbv3_jax.core.limits import OverLimit, check_limit
 
 T = TypeVar("T")
 
@@ -163,8 +164,16 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Returns what a file holds; raises as `open_regular`."""
+    """Returns what a file holds.
+
+    Raises:
+      OSError: As for `open_regular`, or it is larger than the limit MBV3_MAX_FILE_BYTES.
+    """
     with open_regular(path) as file:
+        try:
+            check_limit("MBV3_MAX_FILE_BYTES", os.fstat(file.fileno()).st_size, "it has")
+        except OverLimit as e:
+            raise OSError(errno.EFBIG, str(e), os.fspath(path)) from e
         return file.read()
 
 

@@ -13,6 +13,7 @@ import abc
 import io
 import math
 import threading
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from mbv3_jax.core.checks import choose
+from mbv3_jax.core.limits import check_limit, limit
 from mbv3_jax.data.source import BadExample, Batch, Source
 
 try:
@@ -53,6 +55,9 @@ CENTRAL = ("square", "stretch")
 # the needed pixels per side. With a factor of 1 the view differs from the exact one by 1.4 grey
 # levels on average, with 2 by 0.5 (100 ImageNet photographs).
 _SPARE = 2
+
+# `open_image` refuses what is too large in one line; Pillow would print a warning besides.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _local = threading.local()
 
@@ -287,16 +292,31 @@ def _turned(square: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
 
 
 def open_image(encoded: bytes) -> "_Pillow | _Jpeg":
-    """Opens the bytes of an image file without decoding them yet."""
+    """Opens the bytes of an image file without decoding them yet.
+
+    Raises:
+      OverLimit: It declares more pixels than MBV3_MAX_IMAGE_PIXELS.
+    """
     header = jpeg_header(encoded) if simplejpeg else None
-    return _Jpeg(encoded, *header) if header else _Pillow(encoded)
+    image = _Jpeg(encoded, *header) if header else _Pillow(encoded)
+    width, height = image.size
+    check_limit("MBV3_MAX_IMAGE_PIXELS", width * height, f"its {width} x {height} are")
+    return image
 
 
 class _Pillow:
     """An image file of any format, read by Pillow."""
 
     def __init__(self, encoded: bytes):
-        self._image = Image.open(io.BytesIO(encoded))
+        allowed = limit("MBV3_MAX_IMAGE_PIXELS")
+        if Image.MAX_IMAGE_PIXELS and allowed > Image.MAX_IMAGE_PIXELS:
+            Image.MAX_IMAGE_PIXELS = allowed  # else Pillow would keep to its own limit
+        try:
+            self._image = Image.open(io.BytesIO(encoded))
+        except Image.DecompressionBombError:  # from twice its limit on; it does not say the size
+            at_least = 2 * (Image.MAX_IMAGE_PIXELS or allowed)
+            check_limit("MBV3_MAX_IMAGE_PIXELS", at_least, "it declares more than")
+            raise
         self.size = self._image.size
 
     def orientation(self) -> int:
@@ -373,7 +393,7 @@ def jpeg_header(encoded: bytes) -> tuple[tuple[int, int], int | None] | None:
     Returns:
       (width, height) and the position of the two bytes that hold the height. The position is None
       if the whole file must be read (progressive). The result is None for anything but a complete
-      8-bit JPEG with one or three channels and an unsuspicious size.
+      8-bit JPEG with one or three channels.
     """
     # A file without the end marker may be truncated: Pillow finds out.
     if encoded[:2] != b"\xff\xd8" or encoded[-2:] != b"\xff\xd9":
@@ -384,9 +404,8 @@ def jpeg_header(encoded: bytes) -> tuple[tuple[int, int], int | None] | None:
         if marker in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive
             bits, components = encoded[at + 4], encoded[at + 9]
             height, width = (int.from_bytes(encoded[i : i + 2]) for i in (at + 5, at + 7))
-            limit = Image.MAX_IMAGE_PIXELS or math.inf
             usual = bits == 8 and components in (1, 3)
-            if not usual or not 0 < width * height <= limit:
+            if not usual or not width * height:
                 return None
             frame = (width, height), at + 5, components, marker
         elif marker == 0xDA:  # the first scan

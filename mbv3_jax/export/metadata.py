@@ -16,6 +16,7 @@ import jax
 
 from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.core.files import open_regular, read_bytes
+from mbv3_jax.core.limits import check_archive
 from mbv3_jax.export import onnx
 from mbv3_jax.run.model import Model
 
@@ -100,6 +101,7 @@ def read(path: Path) -> dict:
             properties = onnx.metadata(read_bytes(path))
             return {key: json.loads(value) for key, value in properties.items()}
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            check_archive(archive)
             return json.loads(archive.read(_JSON))
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}") from e

@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import hashlib
 import io
+import math
 import pickle
 import re
 import zipfile
@@ -19,6 +20,7 @@ import numpy as np
 
 from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.core.files import open_atomically, read_bytes
+from mbv3_jax.core.limits import OverLimit, Total, check_archive
 from mbv3_jax.core.packages import need
 from mbv3_jax.interop.mapping import BOOKKEEPING
 
@@ -90,7 +92,7 @@ def read(library: str, path: Path) -> WeightFile:
     }
     try:
         part, tensors = readers.get(format_, _read_keras)(data)
-    except UsageError as e:
+    except (UsageError, OverLimit) as e:
         raise UsageError(f"{path}: {e}") from e
     except Exception as e:  # readers raise errors of many kinds for a damaged file
         reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
@@ -154,6 +156,14 @@ def _as_float32(path: Path, name: str, value: np.ndarray) -> np.ndarray:
 
 def _read_pth(data: bytes) -> tuple[str | None, Tensors]:
     torch = need("torch", "reading .pth", "weights")
+    if zipfile.is_zipfile(io.BytesIO(data)):  # else a file of an old PyTorch, which is not packed
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            check_archive(archive)
+            pickled = b"".join(archive.read(n) for n in archive.namelist() if n.endswith(".pkl"))
+    else:
+        pickled = data
+    if b"bytearray" in pickled:  # PyTorch allows it, and would fill one of any size with zeros
+        raise UsageError("it holds a bytearray, expected tensors only; not loaded")
     try:
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
@@ -175,7 +185,9 @@ def _read_pth(data: bytes) -> tuple[str | None, Tensors]:
             + ", ".join(_NESTED)
         )
     tensors = {}
+    total = _total()
     for name, value in loaded.items():
+        total.add(4 * value.numel())  # an expanded tensor repeats the few values that are stored
         value = value.detach()
         if value.dtype == torch.bfloat16:  # a type that NumPy does not have
             value = value.float()
@@ -190,6 +202,11 @@ def _read_safetensors(data: bytes) -> tuple[str | None, Tensors]:
     return None, _without_bookkeeping(load(data))
 
 
+def _total() -> Total:
+    """The sum of the sizes of tensors as float32, to be added to before each is read."""
+    return Total("MBV3_MAX_UNPACKED_BYTES", "as float32, its tensors have")
+
+
 def _without_bookkeeping(tensors: Tensors) -> Tensors:
     return {n: t for n, t in tensors.items() if not n.endswith(BOOKKEEPING)}
 
@@ -198,6 +215,7 @@ def _read_keras(data: bytes) -> tuple[str | None, Tensors]:
     h5py = need("h5py", "reading Keras' files", "weights")
     if data[:2] == b"PK":  # .keras: a zip archive
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            check_archive(archive)
             data = archive.read("model.weights.h5")
     with h5py.File(io.BytesIO(data), "r") as file:
         _check_self_contained(h5py, file)
@@ -244,10 +262,11 @@ def _read_datasets(h5py: Any, file: Any) -> Tensors:
     The states of optimizers and dropout are left out.
     """
     tensors: Tensors = {}
+    total = _total()
 
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset) and not re.search(r"^optimizer/|/seed_generator/", name):
-            tensors[name] = item[()]
+            tensors[name] = _read_dataset(item, total)
 
     file.visititems(visit)
     return tensors
@@ -256,13 +275,14 @@ def _read_datasets(h5py: Any, file: Any) -> Tensors:
 def _read_older(group: Any) -> Tensors:
     """Reads a Keras 2 file, which lists its layers in order, with the names of Keras 3."""
     tensors: Tensors = {}
+    total = _total()
     counts: dict[str, int] = {}
     for layer in group.attrs["layer_names"]:
         layer = _text(layer)
         names = [_text(n) for n in group[layer].attrs["weight_names"]]
         if not names:
             continue
-        values = [group[layer][n][()] for n in names]
+        values = [_read_dataset(group[layer][n], total) for n in names]
         if len(values) == 4:
             kind = "batch_normalization"
         elif "depthwise" in names[0].rpartition("/")[2] or "depthwise" in layer:
@@ -273,6 +293,13 @@ def _read_older(group: Any) -> Tensors:
         place = f"layers/{kind}" + (f"_{number}" if number else "")
         tensors |= {f"{place}/vars/{i}": value for i, value in enumerate(values)}
     return tensors
+
+
+def _read_dataset(dataset: Any, total: Total) -> np.ndarray:
+    # HDF5 unpacks whole chunks, which may be larger than what they are chunks of.
+    count = max(dataset.size or 0, math.prod(dataset.chunks or ()))
+    total.add(count * max(4, dataset.dtype.itemsize))
+    return dataset[()]
 
 
 def _text(name: str | bytes) -> str:

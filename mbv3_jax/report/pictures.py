@@ -3,6 +3,7 @@
 import itertools
 import math
 import textwrap
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mbv3_jax.core.files import open_atomically
+from mbv3_jax.core.limits import check_archive
 from mbv3_jax.report.charts import choose_scale
 from mbv3_jax.report.collect import read_json
 from mbv3_jax.run import metrics
@@ -209,6 +211,8 @@ def read_predictions(run: Path) -> tuple[dict[str, np.ndarray], list[str]]:
             "config.save_predictions=True, as in configs/finetune.py"
         )
     try:
+        with zipfile.ZipFile(path) as archive:
+            check_archive(archive)
         with np.load(path) as file:
             predictions = dict(file)
     except Exception as e:  # NumPy raises errors of many kinds for a damaged archive

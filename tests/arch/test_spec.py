@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import math
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from mbv3_jax.arch import (
     spec_from_json,
     spec_to_json,
 )
+from mbv3_jax.arch.traversal import convolutions
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORKS = (
@@ -174,3 +177,54 @@ def test_arch_needs_only_the_standard_library():
         [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert out.stdout == "5483032\n"
+
+
+BOMBS = {
+    "resolution: the input has 3,000,000,000,000 values": {"resolution": 10**6},
+    "blocks: there are 5,000 blocks": {"blocks": 5000},
+    r"blocks\[2\]: a layer of it has 78,400,000,000 values": {"out": 10**8},
+    r"blocks\[2\]: a layer of it has 1,568,000,000 values": {"expansion": 2 * 10**6},
+    "head: with it, the network has .* parameters": {
+        "head": {"out": 3 * 10**6, "act": "relu"},
+        "num_classes": 10,
+    },
+    "num_classes: with it, the network has .* parameters": {"num_classes": 10**9},
+}
+
+
+@pytest.mark.parametrize("message", BOMBS)
+def test_networks_that_are_too_large(message, monkeypatch):
+    spec = build("mobilenet_v3_small")
+    tree, change = json.loads(spec_to_json(spec)), BOMBS[message]
+    if "blocks" in change:
+        tree["blocks"] = [tree["blocks"][-1]] * change["blocks"]
+    elif change.keys() & tree.keys():
+        tree |= change
+    else:
+        tree["blocks"][2] |= change
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match=rf"^spec\.{message}, more than the limit of .* MBV3_MAX_"):
+        spec_from_json(json.dumps(tree))
+    assert time.perf_counter() - began < 2
+    for name in ("BLOCKS", "PARAMETERS", "ACTIVATIONS"):
+        monkeypatch.setenv(f"MBV3_MAX_{name}", str(10**30))
+    spec_from_json(json.dumps(tree))
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_large", "mobilenet_v3_small", "mobilenet_v2"])
+def test_the_size_is_counted_as_traversal_counts_it(name, monkeypatch):
+    spec = build(name, width=1.5, resolution=160)
+    weights = sum(math.prod(conv.kernel_shape) for conv in convolutions(spec))
+    largest = max(math.prod(conv.out_shape) for conv in convolutions(spec))
+    # The first block has no expansion, but is counted with one.
+    slack = spec.stem.out * spec.blocks[0].expansion
+    monkeypatch.setenv("MBV3_MAX_PARAMETERS", str(weights + slack))
+    monkeypatch.setenv("MBV3_MAX_ACTIVATIONS", str(largest))
+    spec.replace(name="fits")
+    monkeypatch.setenv("MBV3_MAX_ACTIVATIONS", str(largest - 1))
+    with pytest.raises(ValueError, match="a layer of it has"):
+        spec.replace(name="too wide")
+    monkeypatch.setenv("MBV3_MAX_ACTIVATIONS", str(largest))
+    monkeypatch.setenv("MBV3_MAX_PARAMETERS", str(weights - 1))
+    with pytest.raises(ValueError, match="with it, the network has"):
+        spec.replace(name="too heavy")

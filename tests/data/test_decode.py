@@ -3,6 +3,10 @@
 import contextlib
 import io
 import math
+import struct
+import subprocess
+import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -310,8 +314,62 @@ def test_absurd_sizes_are_not_allocated(libraries):
     encoded = bytearray(encode(photograph(120, 100)))
     at = decode.jpeg_header(bytes(encoded))[1]
     encoded[at : at + 4] = b"\xff\xff\xff\xff"  # 65,535 pixels square, 13 GB
-    with pytest.raises(ImageError, match="decompression bomb"):
+    with pytest.raises(ImageError, match=r"more than the limit of 89,478,485; .* MBV3_MAX_IMAGE"):
         decode_view(bytes(encoded), resolution=32)
+
+
+def _png_that_declares(width, height):
+    """A few kilobytes of PNG whose pixels are all black."""
+
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compressobj(9)
+    packed = b"".join(rows.compress(bytes(1 + 3 * width)) for _ in range(height)) + rows.flush()
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    )
+
+
+def test_the_limit_of_pixels_is_named_and_can_be_raised(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setenv("MBV3_MAX_IMAGE_PIXELS", "1199")
+    for encoded in (_png_that_declares(40, 30), encode(photograph(40, 30))):
+        with pytest.raises(ImageError, match=r"its 40 x 30 are 1,200 pixels, .* limit of 1,199"):
+            decode_view(encoded, resolution=32)
+    monkeypatch.setenv("MBV3_MAX_IMAGE_PIXELS", "1200")
+    for encoded in (_png_that_declares(40, 30), encode(photograph(40, 30))):
+        assert decode_view(encoded, resolution=32).shape == (32, 32, 3)
+    large = _png_that_declares(100, 100)
+    with pytest.raises(ImageError, match=r"it declares more than 2,400 pixels, more than .* 1,200"):
+        decode_view(large, resolution=32)
+    monkeypatch.setenv("MBV3_MAX_IMAGE_PIXELS", "10000")  # above Pillow's own limit
+    assert decode_view(large, resolution=32).shape == (32, 32, 3)
+
+
+def test_a_small_file_of_many_pixels(tmp_path):
+    encoded = _png_that_declares(13_000, 13_000)  # 169 megapixels
+    assert len(encoded) < 600_000
+    (tmp_path / "z.png").write_bytes(encoded)
+    # In a process of its own, because pytest has Pillow's warnings shown.
+    code = """
+import resource, sys
+from mbv3_jax.data.decode import ImageError, decode_view
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    decode_view(open(sys.argv[1], "rb").read(), resolution=32)
+except ImageError as e:
+    print(e)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "z.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    said, grown = done.stdout.splitlines()
+    assert "its 13000 x 13000 are 169,000,000 pixels, more than the limit of 89,478,485" in said
+    assert done.stderr == ""
+    assert int(grown) < 50_000, "kilobytes, where the image has 500,000"
 
 
 def test_threads_do_not_share_anything():
