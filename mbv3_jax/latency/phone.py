@@ -21,11 +21,14 @@ _TIMINGS = re.compile(
     rf"Warmup \(avg\): ({_NUMBER}), Inference \(avg\): ({_NUMBER})"
 )
 _COUNT = re.compile(r"^count=(\d+) ")
-_MEMORY = re.compile(rf"(?:Peak memory footprint|Memory footprint delta).*overall=({_NUMBER})")
-# The rows of both tables end in: share, sum of shares, memory, number of calls.
-_TAIL = rf"({_NUMBER})\s+{_NUMBER}%\s+{_NUMBER}%\s+{_NUMBER}\s+\d+"
-_BY_TYPE = re.compile(rf"^\s*(\S.*?)\s+(\d+)\s+{_TAIL}\s*$")
-_IN_ORDER = re.compile(rf"^\s*(\S.*?)\s+(?:{_NUMBER}\s+)+?{_TAIL}\s+(\S.*?)\s*$")
+_MEMORY = ("Peak memory footprint", "Memory footprint delta")
+_OVERALL = re.compile(rf"overall=({_NUMBER})")
+# The rows of both tables hold: milliseconds, share, sum of shares, memory, number of calls. Each
+# word is looked at by itself: one expression for a whole row would try all ways to divide it.
+_WORD = re.compile(r"\S+")
+_IS_NUMBER = re.compile(_NUMBER).fullmatch
+_IS_SHARE = re.compile(rf"{_NUMBER}%").fullmatch
+_TAIL = (_IS_NUMBER, _IS_SHARE, _IS_SHARE, _IS_NUMBER, re.compile(r"\d+").fullmatch)
 
 
 def commands(
@@ -122,18 +125,16 @@ def _read(text: str) -> dict:
         )
     init, first, _, mean = (float(v) / 1e3 for v in timings[-1].groups())
     counts = [int(m[1]) for line in lines if (m := _COUNT.match(line.strip()))]
-    memory = [float(m[1]) for line in lines if (m := _MEMORY.search(line))]
+    memory = [
+        float(found[-1])
+        for line in lines
+        if any(title in line for title in _MEMORY) and (found := _OVERALL.findall(line))
+    ]
     threads = re.search(r"Num threads: \[(\d+)\]", text)
     by_type = [
-        {"op": m[1], "count": int(m[2]), "ms": float(m[3])}
-        for line in _section(lines, "Summary by node type")
-        if (m := _BY_TYPE.match(line))
+        row for line in _section(lines, "Summary by node type") if (row := _row_of_kind(line))
     ]
-    in_order = [
-        {"op": m[1], "ms": float(m[2]), "name": m[3].strip("[]")}
-        for line in _section(lines, "Run Order")
-        if (m := _IN_ORDER.match(line))
-    ]
+    in_order = [row for line in _section(lines, "Run Order") if (row := _row_of_operation(line))]
     return {
         "ms": mean,
         # The first count is that of the warm-up.
@@ -145,6 +146,33 @@ def _read(text: str) -> dict:
         "profile": by_type or None,
         "operations": in_order or None,
     }
+
+
+def _row_of_kind(line: str) -> dict | None:
+    """Reads a row of "Summary by node type": the kind, the count, and `_TAIL`."""
+    op, *words = line.strip().rsplit(None, 1 + len(_TAIL)) or [""]
+    if len(words) != 1 + len(_TAIL) or not words[0].isdecimal() or not _is_tail(words[1:]):
+        return None
+    return {"op": op, "count": int(words[0]), "ms": float(words[1])}
+
+
+def _row_of_operation(line: str) -> dict | None:
+    """Reads a row of "Run Order": the kind, one or more numbers, `_TAIL`, and the name."""
+    spans = list(_WORD.finditer(line))
+    words = [span[0] for span in spans]
+    for i in range(2, len(words) - len(_TAIL)):
+        if _is_tail(words[i : i + len(_TAIL)]) and _IS_NUMBER(words[i - 1]):
+            end = i - 1
+            while end > 1 and _IS_NUMBER(words[end - 1]):
+                end -= 1
+            name = line[spans[i + len(_TAIL)].start() :].strip().strip("[]")
+            op = line[spans[0].start() : spans[end - 1].end()]
+            return {"op": op, "ms": float(words[i]), "name": name}
+    return None
+
+
+def _is_tail(words: Sequence[str]) -> bool:
+    return all(is_kind(word) for is_kind, word in zip(_TAIL, words, strict=True))
 
 
 def _section(lines: list[str], title: str) -> list[str]:

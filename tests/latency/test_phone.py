@@ -1,6 +1,8 @@
 """Command lines for benchmark_model, and its output in the forms that versions of it print."""
 
+import contextlib
 import json
+import time
 
 import pytest
 
@@ -105,6 +107,37 @@ def test_old_tables():
     assert [row["name"] for row in found["operations"]] == ["net/Conv/Relu6", "net/depthwise/Relu6"]
     assert [row["ms"] for row in found["operations"]] == [4.269, 2.151]
     assert phone.read([PLAIN], "net")["profile"] is None
+
+
+LONG = {
+    "numbers in a row": TABLES.replace("HardSwish (NC, F32)", "1 " * 12_500),
+    "shares in a row": TABLES.replace("HardSwish (NC, F32)", "a " + "1% " * 12_500),
+    "tails without a name": TABLES.replace("HardSwish (NC, F32)", "a 1 " + "1 1% 1% 1 " * 5000),
+    "spaces in a row": TABLES.replace("HardSwish", "a" + " " * 25_000 + "b"),
+    "prefixes": "tflite " * 4000 + "\n" + TABLES,
+    "titles of the memory": "Memory footprint delta" * 20_000 + "\n" + TABLES,
+    "numbers without an end": TABLES + "Memory footprint delta overall=" + "1" * 25_000 + "e\n",
+    "lines": TABLES + "= Run Order =\n" * 25_000,
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_long_texts_take_no_longer_than_their_length(kind):
+    began = time.perf_counter()
+    with contextlib.suppress(ValueError):
+        phone.read([PLAIN + LONG[kind]], "net")
+    assert time.perf_counter() - began < 1
+
+
+def test_names_with_spaces_numbers_and_shares():
+    row = "\tHardSwish (NC, F32)\t    0.050\t    0.051\t 10.000%\t100.000%\t     0.000\t        1\t"
+    assert row in TABLES
+    for kind in ("Conv 2  D", "50% of it", "a 1 1% b"):
+        changed = TABLES.replace("Delegate/HardSwish (NC, F32):2", "x 3.0 5%  5% 0.0 1 [y]")
+        changed = changed.replace("\tHardSwish (NC, F32)\t", f"\t{kind}\t")
+        found = phone.read([PLAIN + changed], "net")
+        assert found["operations"][-1] == {"op": kind, "ms": 0.051, "name": "x 3.0 5%  5% 0.0 1 [y"}
+        assert found["profile"][-1] == {"op": kind, "count": 1, "ms": 0.051}
 
 
 def test_texts_that_are_not_its():
