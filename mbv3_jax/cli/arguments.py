@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from mbv3_jax.core.checks import check_number
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.core.packages import program
 
@@ -46,6 +47,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a positive number")
     return int(text)
+
+
+def positive_number(text: str) -> float:
+    """As `positive`, for a number with decimals."""
+    try:
+        return check_number("", float(text), above=0)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a positive number") from e
 
 
 def add_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from mbv3_jax.cli.arguments import no_more
+from mbv3_jax.cli.arguments import no_more, positive
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.core.packages import program
 
@@ -26,7 +26,9 @@ def add_parsers(commands) -> None:
     check.add_argument("--train_split", help="the split to train on, as config.data.train_split")
     check.add_argument("--eval_split", help="the split to evaluate on")
     check.add_argument("--split_fraction", type=float, help="hold out this fraction of train")
-    check.add_argument("--sample", type=int, default=200, help="images to decode in each split")
+    check.add_argument(
+        "--sample", type=positive, default=200, help="images to decode in each split"
+    )
     check.set_defaults(run_command=_run, run_data=_check)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mbv3_jax.arch.spec import NetSpec
-from mbv3_jax.cli.arguments import add_model, no_more, positive
+from mbv3_jax.cli.arguments import add_model, no_more, positive, positive_number
 from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.core.files import read_text
 from mbv3_jax.core.packages import program
@@ -62,7 +62,7 @@ def _add_runtime(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="default 1")
     parser.add_argument(
         "--seconds",
-        type=float,
+        type=positive_number,
         default=1.0,
         help="measure each network for so long at least; default 1",
     )

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from mbv3_jax.cli.arguments import add_model, no_more
+from mbv3_jax.cli.arguments import add_model, no_more, positive_number
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.core.files import check_storable
 from mbv3_jax.core.packages import program
@@ -30,7 +30,9 @@ def add_parsers(commands) -> None:
         help="the library's name of the network, NETWORK or NETWORK.TAG, if the file does not tell",
     )
     take.add_argument(
-        "--width", type=float, help="the width (width_mult, alpha) of a network that has no name"
+        "--width",
+        type=positive_number,
+        help="the width (width_mult, alpha) of a network that has no name",
     )
     take.add_argument(
         "--classes", type=Path, metavar="FILE", help="class names: one a line, or a JSON list"
@@ -56,7 +58,9 @@ def add_parsers(commands) -> None:
         help="FILE.pth, FILE.safetensors or FILE.weights.h5",
     )
     give.add_argument(
-        "--width", type=float, help="the width (width_mult, alpha) of a network that has no name"
+        "--width",
+        type=positive_number,
+        help="the width (width_mult, alpha) of a network that has no name",
     )
     give.set_defaults(run_command=_export)
 

@@ -151,7 +151,11 @@ def write(library: str, path: Path, tensors: Tensors, *, metadata: Mapping[str, 
 def _as_float32(path: Path, name: str, value: np.ndarray) -> np.ndarray:
     if value.dtype.name not in _FLOATS:
         raise UsageError(f"{path}: {name} is {value.dtype.name}, expected {', '.join(_FLOATS)}")
-    return np.asarray(value, np.float32)
+    with np.errstate(over="ignore"):  # said below, of any type
+        result = np.asarray(value, np.float32)
+    if not np.isfinite(result).all():
+        raise UsageError(f"{path}: {name} holds values that are not finite numbers")
+    return result
 
 
 def _read_pth(data: bytes) -> tuple[str | None, Tensors]:

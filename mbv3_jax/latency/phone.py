@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from mbv3_jax.core.checks import check_number
 from mbv3_jax.core.errors import RunError, UsageError
 
 FOLDER = "/data/local/tmp"  # Android lets adb run programs here
@@ -123,10 +124,12 @@ def _read(text: str) -> dict:
             "no line 'Inference timings in us: ...': this is not the output of benchmark_model, or "
             "its run did not end"
         )
-    init, first, _, mean = (float(v) / 1e3 for v in timings[-1].groups())
+    init, first, _, mean = (_finite(v) / 1e3 for v in timings[-1].groups())
+    if not mean:
+        raise ValueError("Inference (avg): got 0 microseconds, expected more")
     counts = [int(m[1]) for line in lines if (m := _COUNT.match(line.strip()))]
     memory = [
-        float(found[-1])
+        _finite(found[-1])
         for line in lines
         if any(title in line for title in _MEMORY) and (found := _OVERALL.findall(line))
     ]
@@ -153,7 +156,7 @@ def _row_of_kind(line: str) -> dict | None:
     op, *words = line.strip().rsplit(None, 1 + len(_TAIL)) or [""]
     if len(words) != 1 + len(_TAIL) or not words[0].isdecimal() or not _is_tail(words[1:]):
         return None
-    return {"op": op, "count": int(words[0]), "ms": float(words[1])}
+    return {"op": op, "count": int(words[0]), "ms": _finite(words[1])}
 
 
 def _row_of_operation(line: str) -> dict | None:
@@ -167,8 +170,12 @@ def _row_of_operation(line: str) -> dict | None:
                 end -= 1
             name = line[spans[i + len(_TAIL)].start() :].strip().strip("[]")
             op = line[spans[0].start() : spans[end - 1].end()]
-            return {"op": op, "ms": float(words[i]), "name": name}
+            return {"op": op, "ms": _finite(words[i]), "name": name}
     return None
+
+
+def _finite(text: str) -> float:
+    return check_number("the output of benchmark_model", float(text))
 
 
 def _is_tail(words: Sequence[str]) -> bool:

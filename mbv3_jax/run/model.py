@@ -79,10 +79,13 @@ class Preprocessing:
             values = getattr(self, name)
             if not isinstance(values, list | tuple) or len(values) != 3:
                 raise ValueError(f"{name}: got {values!r}, expected 3 numbers")
+            # Values are from 0 to 1. Beyond these bounds float32 has nothing left of them.
+            low, high = (1e-6, 1e6) if name == "std" else (-1e6, 1e6)
             for value in values:
-                if not _is_number(value) or (name == "std" and value <= 0):
+                if not _is_number(value) or not low <= value <= high:
                     kind = "positive numbers" if name == "std" else "numbers"
-                    raise ValueError(f"{name}: got {values!r}, expected 3 {kind}")
+                    bounds = f"from {low:g} to {high:g}"
+                    raise ValueError(f"{name}: got {values!r}, expected 3 {kind} {bounds}")
             object.__setattr__(self, name, tuple(map(float, values)))
         if not _is_number(self.crop_fraction) or not 0 < self.crop_fraction <= 1:
             raise ValueError(

@@ -35,6 +35,7 @@ import atexit
 import ctypes
 import importlib.util
 import json
+import math
 import os
 import re
 import signal
@@ -147,7 +148,7 @@ def start_processes(flags: Mapping[str, Any], *, patience: float = PATIENCE) -> 
         `patience` seconds, JAX aborts, and the process ends with 75.
     """
     global _peers
-    if not patience > 0:
+    if not 0 < patience < math.inf:
         raise UsageError(f"--patience: got {patience}, expected seconds above 0")
     arguments = detect_processes(flags, os.environ, on_tpu=on_tpu_vm())
     if arguments is None:

@@ -112,10 +112,10 @@ class Results:
     """Iterates over image files in order: (path, view, result or None).
 
     The view, uint8 [side, side, 3], is what the network saw. The result is None for a file that
-    cannot be read.
+    cannot be read, and where the network computes no finite number.
 
     Attributes:
-      problems: path -> the reason, for the files that cannot be read.
+      problems: path -> the reason, for the files that cannot be read or have no result.
       seconds: from the first image on, after compilation.
     """
 
@@ -163,7 +163,12 @@ class Results:
                 self.seconds = time.perf_counter() - began
                 view, mask = views.pop(0), result.pop("mask")
                 for i, path in enumerate(itertools.islice(paths, len(mask))):
-                    if mask[i]:
+                    if mask[i] and not all(
+                        np.isfinite(value[i]).all() for value in result.values()
+                    ):
+                        self.problems[path] = "the network's output is not a finite number"
+                        yield path, view[i], None
+                    elif mask[i]:
                         yield path, view[i], {name: value[i] for name, value in result.items()}
                     else:
                         prefix = f"skipped {path}: "

@@ -247,3 +247,14 @@ def test_labels_by_name_or_by_order():
         label_map(("cat", "cow", "dog"), network)
     with pytest.raises(ValueError, match=r"several classes named 'crane'"):
         label_map(("crane",), ("crane", "crane"))
+
+
+def test_a_network_that_computes_no_numbers(do, imported, images, tmp_path):
+    model = load_model(imported)
+    bias = model.variables["params"]["logits"]["bias"]
+    bias[:] = np.nan
+    save_model(tmp_path / "nan", model, origin={})
+    file = images / "val" / "dark" / "0.jpg"
+    code, out, said = do("predict", "--import", tmp_path / "nan", file)
+    assert code == 1 and "nan" not in out
+    assert f"{file}: the network's output is not a finite number" in said

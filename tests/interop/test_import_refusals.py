@@ -165,6 +165,14 @@ def test_half_precision_is_taken_exactly(tmp_path, tensors):
     assert all(v.dtype == np.float32 and np.array_equal(v, half[n]) for n, v in got.items())
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers(tmp_path, tensors, attempt, value):
+    changed = dict(tensors)
+    changed["bn1.weight"] = np.full_like(tensors["bn1.weight"], value)
+    said = attempt(_file(tmp_path, changed), f"--network={NAME}")
+    assert "x.safetensors: bn1.weight holds values that are not finite numbers" in said
+
+
 def test_pth_with_code_in_it_does_not_run(tmp_path, attempt):
     torch = import_peer("torch", "files of weights")
 

@@ -140,6 +140,18 @@ def test_names_with_spaces_numbers_and_shares():
         assert found["profile"][-1] == {"op": kind, "count": 1, "ms": 0.051}
 
 
+@pytest.mark.parametrize("number", ["1e999", "1.2.3", "0", "."])
+def test_times_that_mean_nothing(tmp_path, capsys, number):
+    text = tmp_path / "timing.txt"
+    text.write_text(PLAIN.replace("(avg): 55043.2", f"(avg): {number}"))
+    assert __main__.main(["latency", "import", str(text)]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: timing: ") and not said.out
+    assert len(said.err.splitlines()) == 1
+    text.write_text(PLAIN + TABLES.replace("0.278", "1e999"))
+    assert __main__.main(["latency", "import", str(text)]) == 2
+
+
 def test_texts_that_are_not_its():
     with pytest.raises(ValueError, match="did not end"):
         phone.read([PLAIN.partition("Inference timings")[0]], "net")

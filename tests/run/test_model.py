@@ -233,7 +233,14 @@ def test_another_network_lists_what_does_not_fit(folder, tiny):
     [
         ("mean", (0.5,), r"mean: got \(0.5,\), expected 3 numbers"),
         ("std", (0.5, 0, 0.5), r"std: got .*, expected 3 positive numbers"),
+        (
+            "std",
+            (0.5, 1e-300, 0.5),
+            r"std: got .*, expected 3 positive numbers from 1e-06 to 1e\+06",
+        ),
+        ("std", (0.5, 1e300, 0.5), r"std: got .*, expected 3 positive numbers from 1e-06 to"),
         ("mean", (0.5, float("nan"), 0.5), r"mean: got .*, expected 3 numbers"),
+        ("mean", (0.5, 1e300, 0.5), r"mean: got .*, expected 3 numbers from -1e\+06 to 1e\+06"),
         ("crop_fraction", 1.5, r"crop_fraction: got 1.5, expected above 0 and at most 1"),
         ("interpolation", "lanczos", r"interpolation: got 'lanczos', expected one of"),
         ("central", "left", r"central: got 'left', expected one of 'square', 'stretch'"),
