@@ -67,10 +67,10 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that a reader, or a kill, finds the old text or the new one whole."""
+def write_atomically(path: Path, contents: str | bytes) -> None:
+    """Writes a file so that a reader, or a kill, finds the old contents or the new ones whole."""
     with open_atomically(path) as file:
-        file.write(text.encode())
+        file.write(contents.encode() if isinstance(contents, str) else contents)
 
 
 @contextlib.contextmanager

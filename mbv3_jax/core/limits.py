@@ -30,6 +30,8 @@ LIMITS = {
     "MBV3_MAX_UNPACKED_BYTES": Limit(1_000_000_000, "bytes"),
     # From where on Pillow warns of a decompression bomb; about 0.9 GB of memory at 16 bits.
     "MBV3_MAX_IMAGE_PIXELS": Limit(89_478_485, "pixels"),
+    # Of one download, whatever happens on the way.
+    "MBV3_MAX_DOWNLOAD_SECONDS": Limit(600, "seconds"),
     # The deepest network of the papers has 17 blocks.
     "MBV3_MAX_BLOCKS": Limit(256, "blocks"),
     # As float32, these are 4 GB.

@@ -1,16 +1,14 @@
 """Downloads published weights, from the Hugging Face Hub or by URL, and checks their hashes."""
 
 import hashlib
-import os
-import urllib.request
 from pathlib import Path
 
+from mbv3_jax.core.download import DownloadError, cache_folder, download, within_deadline
 from mbv3_jax.core.errors import RunError, UsageError
-from mbv3_jax.core.files import open_atomically
+from mbv3_jax.core.files import write_atomically
+from mbv3_jax.core.limits import check_limit, limit
 from mbv3_jax.core.packages import need
 from mbv3_jax.interop.pretrained import HUB_FILE, Pretrained
-
-_TIMEOUT_S = 30
 
 
 def fetch(entry: Pretrained, *, revision: str | None = None) -> tuple[Path, dict[str, str]]:
@@ -41,10 +39,17 @@ def _fetch_from_hub(
     client_package = need("huggingface_hub", "downloading from the Hugging Face Hub", "weights")
     try:
         client = client_package.HfApi()
-        info = client.model_info(hub, revision=revision, files_metadata=True)
-        # Ask by commit, so that the file is the one whose hash was listed.
-        path = Path(client.hf_hub_download(hub, HUB_FILE, revision=info.sha))
+        info = within_deadline(
+            lambda: client.model_info(hub, revision=revision, files_metadata=True)
+        )
         lfs_entries = {sibling.rfilename: sibling.lfs for sibling in info.siblings}
+        size = next((s.size for s in info.siblings if s.rfilename == HUB_FILE), None)
+        check_limit("MBV3_MAX_FILE_BYTES", size or 0, f"{HUB_FILE} has")
+        # Ask by commit, so that the file is the one whose hash was listed. The client shows the
+        # progress and resumes by itself.
+        path = Path(
+            within_deadline(lambda: client.hf_hub_download(hub, HUB_FILE, revision=info.sha))
+        )
     except Exception as e:  # the layers of the client raise errors of many kinds
         raise _download_error(entry, e) from e
     lfs = lfs_entries.get(HUB_FILE)
@@ -59,28 +64,26 @@ def _fetch_from_hub(
 
 
 def _fetch_from_url(entry: Pretrained) -> Path:
-    path = _cache_folder() / entry.file_name
+    path = cache_folder() / entry.file_name
     try:
         if path.is_file() and not _hash_mismatch(entry, path.read_bytes()):
             return path
-        with urllib.request.urlopen(entry.url, timeout=_TIMEOUT_S) as response:
-            data = response.read()
+        has_hash = entry.sha256 or entry.md5
+        data = download(
+            entry.url,
+            entry.file_name,
+            max_bytes=limit("MBV3_MAX_FILE_BYTES"),
+            is_right=(lambda data: not _hash_mismatch(entry, data)) if has_hash else None,
+        )
         mismatch = _hash_mismatch(entry, data)
         if not mismatch:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open_atomically(path) as file:
-                file.write(data)
-    except OSError as e:  # URLError and HTTPError among them
+            write_atomically(path, data)
+    except (DownloadError, OSError) as e:
         raise _download_error(entry, e) from e
     if mismatch:
         raise RunError(f"{entry.url} is not what was published: {mismatch}")
     return path
-
-
-def _cache_folder() -> Path:
-    """The cache of files fetched by URL; the Hub's client has a cache of its own."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mbv3_jax"
 
 
 def _hash_mismatch(entry: Pretrained, data: bytes) -> str | None:
@@ -94,7 +97,7 @@ def _hash_mismatch(entry: Pretrained, data: bytes) -> str | None:
 
 def _download_error(entry: Pretrained, error: Exception) -> RunError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = (lines or [type(error).__name__])[0][:200]
+    reason = (lines or [type(error).__name__])[0][:300]
     return RunError(
         f"cannot download {entry.name} from {entry.url}: {reason}. Without a network: fetch "
         f"{entry.file_name} elsewhere and give --weights=FILE --network={entry.name}"

@@ -13,11 +13,10 @@ import io
 import json
 import re
 import tarfile
-import urllib.request
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from mbv3_jax.core.download import DownloadError, download
 from mbv3_jax.core.errors import RunError, first_line
 from mbv3_jax.core.files import open_regular
 from mbv3_jax.search.network_table import Column, NetworkTable, make_network_table
@@ -30,7 +29,6 @@ LICENSE = "Apache-2.0"
 URL = "https://github.com/afzalxo/Accel-NASBench/raw/42603572/anb_dataset/anb_dataset_jsons.tar.gz"
 SIZE = 1_173_570
 SHA256 = "3520992d42e368b7c08c99fc3f6612855b5b366bf98668a7f19d49f3131aa4ae"
-_TIMEOUT_S = 60
 # A file of the archive has 1,350 bytes, and the archive unpacked about 12 MB.
 _MAX_FILE, _MAX_UNPACKED = 16_384, 64_000_000
 
@@ -59,19 +57,23 @@ def fetch(archive: Path | None = None) -> bytes:
             with open_regular(archive) as file:
                 data = file.read(SIZE + 1)
         else:
-            with urllib.request.urlopen(URL, timeout=_TIMEOUT_S) as response:
-                data = response.read(SIZE + 1)  # more would not be the file
-    except (OSError, HTTPException) as e:  # a URLError is an OSError
+            name = URL.rpartition("/")[2]
+            data = download(URL, name, max_bytes=SIZE, is_right=_is_right)
+    except (DownloadError, OSError) as e:
         reason = getattr(e, "strerror", None) or first_line(e)
         raise RunError(f"cannot read {archive or URL}: {reason}; {advice}") from e
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != SHA256:
+    if not _is_right(data):
+        digest = hashlib.sha256(data).hexdigest()
         size = f"{len(data)} bytes" if len(data) <= SIZE else f"more than {SIZE} bytes"
         raise RunError(
             f"{archive or URL} is not the published archive: {size} with SHA-256 {digest}, "
             f"expected {SIZE} bytes with {SHA256}; {advice}"
         )
     return data
+
+
+def _is_right(archive: bytes) -> bool:
+    return hashlib.sha256(archive).hexdigest() == SHA256
 
 
 def convert(archive: bytes) -> NetworkTable:

@@ -1,0 +1,216 @@
+"""Downloads that end: with a deadline, a limit of size, progress, and what was cut off resumed."""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mbv3_jax.core.errors import first_line
+from mbv3_jax.core.files import write_atomically
+from mbv3_jax.core.limits import limit
+
+T = TypeVar("T")
+
+DEADLINE = "MBV3_MAX_DOWNLOAD_SECONDS"
+_SILENCE_S = 30.0  # without a single byte
+_ATTEMPTS = 3
+_PIECE = 1 << 16
+_LINE_S = 10.0  # between lines of progress, where there is no terminal
+
+
+class DownloadError(Exception):
+    """Something was not downloaded; the message says why, in one line."""
+
+
+class _CutOff(Exception):
+    """The connection ended before all had arrived."""
+
+
+def cache_folder() -> Path:
+    """Returns the folder for files that were downloaded, and for the beginnings of others."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "mbv3_jax"
+
+
+def within_deadline(call: Callable[[], T], so_far: Callable[[], str] = lambda: "") -> T:
+    """Returns what a download returns, unless it takes longer than the limit `DEADLINE`.
+
+    It runs in a thread of its own. A server that sends a byte a second ends every wait for the next
+    byte in time, and most of these waits are inside of libraries.
+
+    Args:
+      call: The download.
+      so_far: Returns how far it is, for the message.
+
+    Raises:
+      DownloadError: The time is over. The thread is left to itself.
+      BaseException: What `call` raises.
+    """
+    seconds = limit(DEADLINE)
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except BaseException as e:
+            errors.append(e)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise DownloadError(
+            f"not done after {seconds} s{so_far()}; the environment variable {DEADLINE} raises "
+            "this limit"
+        )
+    return results[0]
+
+
+def download(
+    url: str, name: str, *, max_bytes: int, is_right: Callable[[bytes], bool] | None = None
+) -> bytes:
+    """Downloads a file.
+
+    If the connection breaks, the rest is asked for: at once, and by the next call, for which what
+    has arrived is kept in the cache as NAME.part.
+
+    Args:
+      url: Where it is.
+      name: What it is called in the cache, and where progress is printed.
+      max_bytes: How large it may be.
+      is_right: Whether this is the file that is wanted, by its hash. Without it nothing is resumed,
+        because the file may have changed since it was begun.
+
+    Returns:
+      The file. It may be a wrong one, but is not put together from two.
+
+    Raises:
+      DownloadError: It cannot be downloaded, is too large, or takes longer than `DEADLINE`.
+    """
+    part = cache_folder() / f"{name}.part"
+    transfer = _Transfer(url, name, max_bytes, resume=is_right is not None)
+    if is_right and part.is_file() and part.stat().st_size <= max_bytes:
+        transfer.data += part.read_bytes()
+    try:
+        data = within_deadline(transfer.run, transfer.so_far)
+        if transfer.in_parts and is_right and not is_right(data):  # maybe the parts of two files
+            transfer.data.clear()
+            data = within_deadline(transfer.run, transfer.so_far)
+    except BaseException:
+        if is_right and transfer.data:
+            with contextlib.suppress(OSError):
+                part.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(part, bytes(transfer.data))
+        raise
+    finally:
+        transfer.stopped = True
+        transfer.end_line()
+    part.unlink(missing_ok=True)
+    return data
+
+
+class _Transfer:
+    """A download into memory.
+
+    Attributes:
+      data: What has arrived.
+      in_parts: Whether it was resumed.
+      stopped: Set to end it, from another thread.
+    """
+
+    def __init__(self, url: str, name: str, max_bytes: int, *, resume: bool):
+        self._url, self._name, self._max_bytes, self._resume = url, name, max_bytes, resume
+        self._total: int | None = None
+        self._is_terminal, self._shown = sys.stderr.isatty(), time.monotonic()
+        self.data = bytearray()
+        self.in_parts = self.stopped = False
+
+    def run(self) -> bytes:
+        for attempt in range(_ATTEMPTS):
+            if not self._resume:
+                self.data.clear()
+            try:
+                self._receive()
+                return bytes(self.data)
+            except urllib.error.HTTPError as e:
+                raise DownloadError(f"the server answers {e.code} {e.reason}") from e
+            except (_CutOff, HTTPException, OSError, ValueError) as e:
+                is_cut = isinstance(e, _CutOff | HTTPException | ConnectionError | TimeoutError)
+                if self.stopped or not is_cut or not self.data or attempt == _ATTEMPTS - 1:
+                    raise DownloadError(self._reason(e)) from e
+        raise AssertionError("the last attempt returns or raises")
+
+    def so_far(self) -> str:
+        """How far it is, for a message."""
+        if not self.data:
+            return ", and nothing has arrived"
+        resumed = "; the same command asks for the rest" if self._resume else ""
+        return f", {self._of()} have arrived{resumed}"
+
+    def end_line(self) -> None:
+        """Ends the line of progress."""
+        if self._is_terminal and self._total:
+            print(file=sys.stderr)
+
+    def _receive(self) -> None:
+        with self._ask() as response:
+            range_ = response.headers.get("Content-Range") or ""
+            self.in_parts = range_.startswith(f"bytes {len(self.data)}-")
+            if not self.in_parts:
+                self.data.clear()  # the whole file comes
+            length = response.headers.get("Content-Length") or ""
+            self._total = len(self.data) + int(length[:18]) if length.isdecimal() else None
+            self._check(self._total or 0)
+            while piece := response.read1(_PIECE):
+                if self.stopped:
+                    raise _CutOff
+                self.data += piece
+                self._check(len(self.data))
+                self._show()
+        if self._total is not None and len(self.data) < self._total:
+            raise _CutOff
+
+    def _ask(self) -> Any:
+        headers = {"Range": f"bytes={len(self.data)}-"} if self.data else {}
+        try:
+            request = urllib.request.Request(self._url, headers=headers)
+            return urllib.request.urlopen(request, timeout=_SILENCE_S)
+        except urllib.error.HTTPError as e:
+            if e.code != 416:
+                raise
+            self.data.clear()  # not the beginning of what is there now
+            return urllib.request.urlopen(self._url, timeout=_SILENCE_S)
+
+    def _check(self, size: int) -> None:
+        if size > self._max_bytes:
+            self.data.clear()
+            raise DownloadError(f"it has more than {self._max_bytes:,} bytes")
+
+    def _reason(self, error: Exception) -> str:
+        if isinstance(error, _CutOff) or (isinstance(error, HTTPException) and self.data):
+            return f"the connection was cut off{self.so_far()}"
+        if isinstance(error, HTTPException):  # its text may hold whatever the server has sent
+            return f"the server does not answer in HTTP ({type(error).__name__})"
+        return getattr(error, "strerror", None) or first_line(error)
+
+    def _of(self) -> str:
+        total = f" of {self._total:,}" if self._total else ""
+        return f"{len(self.data):,}{total} bytes"
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if now - self._shown < (0.2 if self._is_terminal else _LINE_S):
+            return
+        self._shown = now
+        line = f"downloading {self._name}: {self._of()}"
+        print(line, end="\r" if self._is_terminal else "\n", file=sys.stderr, flush=True)
