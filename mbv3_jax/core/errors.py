@@ -27,6 +27,15 @@ class Preempted(Exception):
     exit_code = EXIT_RESTART
 
 
+def printable(text: str) -> str:
+    """Returns a text of one line, in which what is no visible character is written as an escape.
+
+    Names of files and classes may hold line ends, terminal escapes, marks that turn the direction
+    of writing, and bytes that are not UTF-8.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def first_line(e: BaseException) -> str:
     """The first line of an exception's message, shortened, for a message of one line."""
     text = str(e).strip()

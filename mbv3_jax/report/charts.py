@@ -8,8 +8,9 @@ import io
 import itertools
 import re
 import statistics
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from typing import Any
 
@@ -21,6 +22,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 
 from mbv3_jax.arch import cost
 from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.errors import printable
 from mbv3_jax.report.collect import Trial
 
 SIZE = (4.8, 3.6)  # inches; small, so that letters stay readable on a phone
@@ -34,7 +36,10 @@ _MARKS |= {mark: f"var(--series{i})" for i, mark in enumerate(SERIES)}
 # Beyond eight series, the style of the line tells them apart.
 LINE_STYLES = tuple(itertools.product(("-", "--", ":"), SERIES))
 
+# No text of a user is a formula, whatever dollar signs it has.
+PLAIN_TEXT: Any = {"text.parse_math": False}
 _STYLE: Any = {
+    **PLAIN_TEXT,
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -58,9 +63,13 @@ _LINEAR_RANGE = 8  # above this ratio of the largest value to the smallest, an a
 _numbers = itertools.count()
 
 
-def style() -> AbstractContextManager:
+@contextmanager
+def style() -> Iterator[None]:
     """A context in which figures are drawn for `to_svg`."""
-    return matplotlib.rc_context(_STYLE)
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # The browser has the fonts; those of Matplotlib only decide how much space a text gets.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
 
 
 def to_svg(figure: Figure, label: str) -> str:
@@ -71,7 +80,7 @@ def to_svg(figure: Figure, label: str) -> str:
       label: the description that screen readers read out.
     """
     text = io.StringIO()
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"report{next(_numbers)}"}):
+    with style(), matplotlib.rc_context({"svg.hashsalt": f"report{next(_numbers)}"}):
         # With a date or a version in it, the same report would differ from day to day.
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
@@ -114,7 +123,14 @@ def training_curves(trials: Sequence[Trial], *, kind: str, metric: str) -> str |
             mean = [statistics.fmean(by_step[s]) for s in steps]
             marker = "o" if kind == "eval" else None
             axes.plot(
-                steps, mean, line, color=colour, lw=1.4, marker=marker, ms=3, label=trial.name
+                steps,
+                mean,
+                line,
+                color=colour,
+                lw=1.4,
+                marker=marker,
+                ms=3,
+                label=printable(trial.name),
             )
             if any(len(seeds) > 1 for seeds in by_step.values()):
                 low, high = ([of(by_step[s]) for s in steps] for of in (min, max))
@@ -195,7 +211,7 @@ def add_names(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
 
     Call it last: the places depend on the limits of the axes.
     """
-    texts = [axes.text(x, y, name, fontsize=9, parse_math=False) for name, x, y in points]
+    texts = [axes.text(x, y, printable(name), fontsize=9) for name, x, y in points]
     # Without a limit, adjustText takes long for many points.
     adjust_text(texts, ax=axes, time_lim=2, arrowprops={"arrowstyle": "-", "color": GRID})
 

@@ -1,20 +1,32 @@
 """Pictures as files: training curves, confusion matrix, and images with captions."""
 
+import functools
 import itertools
 import math
+import sys
 import textwrap
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, fontManager
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
 
+from mbv3_jax.core.errors import printable
 from mbv3_jax.core.files import open_atomically
 from mbv3_jax.core.limits import check_archive
-from mbv3_jax.report.charts import choose_scale
+from mbv3_jax.report.charts import PLAIN_TEXT, choose_scale
 from mbv3_jax.report.collect import read_json
 from mbv3_jax.run import metrics
+
+_plain_text = matplotlib.rc_context(PLAIN_TEXT)
+# Its letters are boxes with the name of a script.
+_NO_FONT = "Last Resort"
 
 # Sizes of an image sheet, in inches.
 _COLUMNS = 6
@@ -45,11 +57,49 @@ def save_picture(figure: Figure, out: Path) -> Path:
     """
     if not out.suffix:
         out = out.with_name(f"{out.name}.png")
-    with open_atomically(out) as file:
+    use_fonts_for(figure)
+    with open_atomically(out) as file, matplotlib.rc_context(PLAIN_TEXT), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # `use_fonts_for` has said it
         figure.savefig(file, format=out.suffix[1:].lower(), dpi=120)
     return out
 
 
+def use_fonts_for(figure: Figure) -> None:
+    """Chooses fonts that have the letters of all texts, such as Chinese names of classes.
+
+    It prints one line on standard error if no font of this machine has them.
+    """
+    texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
+    for text in texts:
+        text.set_text("\n".join(map(printable, text.get_text().split("\n"))))
+    letters = {letter for text in texts for letter in text.get_text() if letter != "\n"}
+    missing = letters - _letters(findfont("DejaVu Sans"))  # Matplotlib's own font, always there
+    families = []
+    for font in fontManager.ttflist if missing else ():
+        if not font.name.startswith((_NO_FONT, "DejaVu Sans")) and missing & _letters(font.fname):
+            families.append(font.name)
+            missing -= _letters(font.fname)
+    if families:
+        for text in texts:
+            text.set_fontfamily(["DejaVu Sans", *families])
+    if missing:
+        some = "".join(sorted(missing)[:10])
+        print(
+            f"note: no font on this machine has {len(missing)} of the letters ({some}), which are "
+            "drawn as boxes; install one that has them, such as Noto Sans CJK",
+            file=sys.stderr,
+        )
+
+
+@functools.cache
+def _letters(font: str) -> frozenset[str]:
+    try:
+        return frozenset(map(chr, FT2Font(font).get_charmap()))
+    except (OSError, RuntimeError):  # a damaged font of the machine
+        return frozenset()
+
+
+@_plain_text
 def plot_curves(run: Path) -> Figure:
     """Loss on the left and top-1 on the right, by training step.
 
@@ -64,7 +114,7 @@ def plot_curves(run: Path) -> Figure:
     if not by_kind["train"]:
         raise ValueError(f"{run}: no training record yet: the run has not reached its first log")
     figure = Figure(figsize=(9, 3.2), layout="constrained")
-    figure.suptitle(str(run))
+    figure.suptitle(printable(str(run)))
     for axes, (metric, scale, label) in zip(
         figure.subplots(1, 2), (("loss", 1, "loss"), ("top1", 100, "top-1 (%)")), strict=True
     ):
@@ -79,6 +129,7 @@ def plot_curves(run: Path) -> Figure:
     return figure
 
 
+@_plain_text
 def plot_confusion(run: Path) -> Figure:
     """The confusion matrix of a run: a row for each class, shares of its images as colours.
 
@@ -98,7 +149,7 @@ def plot_confusion(run: Path) -> Figure:
     axes.set(
         xlabel="prediction",
         ylabel="class",
-        title=f"{run}, step {predictions['step']}: {correct} of {total} correct",
+        title=f"{printable(str(run))}, step {predictions['step']}: {correct} of {total} correct",
     )
     if len(names) <= _MOST_NAMED:
         ticks = range(len(names))
@@ -130,6 +181,7 @@ def confusion(label: np.ndarray, prediction: np.ndarray, classes: int) -> np.nda
     return counts
 
 
+@_plain_text
 def plot_mistakes(run: Path) -> Figure:
     """A sheet of a run's worst mistakes: each image with its file, its class and its prediction.
 
@@ -148,10 +200,11 @@ def plot_mistakes(run: Path) -> Figure:
         f"{predictions['probability'][i]:.1%}"
         for i in predictions["mistakes"]
     ]
-    title = f"{run}, step {predictions['step']}"
+    title = f"{printable(str(run))}, step {predictions['step']}"
     return image_sheet(list(predictions["thumbnails"]), captions, title=title)
 
 
+@_plain_text
 def image_sheet(images: Sequence[np.ndarray], captions: Sequence[str], title: str = "") -> Figure:
     """Draws images in rows, each with its caption below.
 
@@ -181,7 +234,7 @@ def image_sheet(images: Sequence[np.ndarray], captions: Sequence[str], title: st
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         axes.imshow(image)
-        axes.set_xlabel(caption, fontsize=_CAPTION_POINTS, parse_math=False)
+        axes.set_xlabel(caption, fontsize=_CAPTION_POINTS)
     return figure
 
 
@@ -192,6 +245,7 @@ def _break_lines(caption: str) -> str:
 
 def shorten(text: str, most: int = 28) -> str:
     """The text, or its beginning and its end if it is longer than `most` characters."""
+    text = printable(text)
     return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-most // 2 :]}"
 
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mbv3_jax.core.errors import printable
 from mbv3_jax.report import charts
 from mbv3_jax.report.search_result import Network, Search
 
@@ -34,13 +35,19 @@ def rewards(search: Search) -> str | None:
         ):
             if network.rewards:
                 steps = range(1, len(network.rewards) + 1)
-                axes.plot(steps, network.rewards, line, color=colour, lw=1.2, label=network.name)
+                axes.plot(
+                    steps,
+                    network.rewards,
+                    line,
+                    color=colour,
+                    lw=1.2,
+                    label=printable(network.name),
+                )
         if not axes.lines:
             return None
         axes.set(xlabel="controller step", ylabel="mean reward of a step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for text in axes.legend().get_texts():
-            text.set_parse_math(False)  # a name may contain dollar signs
+        axes.legend()
         return charts.to_svg(figure, "reward by controller step")
 
 

@@ -6,11 +6,14 @@ import json
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.font_manager import fontManager
 
+from mbv3_jax.report import pictures
 from mbv3_jax.report.pictures import (
     confusion,
     image_sheet,
     plot_confusion,
+    plot_curves,
     plot_mistakes,
     save_picture,
     shorten,
@@ -131,3 +134,67 @@ def test_pictures_are_written_whole(run, tmp_path):
         save_picture(figure, tmp_path / "picture.docx")
     assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / "picture.tmp").read_text() == "of the user"
+
+
+HOSTILE = [
+    "$a_",
+    "$x^$",
+    r"\$ \frac{$",
+    "ca\tt",
+    "\x1b[31m",
+    "d\udcffg",
+    "e\u202ef",
+    "<b>",
+    "",
+    " ",
+]
+
+
+def test_no_text_is_a_formula(run, tmp_path, recwarn, capsys):
+    strange = tmp_path / "a$b_$c^\udcff$"
+    strange.mkdir()
+    said = dict(np.load(run / "predictions.npz"))
+    said["path"] = np.array([f"{name}.jpg" for name in HOSTILE[:5]])
+    np.savez(strange / "predictions.npz", **said)
+    (strange / "classes.json").write_text(json.dumps(HOSTILE))
+    records = [{"kind": "train", "step": i, "loss": 1.0, "top1": 0.5} for i in (1, 2)]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (strange / "metrics.jsonl").write_text(lines)
+    for draw in (plot_confusion, plot_mistakes, plot_curves):
+        for ending in ("png", "pdf", "svg"):
+            save_picture(draw(strange), tmp_path / f"out.{ending}")
+        FigureCanvasAgg(draw(strange)).draw()  # also where nobody has called save_picture
+    assert "$x^$" in [t.get_text() for t in plot_confusion(strange).axes[0].get_xticklabels()]
+    assert not recwarn.list and not capsys.readouterr().err
+
+
+def test_letters_that_no_font_has_are_said_in_one_line(tmp_path, recwarn, capsys):
+    # Cuneiform; where a font has it, nothing is to be said.
+    letters = {chr(code) for code in range(0x12000, 0x12003)}
+    fonts = [f for f in fontManager.ttflist if not f.name.startswith("Last Resort")]
+    known = {letter for f in fonts for letter in letters & pictures._letters(f.fname)}
+    captions = ["".join(sorted(letters)), "a"]
+    save_picture(image_sheet([np.zeros((4, 4, 3), np.uint8)] * 2, captions), tmp_path / "o.png")
+    said = capsys.readouterr().err
+    if letters - known:
+        assert len(said.splitlines()) == 1
+        assert f"no font on this machine has {len(letters - known)} of the letters" in said
+    else:
+        assert not said
+    assert not recwarn.list
+
+
+def test_a_font_that_has_the_letters_is_used(tmp_path, monkeypatch, capsys, recwarn):
+    # U+210F is in DejaVu Sans; it stands for a letter that only another font has.
+    plain = pictures._letters
+    default = pictures.findfont("DejaVu Sans")
+
+    def letters(font):
+        return plain(font) - ({"\u210f"} if font == default else set())
+
+    monkeypatch.setattr(pictures, "_letters", letters)
+    figure = image_sheet([np.zeros((4, 4, 3), np.uint8)], ["\u210f"])
+    save_picture(figure, tmp_path / "o.png")
+    assert figure.axes[0].xaxis.label.get_fontfamily()[0] == "DejaVu Sans"
+    assert len(figure.axes[0].xaxis.label.get_fontfamily()) > 1
+    assert not capsys.readouterr().err
