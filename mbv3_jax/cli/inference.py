@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mbv3_jax.cli.arguments import add_model, no_more
-from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.errors import UsageError, printable
 from mbv3_jax.core.files import open_atomically
 from mbv3_jax.run.config import parse_config
 
@@ -152,19 +152,23 @@ def _predict(flags, overrides: Sequence[str]) -> int:
     for path, view, found in results:
         if found is None:
             if flags.json:
-                print(json.dumps({"image": path, "error": results.problems[path]}), flush=True)
+                _print_json({"image": path, "error": results.problems[path]})
             continue
         top = [
             {"class": names[label], "label": int(label), "probability": float(probability)}
             for label, probability in zip(found["classes"], found["probabilities"], strict=True)
         ]
         if table is None:
-            line = {"image": path, "predictions": top}
-            print(json.dumps(line, ensure_ascii=False), flush=True)
+            _print_json({"image": path, "predictions": top})
         else:
             for i, guess in enumerate(top):
                 name, share = guess["class"], f"{guess['probability']:.2%}"
-                table.add_row("" if i else path, name, share, end_section=i == len(top) - 1)
+                table.add_row(
+                    "" if i else printable(path),
+                    printable(name),
+                    share,
+                    end_section=i == len(top) - 1,
+                )
         if flags.save and len(sheet) < _MAX_SHEET_IMAGES:
             guesses = (f"{g['class'][:24]} {g['probability']:.1%}" for g in top[:3])
             sheet.append((view, "\n".join((Path(path).name[-28:], *guesses))))
@@ -174,6 +178,12 @@ def _predict(flags, overrides: Sequence[str]) -> int:
     if flags.save and sheet:
         _save_sheet(flags, sheet, len(paths) - len(results.problems))
     return code
+
+
+def _print_json(values: dict) -> None:
+    """Prints a line of JSON, in which letters stay letters."""
+    line = json.dumps(values, ensure_ascii=False)
+    print(line if line.isprintable() else json.dumps(values), flush=True)
 
 
 def _table():
@@ -201,7 +211,7 @@ def _save_sheet(flags, sheet, count: int) -> None:
     except OSError as e:
         raise UsageError(f"--save: cannot write {flags.save}: {e.strerror}") from e
     of = f" of the first {len(sheet)}" if len(sheet) < count else ""
-    print(f"sheet{of}: {flags.save}", file=sys.stderr)
+    print(printable(f"sheet{of}: {flags.save}"), file=sys.stderr)
 
 
 def _embed(flags, overrides: Sequence[str]) -> int:
@@ -220,7 +230,8 @@ def _embed(flags, overrides: Sequence[str]) -> int:
             np.savez(file, embedding=np.stack(embeddings), path=np.array(files))
     except OSError as e:
         raise UsageError(f"--out: cannot write {flags.out}: {e.strerror}") from e
-    print(f"{len(files)} embeddings of {len(embeddings[0])} values: {flags.out}", file=sys.stderr)
+    line = f"{len(files)} embeddings of {len(embeddings[0])} values: {flags.out}"
+    print(printable(line), file=sys.stderr)
     return code
 
 
@@ -231,7 +242,7 @@ def _report(results, paths: Sequence[str]) -> int:
       The exit code: 1 if a file could not be read.
     """
     for path, reason in results.problems.items():
-        print(f"error: {path}: {reason}", file=sys.stderr)
+        print(printable(f"error: {path}: {reason}"), file=sys.stderr)
     bad = sum(path in results.problems for path in paths)
     rate = len(paths) / max(results.seconds, 1e-9)
     not_read = f", {bad} could not be read" if bad else ""

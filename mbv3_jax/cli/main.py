@@ -10,7 +10,7 @@ from rich.console import Console
 from mbv3_jax.cli import data, export, inference, latency, report, search, use_huge_pages, weights
 from mbv3_jax.cli.arguments import Parser
 from mbv3_jax.cli.examples import add_examples
-from mbv3_jax.core.errors import EXIT_INTERRUPTED, RunError, UsageError
+from mbv3_jax.core.errors import EXIT_INTERRUPTED, RunError, UsageError, printable_lines
 from mbv3_jax.core.packages import program
 
 
@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
 def error_line(message: str) -> None:
     """Prints why a command ends, on standard error."""
     console = Console(stderr=True, emoji=False, soft_wrap=True)
-    console.print(f"error: {message}", markup=False, style="red")
+    console.print(printable_lines(f"error: {message}"), markup=False, style="red")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mbv3_jax.cli.arguments import no_more
-from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.errors import RunError, UsageError, printable_lines
 from mbv3_jax.core.files import open_atomically
 
 
@@ -62,7 +62,7 @@ def add_parsers(commands) -> None:
 
 def _console() -> Console:
     # Without a terminal rich would wrap tables at 80 columns.
-    return Console(width=None if sys.stdout.isatty() else 140)
+    return Console(width=None if sys.stdout.isatty() else 140, markup=False, emoji=False)
 
 
 def _summary(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -117,10 +117,10 @@ def _report(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
             )
         if flags.out:
             with open_atomically(flags.out) as file:
-                file.write(text.encode())
+                file.write(text.encode(errors="backslashreplace"))
             print(flags.out)
         else:
-            print(text, end="")
+            print(printable_lines(text), end="")
     except (ValueError, OSError) as e:
         raise UsageError(f"report: {e}") from e
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from mbv3_jax.cli.arguments import Parser
 from mbv3_jax.cli.examples import examples_text
 from mbv3_jax.core.checks import choose
-from mbv3_jax.core.errors import EXIT_INTERRUPTED, RunError, UsageError
+from mbv3_jax.core.errors import EXIT_INTERRUPTED, RunError, UsageError, printable_lines
 from mbv3_jax.core.files import check_storable
 from mbv3_jax.core.packages import program
 from mbv3_jax.core.registry import call_with_options, option_names
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return _run(flags, options, console)
     except (UsageError, RunError) as e:
-        console.print(f"error: {e}", style="red", markup=False)
+        console.print(printable_lines(f"error: {e}"), style="red", markup=False)
         return e.exit_code
     except KeyboardInterrupt:
         console.print("interrupted; run the same command again to resume")

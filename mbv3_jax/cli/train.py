@@ -13,7 +13,14 @@ from rich.console import Console
 
 from mbv3_jax.cli.arguments import Parser
 from mbv3_jax.cli.examples import examples_text
-from mbv3_jax.core.errors import EXIT_INTERRUPTED, EXIT_RESTART, Preempted, RunError, UsageError
+from mbv3_jax.core.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_RESTART,
+    Preempted,
+    RunError,
+    UsageError,
+    printable_lines,
+)
 from mbv3_jax.core.packages import program
 from mbv3_jax.run import interrupt
 from mbv3_jax.run.config import parse_config
@@ -121,7 +128,7 @@ def _ended(error: BaseException, code: int, text: str, console: Console, **style
     if peers:
         peers.report_failure(text.removeprefix("error: ").removeprefix(process_label()), code)
     if text:
-        console.print(text, **style)
+        console.print(printable_lines(text), **style)
     return code
 
 

@@ -36,6 +36,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """Returns a text whose lines are `printable`."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def first_line(e: BaseException) -> str:
     """The first line of an exception's message, shortened, for a message of one line."""
     text = str(e).strip()

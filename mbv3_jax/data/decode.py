@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from mbv3_jax.core.checks import choose
+from mbv3_jax.core.errors import printable
 from mbv3_jax.core.limits import check_limit, limit
 from mbv3_jax.data.source import BadExample, Batch, Source
 
@@ -121,7 +122,7 @@ class Encoded(Source):
             except (ImageError, OSError) as error:
                 # Without the path that an OSError puts into its text: `where` has it already.
                 reason = getattr(error, "strerror", None) or str(error)
-                problems[row] = f"{self.where(index)}: {reason}"
+                problems[row] = printable(f"{self.where(index)}: {reason}")
         return {"image": images, "label": labels}, problems
 
 

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mbv3_jax.core.errors import printable
 from mbv3_jax.core.files import expand_user, replacing, write_atomically
 from mbv3_jax.core.packages import install
 from mbv3_jax.data.decode import Encoded
@@ -174,10 +175,11 @@ def check(source: Source, sample: int, report: Callable[[str], None] = print) ->
       The number of examples that could not be used; each is named in the report.
     """
     count = min(sample, len(source))
-    report(f"{source.name} {source.split}: {len(source):,} images, {source.num_classes} classes")
+    name = printable(source.name)
+    report(f"{name} {source.split}: {len(source):,} images, {source.num_classes} classes")
     if isinstance(source, Encoded):
-        report(f"  from {source.where(0)}")
-        report(f"  to   {source.where(len(source) - 1)}")
+        report(f"  from {printable(source.where(0))}")
+        report(f"  to   {printable(source.where(len(source) - 1))}")
     unusable = 0
     for i in range(count):
         _, problems = source.load([i * len(source) // count])

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 from scipy import stats
 
 from mbv3_jax.arch import cost
+from mbv3_jax.core.errors import printable, printable_lines
 from mbv3_jax.report.collect import Trial
 
 CONFIDENCE = 0.95
@@ -133,13 +135,14 @@ def as_rows(a: Trial, b: Trial) -> list[dict[str, str]]:
 
 def as_tables(a: Trial, b: Trial) -> list[Table]:
     """A pair for a terminal: a table of changed fields and one of costs and metrics."""
-    title = f"A {a.name}   B {b.name}"
+    title = Text(printable(f"A {a.name}   B {b.name}"))
     fields = Table("field", "A", "B", title=title, header_style="bold")
     for name, values in changed_fields(a, b).items():
-        fields.add_row(name, *map(str, values))
+        fields.add_row(*map(printable, (name, *map(str, values))))
     if not fields.rows:
         fields.caption = "no field differs but the seed"
-    caption = "\n".join(filter(None, (missing_runs(a, b), _RULE)))
+    lines = filter(None, (missing_runs(a, b), _RULE))
+    caption = Text(printable_lines("\n".join(lines)))
     results = Table(title=title, header_style="bold", caption=caption)
     for name in ("metric", "A", "B", "B - A", "95% interval", "real"):
         results.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)

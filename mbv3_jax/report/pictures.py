@@ -17,7 +17,7 @@ from matplotlib.font_manager import findfont, fontManager
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
-from mbv3_jax.core.errors import printable
+from mbv3_jax.core.errors import printable, printable_lines
 from mbv3_jax.core.files import open_atomically
 from mbv3_jax.core.limits import check_archive
 from mbv3_jax.report.charts import PLAIN_TEXT, choose_scale
@@ -71,7 +71,7 @@ def use_fonts_for(figure: Figure) -> None:
     """
     texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
     for text in texts:
-        text.set_text("\n".join(map(printable, text.get_text().split("\n"))))
+        text.set_text(printable_lines(text.get_text()))
     letters = {letter for text in texts for letter in text.get_text() if letter != "\n"}
     missing = letters - _letters(findfont("DejaVu Sans"))  # Matplotlib's own font, always there
     families = []

@@ -162,20 +162,20 @@ def _record(search: Search) -> dict:
 
 def _markdown(search: Search) -> str:
     networks = tables.plain(_shown(rows(search), _columns(search)), "md")
-    parts = [f"## {search.title}\n", networks]
+    parts = [f"## {tables.markdown(search.title)}\n", networks]
     if search.source:
-        parts.append(f"Costs in {search.unit}: {search.source}.\n")
+        parts.append(f"Costs in {search.unit}: {tables.markdown(search.source)}.\n")
     parts.append(" ".join(filter(None, (_agreement(search), _warning(search)))) + "\n")
     for network in search.found:
         if network.steps:
             steps = tables.plain(_shown(step_rows(network), _step_columns(search)), "md")
-            parts += [f"### NetAdapt: {network.name}\n", steps]
+            parts += [f"### NetAdapt: {tables.markdown(network.name)}\n", steps]
     return "\n".join(parts)
 
 
 def _latex(search: Search) -> str:
     networks = tables.plain(_shown(rows(search), _columns(search)), "latex")
-    return f"% {search.title}\n{networks}"
+    return f"{tables.latex_comment(search.title)}\n{networks}"
 
 
 def _shown(table: Sequence[dict], columns: Sequence[Column]) -> list[dict[str, str]]:

@@ -4,7 +4,11 @@ import csv
 import dataclasses
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from mbv3_jax.core.errors import printable
 
 # (title, rows of `rows.rows`) of one sweep.
 TitledRows = tuple[str, list[dict]]
@@ -117,7 +121,8 @@ def plain(table: Sequence[dict[str, str]], form: str) -> str:
     if form == "latex":
         return _latex_table(headings, values) + "\n"
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([headings, *values])
+    lines = [[_csv_cell(cell) for cell in line] for line in (headings, *values)]
+    csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
 
 
@@ -129,20 +134,47 @@ def _shown(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
     return headings, [[column.show(row) for column in columns] for row in rows]
 
 
+# What would be HTML, a link, an image, code, or the end of a cell. An underscore inside of a word,
+# which many names of trials have, is none of these.
+_MARKDOWN_ESCAPES = str.maketrans({c: f"\\{c}" for c in "\\`*[]|"} | {"<": "&lt;"})
+_ENTITY = re.compile(r"&(?=#?\w+;)")
+# What a spreadsheet computes from these is a number: our differences and intervals are such.
+_HARMLESS = re.compile(r"[-+][-+\d.,%() ]*(?: to [-+\d.,]*)?").fullmatch
+
+
+def markdown(text: str) -> str:
+    """Returns a text of one line that Markdown shows as it is."""
+    return _ENTITY.sub("&amp;", printable(text)).translate(_MARKDOWN_ESCAPES)
+
+
+def latex_comment(text: str) -> str:
+    """Returns a comment of one line in LaTeX, whatever the text holds."""
+    return f"% {printable(text)}"
+
+
+def _csv_cell(value: Any) -> Any:
+    """Returns a cell that no spreadsheet takes for a formula."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    is_formula = text.lstrip().startswith(("=", "+", "-", "@")) and not _HARMLESS(text)
+    return f"'{text}" if is_formula else text
+
+
 def _markdown(tables: Sequence[TitledRows]) -> str:
     parts = []
     for title, rows in tables:
         body = _markdown_table(*_shown(rows)) if rows else "No trials."
-        part = f"## {title}\n\n{body}"
-        if missing := [f"- {row['trial']}: {row['missing']}" for row in rows if row["missing"]]:
-            part += "\n\nMissing:\n\n" + "\n".join(missing)
+        part = f"## {markdown(title)}\n\n{body}"
+        if missing := [f"{row['trial']}: {row['missing']}" for row in rows if row["missing"]]:
+            part += "\n\nMissing:\n\n" + "\n".join(f"- {markdown(line)}" for line in missing)
         parts.append(part)
     return "\n\n".join(parts) + "\n"
 
 
 def _markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(map(markdown, cells)) + " |"
 
     return "\n".join([line(headings), "|-" * len(headings) + "|", *map(line, rows)])
 
@@ -153,7 +185,8 @@ def _csv(tables: Sequence[TitledRows]) -> str:
     writer = csv.DictWriter(text, list(flat[0]) if flat else ["sweep"], lineterminator="\n")
     writer.writeheader()
     for row in flat:
-        writer.writerow({**row, "top1_values": " ".join(map(str, row["top1_values"]))})
+        row = {**row, "top1_values": " ".join(map(str, row["top1_values"]))}
+        writer.writerow({key: _csv_cell(value) for key, value in row.items()})
     return text.getvalue()
 
 
@@ -169,7 +202,7 @@ _LATEX_ESCAPES = str.maketrans(
 
 
 def _latex(tables: Sequence[TitledRows]) -> str:
-    parts = [f"% {title}\n{_latex_table(*_shown(rows))}" for title, rows in tables]
+    parts = [f"{latex_comment(title)}\n{_latex_table(*_shown(rows))}" for title, rows in tables]
     return "\n\n".join(parts) + "\n"
 
 
@@ -177,7 +210,7 @@ def _latex_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     r"""A tabular for \usepackage{booktabs}."""
 
     def line(cells: Iterable[str]) -> str:
-        return " & ".join(cell.translate(_LATEX_ESCAPES) for cell in cells) + r" \\"
+        return " & ".join(printable(cell).translate(_LATEX_ESCAPES) for cell in cells) + r" \\"
 
     lines = [rf"\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}", r"\toprule"]
     lines += [line(headings), r"\midrule", *map(line, rows), r"\bottomrule", r"\end{tabular}"]

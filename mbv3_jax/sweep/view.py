@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from mbv3_jax.core.errors import printable
 from mbv3_jax.sweep import state
 from mbv3_jax.sweep.state import Progress
 
@@ -85,7 +86,7 @@ class View:
                     self._line(row.name, *_cells(row))
 
     def _line(self, *parts: str) -> None:
-        self._console.print(" ".join(filter(None, parts)), markup=False)
+        self._console.print(printable(" ".join(filter(None, parts))), markup=False)
 
 
 def table(rows: Sequence[Row], room: int | None = None) -> Table:
@@ -103,7 +104,7 @@ def table(rows: Sequence[Row], room: int | None = None) -> Table:
     for row in shown:
         state, *numbers = _cells(row)
         colour = _COLOURS.get(row.state, "dim")
-        result.add_row(row.name, f"[{colour}]{state}[/]", *numbers, _plain(row.note))
+        result.add_row(_plain(row.name), f"[{colour}]{state}[/]", *numbers, _plain(row.note))
     return result
 
 
@@ -130,7 +131,7 @@ def _duration(seconds: float) -> str:
 
 
 def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
+    return printable(text).replace("[", r"\[")
 
 
 def groups_table(groups: Mapping[str, Mapping]) -> Table:
@@ -142,7 +143,7 @@ def groups_table(groups: Mapping[str, Mapping]) -> Table:
     for group, values in groups.items():
         std = values["top1_std"]
         result.add_row(
-            group,
+            _plain(group),
             str(values["runs"]),
             f"{values['top1_mean']:.2%}",
             "" if std is None else f"{100 * std:.2f}",

@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.checks import check_whole
-from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.errors import RunError, UsageError, printable
 from mbv3_jax.core.files import open_atomically
 from mbv3_jax.data import augment, loader
 from mbv3_jax.data.files import Files
@@ -171,7 +171,7 @@ class Results:
                     elif mask[i]:
                         yield path, view[i], {name: value[i] for name, value in result.items()}
                     else:
-                        prefix = f"skipped {path}: "
+                        prefix = f"skipped {printable(path)}: "  # as `Encoded.load` writes it
                         reasons = (m.removeprefix(prefix) for m in messages if m.startswith(prefix))
                         self.problems[path] = next(reasons, "cannot be read")
                         yield path, view[i], None

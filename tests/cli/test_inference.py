@@ -258,3 +258,22 @@ def test_a_network_that_computes_no_numbers(do, imported, images, tmp_path):
     code, out, said = do("predict", "--import", tmp_path / "nan", file)
     assert code == 1 and "nan" not in out
     assert f"{file}: the network's output is not a finite number" in said
+
+
+def test_names_of_files_cannot_speak_to_the_terminal(do, imported, images, tmp_path):
+    for name in ("\x1b[31mred.jpg", "line\nerror: x.jpg", "\udcff.jpg", "猫.jpg"):
+        (tmp_path / name).write_bytes((images / "val" / "dark" / "0.jpg").read_bytes())
+    (tmp_path / "\x1b[2J.jpg").write_text("no image")
+    for form in ((), ("--json",)):
+        code, out, said = do("predict", "--import", imported, *form, tmp_path)
+        assert code == 1 and "猫" in out
+        assert all(line.isprintable() for line in (out + said).splitlines())
+        assert r"\x1b[2J.jpg: cannot decode 8 bytes" in said
+        assert not any(line.startswith("error: x") for line in said.splitlines())
+    found = {json.loads(line)["image"] for line in out.splitlines()}
+    assert {str(path) for path in tmp_path.iterdir()} == found
+    code, out, said = do("embed", "--import", imported, tmp_path, "--out", tmp_path / "\x1b.npz")
+    assert (tmp_path / "\x1b.npz").is_file()
+    assert all(line.isprintable() for line in (out + said).splitlines())
+    code, out, said = do("predict", "--import", tmp_path / "\x1b[31m\n", tmp_path)
+    assert code == 2 and r"\x1b[31m" in said and "\x1b" not in said
