@@ -320,7 +320,12 @@ def write_arrays(folder: epath.Path, tree: functional.Variables) -> None:
 
 
 def read_arrays(folder: epath.Path, abstract: dict[str, Any]) -> dict[str, Any]:
-    """Reads those arrays of a folder that `abstract` has, as NumPy arrays."""
+    """Reads those arrays of a folder that `abstract` has, as NumPy arrays.
+
+    Raises:
+      ValueError: the folder lacks some of them; the message names the first.
+      Exception: whatever Orbax raises for a damaged folder.
+    """
     one = ocp.RestoreArgs(restore_type=np.ndarray)
     args = ocp.args.PyTreeRestore(
         item=jax.tree.map(lambda _: 0, abstract),
@@ -329,7 +334,15 @@ def read_arrays(folder: epath.Path, abstract: dict[str, Any]) -> dict[str, Any]:
     )
     _keep_quiet()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        return reader.restore(folder.resolve(), args)
+        arrays = reader.restore(folder.resolve(), args)
+    # Where the folder lacks an array, the placeholder comes back.
+    leaves = jax.tree_util.tree_leaves_with_path(arrays)
+    missing = [path for path, leaf in leaves if not isinstance(leaf, np.ndarray)]
+    if missing:
+        name = "/".join(str(part.key) for part in missing[0])
+        more = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise ValueError(f"its array {name} is missing{more}")
+    return arrays
 
 
 def is_averaged(run: Path, config: ConfigDict, weights: str) -> bool:

@@ -14,7 +14,7 @@ from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.core.files import check_storable
 from mbv3_jax.data.augment import make_preprocess
 from mbv3_jax.nn import functional
-from mbv3_jax.run.checkpoint import Checkpoints
+from mbv3_jax.run.checkpoint import Checkpoints, write_arrays, write_digests
 from mbv3_jax.run.folder import read_config
 from mbv3_jax.run.model import (
     _FILES,
@@ -219,6 +219,21 @@ def test_damage_is_named(folder, damage, message, capfd):
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("lacks", ["params/last/conv", "params/block1", "batch_stats"])
+def test_a_layer_that_is_missing_is_named(folder, tiny, lacks):
+    arrays = jax.tree.map(np.asarray, tiny.variables)
+    *above, name = lacks.split("/")
+    node = arrays
+    for part in above:
+        node = node[part]
+    del node[name]
+    shutil.rmtree(folder / "weights")
+    write_arrays(epath.Path(folder / "weights"), arrays)
+    write_digests(epath.Path(folder))
+    with pytest.raises(RunError, match=f"cannot be read: its array {lacks}[a-z0-9_/]* is missing"):
+        load_model(folder)
 
 
 def test_another_network_lists_what_does_not_fit(folder, tiny):
