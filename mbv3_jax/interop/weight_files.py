@@ -11,6 +11,7 @@ import io
 import math
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -169,14 +170,19 @@ def _read_pth(data: bytes) -> tuple[str | None, Tensors]:
     if b"bytearray" in pickled:  # PyTorch allows it, and would fill one of any size with zeros
         raise UsageError("it holds a bytearray, expected tensors only; not loaded")
     try:
-        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the version of pickle
+            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
-        reason = next((x for x in str(e).splitlines() if "GLOBAL" in x or "global" in x), "")
-        if not reason:
-            raise
+        # PyTorch's messages advise to load the file without this protection.
+        found = re.search(r"GLOBAL ([\w.]+)", str(e))
+        if found:
+            raise UsageError(
+                "it holds more than tensors, which could run code when loaded; not loaded "
+                f"(it asks for {found[1]})"
+            ) from e
         raise UsageError(
-            "it holds more than tensors, which could run code when loaded; not loaded "
-            f"({reason.strip()[:200]})"
+            "it cannot be read as .pth, is it whole? It is no pickle of tensors"
         ) from e
     part = None
     for key in _NESTED:

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import socket
 import struct
 import time
@@ -25,6 +26,7 @@ with hidden("torch"):
     from tensorboardX.record_writer import masked_crc32c
 
 FILE = "metrics.jsonl"
+_EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d{1,12}(?:\.\d{1,12})?)\.")
 
 
 class Metrics:
@@ -99,8 +101,12 @@ class _Events:
     """
 
     def __init__(self, run: Path, *, purge_step: int):
-        # TensorBoard reads the files of a folder in the order of their names.
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        # TensorBoard reads the files of a folder in the order of their names, and none that comes
+        # before one that it has read: a clock that was set back must not be seen in them.
+        times = (_EVENT_FILE.match(path.name) for path in run.iterdir())
+        newest = max((float(match[1]) for match in times if match), default=0.0)
+        self._earliest = max(time.time(), newest + 1e-3)
+        name = f"events.out.tfevents.{self._earliest:017.6f}.{socket.gethostname()}.{os.getpid()}"
         self._file = (run / name).open("xb")
         self._add(Event(file_version="brain.Event:2"))
         # Readers ignore what an earlier file has from this step on.
@@ -114,7 +120,7 @@ class _Events:
         self._file.close()
 
     def _add(self, event: Event) -> None:
-        event.wall_time = time.time()
+        event.wall_time = max(time.time(), self._earliest)
         data = event.SerializeToString()
         length = struct.pack("<Q", len(data))
         checked = (length, struct.pack("<I", masked_crc32c(length)))

@@ -1,5 +1,6 @@
 """What cannot be imported or exported is named, and nothing is written."""
 
+import argparse
 import json
 import os
 import pickle
@@ -184,8 +185,25 @@ def test_pth_with_code_in_it_does_not_run(tmp_path, attempt):
     said = attempt(tmp_path / "bad.pth")
     assert "bad.pth: it holds more than tensors" in said
     assert "mkdir" in said
+    assert "weights_only" not in said
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Bad(), protocol=2))
     attempt(tmp_path / "plain.pth")
+    for name, value, protocol in (
+        ("object", argparse.Namespace(x=1), 2),
+        ("numpy", {"a": np.zeros(3)}, 2),
+        ("new", {"a": Bad()}, 4),
+        ("old", {"a": 1}, 0),
+    ):
+        for packed in (False, True):
+            file = tmp_path / f"{name}.pth"
+            if packed:
+                torch.save(value, file)
+            else:
+                file.write_bytes(pickle.dumps(value, protocol=protocol))
+            said = attempt(file)
+            assert said.startswith(f"error: {file}: it ") and len(said.splitlines()) == 1
+            # Nothing of PyTorch's advice to load it all the same.
+            assert not re.search("weights_only|allowlist|safe_globals|trust|file an issue", said)
     assert not (tmp_path / "made by code").exists()
     torch.save([1, 2], tmp_path / "list.pth")
     assert "holds no state dict" in attempt(tmp_path / "list.pth")

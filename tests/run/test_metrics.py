@@ -8,6 +8,7 @@ import pytest
 from paths import ROOT
 from rich.console import Console
 
+from mbv3_jax.run import metrics
 from mbv3_jax.run.metrics import (
     Event,
     Metrics,
@@ -194,3 +195,25 @@ def test_training_does_not_import_torch():
     code = f"import sys, mbv3_jax.train.loop; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
+
+
+def test_a_clock_that_was_set_back_hides_nothing_from_tensorboard(tmp_path, monkeypatch):
+    for number, now in enumerate((2e9, 1.9e9, 100.0, 2e9, 2e9 + 5)):
+        monkeypatch.setattr(metrics.time, "time", lambda now=now: now)
+        before = {path.name for path in tmp_path.iterdir()}
+        written = Metrics(tmp_path, resume_step=number)
+        written.write(number + 1, "train", {"loss": float(number)})
+        written.close()
+        (name,) = {path.name for path in tmp_path.glob("events*")} - before
+        assert all(name > earlier for earlier in before if earlier.startswith("events"))
+    assert [e.step for e in events(tmp_path) if e.summary.value] == [1, 2, 3, 4, 5]
+    times = [e.wall_time for e in events(tmp_path)]
+    assert times == sorted(times) and times[-1] == 2e9 + 5
+
+
+def test_the_first_clock_may_be_wrong_too(tmp_path, monkeypatch):
+    for now in (5.0, 1.8e9):
+        monkeypatch.setattr(metrics.time, "time", lambda now=now: now)
+        Metrics(tmp_path, resume_step=0).close()
+    first, second = sorted(path.name for path in tmp_path.glob("events*"))
+    assert "tfevents.0000000005.000000." in first and "tfevents.1800000000.000000." in second
