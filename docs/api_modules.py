@@ -3,9 +3,11 @@
 ROOMS = {
     "core": [
         "mbv3_jax.core.checks",
+        "mbv3_jax.core.download",
         "mbv3_jax.core.errors",
         "mbv3_jax.core.files",
         "mbv3_jax.core.json_lines",
+        "mbv3_jax.core.limits",
         "mbv3_jax.core.packages",
         "mbv3_jax.core.registry",
     ],

@@ -1,6 +1,9 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
+from time_limit import time_limit
 
 from mbv3_jax.data import files, loader
 from mbv3_jax.data.decode import decode_view
@@ -41,6 +44,17 @@ def test_what_cannot_be_found_is_named(folder):
     ):
         with pytest.raises(NotFound, match=message):
             files.find_files(paths)
+
+
+def test_a_fifo_among_images_is_not_waited_for(folder):
+    os.mkfifo("b/z.jpg")
+    source, said = files.Files(files.find_files(["b"]), 32, {}), []
+    with time_limit(60):
+        batches = loader.eval_batches(source, batch_size=4, on_error="skip", on_skip=said.append)
+        (batch,) = batches
+        batches.close()
+    assert said == ["skipped b/z.jpg: a FIFO, not a regular file"]
+    assert batch["mask"].tolist() == [1, 1, 0, 0]
 
 
 def test_they_are_read_as_evaluation_reads_them(folder):

@@ -126,7 +126,7 @@ def test_long_texts_take_no_longer_than_their_length(kind):
     began = time.perf_counter()
     with contextlib.suppress(ValueError):
         phone.read([PLAIN + LONG[kind]], "net")
-    assert time.perf_counter() - began < 1
+    assert time.perf_counter() - began < 3  # seconds, where 0.3 are usual
 
 
 def test_names_with_spaces_numbers_and_shares():
