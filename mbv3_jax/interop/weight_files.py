@@ -13,6 +13,7 @@ import pickle
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -309,7 +310,36 @@ def _read_dataset(dataset: Any, total: Total) -> np.ndarray:
     # HDF5 unpacks whole chunks, which may be larger than what they are chunks of.
     count = max(dataset.size or 0, math.prod(dataset.chunks or ()))
     total.add(count * max(4, dataset.dtype.itemsize))
+    _check_packed_chunks(dataset)
     return dataset[()]
+
+
+def _check_packed_chunks(dataset: Any) -> None:
+    """Refuses chunks that hold more than they declare, which HDF5 unpacks to whatever they hold.
+
+    Raises:
+      UsageError: a chunk is larger, or is packed by anything but gzip, whose size can be found
+        without unpacking it all.
+    """
+    from h5py import h5z
+
+    plist = dataset.id.get_create_plist()
+    filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+    packers = [f for f in filters if f not in (h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32)]
+    if not packers:
+        return
+    if packers != [h5z.FILTER_DEFLATE]:
+        raise UsageError(f"{dataset.name} is packed by another method than gzip")
+    declared = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    places: list[tuple[int, ...]] = []
+    dataset.id.chunk_iter(lambda chunk: places.append(chunk.chunk_offset))
+    for place in places:
+        skipped, packed = dataset.id.read_direct_chunk(place)
+        if skipped >> filters.index(h5z.FILTER_DEFLATE) & 1:  # stored as it is
+            continue
+        most = declared + 4  # with the checksum of FILTER_FLETCHER32
+        if len(zlib.decompressobj().decompress(packed, most + 1)) > most:
+            raise UsageError(f"{dataset.name}: a part of it holds more than {declared:,} bytes")
 
 
 def _text(name: str | bytes) -> str:

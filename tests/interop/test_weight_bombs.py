@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -92,6 +93,34 @@ def test_chunks_that_are_larger_than_their_dataset(tmp_path):
     path = tmp_path / "x.weights.h5"
     _keras(path, shape=(2, 2), chunks=(30_000, 10_000), maxshape=(None, None))
     _refused("keras", path, 12 * 10**8)
+
+
+def test_chunks_that_hold_more_than_they_declare(tmp_path):
+    h5py = import_peer("h5py", "files of weights")
+    path, name = tmp_path / "x.weights.h5", "layers/dense/vars/0"
+    packed = zlib.compress(bytes(10**7), 9)
+    with h5py.File(path, "w") as file:
+        made = file.create_dataset(name, (100,), np.float32, chunks=(50,), compression="gzip")
+        made.id.write_direct_chunk((0,), packed)
+    assert path.stat().st_size < 20_000
+    with pytest.raises(UsageError, match=rf"/{name}: a part of it holds more than 200 bytes"):
+        weight_files.read("keras", path)
+    with h5py.File(path, "w") as file:
+        file.create_dataset(name, (100,), np.float32, chunks=(50,), compression="lzf")
+        file[name][:] = 1
+    with pytest.raises(UsageError, match=rf"/{name} is packed by another method than gzip"):
+        weight_files.read("keras", path)
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": True}, {"fletcher32": True}])
+@pytest.mark.parametrize("is_random", [True, False])
+def test_packed_datasets_are_read(tmp_path, options, is_random):
+    h5py = import_peer("h5py", "files of weights")
+    path, name = tmp_path / "x.weights.h5", "layers/dense/vars/0"
+    values = np.random.default_rng(0).normal(size=(300, 70)).astype(np.float32) * is_random
+    with h5py.File(path, "w") as file:
+        file.create_dataset(name, data=values, chunks=(64, 64), compression="gzip", **options)
+    np.testing.assert_array_equal(weight_files.read("keras", path).tensors[name], values)
 
 
 def test_older_files_that_list_a_layer_often(tmp_path, monkeypatch):
