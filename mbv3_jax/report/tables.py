@@ -139,7 +139,7 @@ def _shown(rows: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
 _MARKDOWN_ESCAPES = str.maketrans({c: f"\\{c}" for c in "\\`*[]|"} | {"<": "&lt;"})
 _ENTITY = re.compile(r"&(?=#?\w+;)")
 # What a spreadsheet computes from these is a number: our differences and intervals are such.
-_HARMLESS = re.compile(r"[-+][-+\d.,%() ]*(?: to [-+\d.,]*)?").fullmatch
+_HARMLESS = re.compile(r"[-+][\d.]+e[-+]?\d+|[-+][-+\d.,%() ]*(?: to [-+\d.,]*)?").fullmatch
 
 
 def markdown(text: str) -> str:

@@ -72,10 +72,8 @@ def test_csv(name):
 
 @pytest.mark.parametrize("text", ["-1.5", "+3", "-1e5", "+1,234 (+5.0%)", "-0.300 to +0.400"])
 def test_numbers_stay_numbers_in_csv(text):
-    expected = f"'{text}" if "e" in text else text
-    assert tables.plain([{"a": text}], "csv") == "a\n" + (
-        f'"{expected}"\n' if "," in text else f"{expected}\n"
-    )
+    made = tables.plain([{"a": text}], "csv")
+    assert list(csv.reader(io.StringIO(made))) == [["a"], [text]]
 
 
 def test_json_keeps_names_as_they_are():
