@@ -93,6 +93,14 @@ class Proxy:
         """
         return self.predictor(self.accuracy).predict(networks)
 
+    def expect(self, networks: Sequence[Point | NetSpec]) -> np.ndarray:
+        """Returns the accuracies [N] of `evaluate`, quicker, without their deviations.
+
+        Raises:
+          ValueError: The table has no accuracy.
+        """
+        return self.predictor(self.accuracy).expect(networks)
+
     @property
     def costs(self) -> list[str]:
         """The columns of the table that `cost` takes."""

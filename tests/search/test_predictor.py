@@ -212,6 +212,7 @@ def table(count=120, **columns):
 def test_a_proxy_predicts_accuracy_and_cost():
     proxy = Proxy(table(), rows=range(100))
     accuracy, _ = proxy.evaluate(POINTS[120:])
+    np.testing.assert_array_equal(proxy.expect(POINTS[120:]), accuracy)
     truth = np.array([accuracy_of(p) for p in POINTS[120:]])
     assert np.abs(accuracy - truth).mean() < 0.3 * truth.std()
     seconds = proxy.cost("speed")
