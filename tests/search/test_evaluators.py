@@ -3,7 +3,13 @@ import json
 import numpy as np
 import pytest
 
-from mbv3_jax.search.evaluators import Table, agreement, half_width, split_half_reliability
+from mbv3_jax.search.evaluators import (
+    Agreement,
+    Table,
+    agreement,
+    half_width,
+    split_half_reliability,
+)
 from mbv3_jax.search.policy_gradient import PolicyGradient
 from mbv3_jax.search.predictor import Predictor
 from mbv3_jax.search.presets import preset
@@ -137,6 +143,28 @@ def test_a_bad_evaluator_is_called_one():
     constant = agreement(np.zeros(4), np.arange(4))
     assert np.isnan(constant.spearman) and not constant.trusted
     assert not Rounds(TOY, briefly, search).agreement.trusted  # nothing was compared
+
+
+@pytest.mark.parametrize(("count", "correlation"), [(10, 0.0), (10, 0.7), (24, 0.5)])
+def test_the_interval_of_a_correlation_holds_it_19_times_of_20(count, correlation):
+    rng = np.random.default_rng(0)
+    true = 6 / np.pi * np.arcsin(correlation / 2)  # of ranks, where this is that of normal numbers
+    within = 0
+    for _ in range(600):
+        a, b = rng.multivariate_normal([0, 0], [[1, correlation], [correlation, 1]], count).T
+        low, high = agreement(a, b).interval
+        within += low <= true <= high
+    assert 0.93 <= within / 600 <= 0.98
+
+
+def test_the_interval_of_a_correlation_is_printed_where_there_is_one():
+    ten = Agreement(0.0, 0.0, 10)
+    assert ten.interval == pytest.approx((-0.63, 0.63), abs=0.01)
+    assert "Spearman 0.00 (95%: -0.63 to 0.63), Kendall" in ten.describe()
+    assert Agreement(1.0, 1.0, 3).interval is None
+    assert "Spearman 1.00, Kendall" in Agreement(1.0, 1.0, 3).describe()
+    assert Agreement(1.0, 1.0, 5).interval[0] > 0.9  # and no infinity
+    assert Agreement(float("nan"), float("nan"), 9).interval is None
 
 
 def test_reliability_is_that_of_the_mean_over_seeds():
