@@ -22,13 +22,14 @@ import argparse
 import concurrent.futures
 import dataclasses
 import functools
-import json
 import multiprocessing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from mbv3_jax.core.files import parse_json
+from mbv3_jax.core.json_lines import append_line, read_lines
 from mbv3_jax.search.evaluators import half_width
 from mbv3_jax.search.network_table import NetworkTable, open_network_table
 from mbv3_jax.search.objective import COUNTS, Costs, Reward
@@ -198,9 +199,12 @@ def with_proxy(world: World, setting: str, budget: int, options: dict) -> tuple[
     predictor = rounds.run(first, per_round, (budget - first) // per_round)
     goal = world.goal(setting, predictor)
     points = list(trainings.told)
-    believed = goal.accuracies(points)
-    best = points[int(np.argmax(reward(believed, costs(points))))]
-    return (best, points, believed), trainings.count
+    best = points[int(np.argmax(goal(points)))]
+    if setting == TWO_COSTS:  # a front needs no training: what is believed of all that is visited
+        visited: dict[Point, None] = {}
+        strategy.search(goal, world.seed, lambda _, some, __: visited.update(dict.fromkeys(some)))
+        points = list(dict.fromkeys([*points, *visited]))
+    return (best, points, goal.accuracies(points)), trainings.count
 
 
 def strategy_of(space: Space, options: dict) -> Strategy:
@@ -263,57 +267,61 @@ def judged_front(world: World, points: Sequence[Point], believed: np.ndarray) ->
     return np.stack([relative[chosen], world.judge.expect([points[i] for i in chosen])])
 
 
-def run_seed(table: NetworkTable, costs: dict[str, Costs], seed: int) -> list[dict]:
-    """Returns a row for each setting, method and budget."""
-    world = make_world(table, costs, seed)
-    rows: list[dict] = []
-    for setting, names in SETTINGS.items():
-        ways: dict[tuple[str, int], Callable[[], tuple[Found, int]]] = {}
-        for method in (NEAREST, MADDS) if names else (MADDS,):
-            ways[method, 0] = functools.partial(untrained, world, setting, method)
-        for budget in BUDGETS[setting]:
-            for method, options in METHODS.items():
-                arguments = world, setting, budget, options
-                ways[method, budget] = functools.partial(without_proxy, *arguments)
-                ways[method + WITH_PROXY, budget] = functools.partial(with_proxy, *arguments)
-            if names:
-                ways[AT_COST, budget] = functools.partial(at_cost, world, setting, budget)
-        most = world.goal(setting, world.seen)([best_of_all(world, setting)]).item()
-        some = []
-        for (method, budget), way in ways.items():
-            (point, points, believed), trained = way()
-            row = {"seed": seed, "setting": setting, "method": method, "budget": budget}
-            row |= {"trained": trained, "point": list(point)}
-            row["relative"] = world.rewards[setting].relative(costs[setting]([point])).item()
-            for judge, predictor in (("seeds", world.seen), ("half", world.judge)):
-                row[judge] = world.goal(setting, predictor)([point]).item()
-            if setting == TWO_COSTS and trained:
-                paid, judged = judged_front(world, points, believed)
-                row["hypervolume"] = hypervolume(judged, paid, worst=WORST, most=MOST)
-                row["front"] = [np.round(paid, 4).tolist(), np.round(judged, 5).tolist()]
-            some.append(row)
-        # The long search is not perfect: now and then another finds a better network.
-        most = max(most, *(row["seeds"] for row in some))
-        rows += [row | {"regret": most - row["seeds"]} for row in some]
-    return rows
+def run_setting(world: World, setting: str) -> list[dict]:
+    """Returns a row for each method and budget."""
+    names = SETTINGS[setting]
+    ways: dict[tuple[str, int], Callable[[], tuple[Found, int]]] = {}
+    for method in (NEAREST, MADDS) if names else (MADDS,):
+        ways[method, 0] = functools.partial(untrained, world, setting, method)
+    for budget in BUDGETS[setting]:
+        for method, options in METHODS.items():
+            arguments = world, setting, budget, options
+            ways[method, budget] = functools.partial(without_proxy, *arguments)
+            ways[method + WITH_PROXY, budget] = functools.partial(with_proxy, *arguments)
+        if names:
+            ways[AT_COST, budget] = functools.partial(at_cost, world, setting, budget)
+    most = world.goal(setting, world.seen)([best_of_all(world, setting)]).item()
+    rows = []
+    for (method, budget), way in ways.items():
+        (point, points, believed), trained = way()
+        row = {"seed": world.seed, "setting": setting, "method": method, "budget": budget}
+        row |= {"trained": trained, "point": list(point)}
+        row["relative"] = world.rewards[setting].relative(world.costs[setting]([point])).item()
+        for judge, predictor in (("seeds", world.seen), ("half", world.judge)):
+            row[judge] = world.goal(setting, predictor)([point]).item()
+        if setting == TWO_COSTS and trained:
+            paid, judged = judged_front(world, points, believed)
+            row["hypervolume"] = hypervolume(judged, paid, worst=WORST, most=MOST)
+            row["front"] = [np.round(paid, 4).tolist(), np.round(judged, 5).tolist()]
+        rows.append(row)
+    # The long search is not perfect: now and then another finds a better network.
+    most = max(most, *(row["seeds"] for row in rows))
+    return [row | {"regret": most - row["seeds"]} for row in rows]
 
 
-def _run(file: Path, seed: int) -> list[dict]:
+@functools.lru_cache(maxsize=2)
+def _world(file: Path, seed: int) -> World:
     table = open_network_table(file)
-    return run_seed(table, make_costs(table), seed)
+    return make_world(table, make_costs(table), seed)
+
+
+def _run(file: Path, seed: int, setting: str) -> list[dict]:
+    return run_setting(_world(file, seed), setting)
 
 
 def read(path: Path) -> list[dict]:
-    """Returns the rows of all seeds in a file."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [row for line in lines for row in json.loads(line)]
+    """Returns the rows of all seeds and settings in a file."""
+    return [row for line in read_lines(path, lambda text: parse_json(text, list)) for row in line]
 
 
 class Results:
     """Rows of many seeds, by setting, method and budget; figures are in points."""
 
     def __init__(self, rows: Sequence[dict]):
-        self.seeds = sorted({row["seed"] for row in rows})
+        done = {(row["seed"], row["setting"]) for row in rows}
+        seeds = {seed for seed, _ in done}
+        # Only those of which every setting was run.
+        self.seeds = [s for s in sorted(seeds) if all((s, setting) in done for setting in SETTINGS)]
         self._rows = {(r["setting"], r["method"], r["budget"], r["seed"]): r for r in rows}
 
     def values(self, setting: str, method: str, budget: int, key: str) -> np.ndarray:
@@ -360,8 +368,8 @@ that the proxy is.
 *With proxy* trains in rounds (`mbv3_jax.search.rounds`): a quarter of the networks are random, and
 the searcher proposes the others on a predictor of what was trained before (1,024 evaluations,
 refined by 1,024 of a local search; `random` too). The choice is the best trained network by the
-predictor. Without, every network that a searcher asks for is trained, and the best training is the
-choice.
+predictor; the front is of all networks that the searcher visits in the end. Without, every network
+that a searcher asks for is trained, and the best training is the choice.
 
 ## Without a constraint
 
@@ -513,15 +521,16 @@ def main() -> None:
     parser.add_argument("--page", type=Path)
     flags = parser.parse_args()
     if flags.table:
-        done = {row["seed"] for row in read(flags.out)}
+        done = {(row["seed"], row["setting"]) for row in read(flags.out)}
+        wanted = [(seed, setting) for seed in range(flags.seeds) for setting in SETTINGS]
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(flags.jobs, context) as pool:
-            seeds = [seed for seed in range(flags.seeds) if seed not in done]
-            running = {pool.submit(_run, flags.table, seed): seed for seed in seeds}
+            running = {
+                pool.submit(_run, flags.table, *each): each for each in wanted if each not in done
+            }
             for future in concurrent.futures.as_completed(running):
-                with flags.out.open("a") as f:
-                    f.write(json.dumps(future.result()) + "\n")
-                print(f"seed {running[future]}", flush=True)
+                append_line(flags.out, future.result())
+                print(*running[future], flush=True)
     if flags.page:
         rows = read(flags.out)
         flags.page.write_text(document(rows))

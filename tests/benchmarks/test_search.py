@@ -50,7 +50,8 @@ def rows(table):
         patch.setattr(search, "BUDGETS", dict.fromkeys(some, (8,)))
         patch.setattr(search, "PROPOSALS", {"steps": 2, "batch": 16})
         patch.setattr(search, "LONG", {"steps": 8, "batch": 32})
-        yield [row for seed in range(2) for row in search.run_seed(table, costs, seed)]
+        worlds = [search.make_world(table, costs, seed) for seed in range(2)]
+        yield [row for world in worlds for name in some for row in search.run_setting(world, name)]
 
 
 def test_every_method_trains_as_much_as_it_may(rows):
