@@ -161,6 +161,10 @@ def test_trainings_are_proposed_where_something_is_to_be_hoped():
     greedy = [rest[i] for i in np.argsort(-predictor.expect(rest))[:8]]
     assert set(first) != set(greedy)
     assert len(proposed(0, count=500)) <= len(rest)
+    # What a searcher has found is changed a little, so that even two points lead on.
+    few = SEARCHERS["random"](TOY, steps=1, batch=2)
+    led_on = propose_trainings(few, TOY, predictor, costs, reward, seed=0, count=20)
+    assert len(led_on) == 20
     every = Predictor(TOY).fit(points, [values[p] for p in points])
     nothing = propose_trainings(
         strategy, TOY, every, costs, reward, seed=0, count=3, known=set(points)
