@@ -36,6 +36,7 @@ ROOMS = {
         "mbv3_jax.data.loader",
         "mbv3_jax.data.decode",
         "mbv3_jax.data.files",
+        "mbv3_jax.data.layout",
         "mbv3_jax.data.prepare",
         "mbv3_jax.data.sources.folder",
         "mbv3_jax.data.sources.tfds",

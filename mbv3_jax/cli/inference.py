@@ -102,7 +102,8 @@ def _eval(flags, overrides: Sequence[str]) -> int:
         from mbv3_jax.train.inference import evaluate_on
 
         folder = flags.run or flags.imported
-        values = evaluate_on(folder, data, **options, batch=32 if batch is None else batch)
+        batch = 32 if batch is None else batch
+        values = evaluate_on(folder, data, **options, batch=batch, report=_note)
     else:
         if batch is not None:
             raise UsageError(
@@ -114,6 +115,10 @@ def _eval(flags, overrides: Sequence[str]) -> int:
         values = reevaluate(flags.run, **options)
     print(json.dumps(values, indent=1))
     return 0
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
 
 
 def _open(flags, overrides: Sequence[str]):

@@ -41,6 +41,11 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+def counted(count: int, noun: str) -> str:
+    """Returns a number and what it counts: "1 image", "2,000 images"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def first_line(e: BaseException) -> str:
     """The first line of an exception's message, shortened, for a message of one line."""
     text = str(e).strip()

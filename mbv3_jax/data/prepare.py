@@ -180,6 +180,8 @@ def check(source: Source, sample: int, report: Callable[[str], None] = print) ->
     if isinstance(source, Encoded):
         report(f"  from {printable(source.where(0))}")
         report(f"  to   {printable(source.where(len(source) - 1))}")
+    for note in source.notes:
+        report(f"  note: {printable(note)}")
     unusable = 0
     for i in range(count):
         _, problems = source.load([i * len(source) // count])

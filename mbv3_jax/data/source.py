@@ -75,6 +75,8 @@ class Source(abc.ABC):
         run stores it, so that a resumed run can tell whether its data is still the same. It need
         not follow the contents of files, see docs/data.md.
       encoded: whether reading an example means decoding it, so that more processes help.
+      notes: what a person should know before these examples are used: what lies there and is not
+        read, and how many; a line each.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Source(abc.ABC):
     class_names: tuple[str, ...]
     fingerprint: str
     encoded = False
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:

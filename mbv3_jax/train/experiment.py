@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mbv3_jax.arch.spec import NetSpec, QuantSpec
-from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.errors import UsageError, printable
 from mbv3_jax.data import augment, loader
 from mbv3_jax.data.source import Source, crop_for, open_pair
 from mbv3_jax.nn import functional
@@ -56,6 +56,11 @@ class Data:
     warmup_steps: int
     eval_every: int
     checkpoint_every: int
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know about the data before it is used, a line each."""
+        return [printable(note) for note in (*self.training.notes, *self.held_out.notes)]
 
 
 def open_sources(plan: Plan) -> tuple[NetSpec, Source, Source]:

@@ -192,6 +192,7 @@ def evaluate_on(
     step: int | str | None = None,
     weights: str = "auto",
     batch: int = 32,
+    report: Callable[[str], None] = lambda note: None,
 ) -> dict:
     """Evaluates a trained network on any data.
 
@@ -203,6 +204,7 @@ def evaluate_on(
       data: `config.data`, or a part of it. All images of a folder of class folders without splits
         are evaluated, unless "split_fraction" is given.
       step, weights, batch: as for `Inference`.
+      report: called with each note on the data, such as what lies there and is not read.
 
     Returns:
       {"folder", "data", "split", "labels": "by name" or "by order", "count", "loss", "top1",
@@ -226,6 +228,8 @@ def evaluate_on(
         raise UsageError(f"{e}") from e
     everything = pair[1].split == "held_out" and "split_fraction" not in options
     sources = pair if everything else pair[1:]
+    for note in pair[0].notes if everything else (*pair[0].notes, *pair[1].notes):
+        report(printable(note))
 
     def batches() -> Iterator[dict]:
         for source in sources:

@@ -89,6 +89,8 @@ def train(config: ConfigDict, workdir: Path, console: Console | None = None) -> 
         interrupt = Interrupt(other_processes())
         recorders = [Recorder(experiment, run, interrupt) for run in runs]
         with _session(workdir, recorders, plan.data.on_error), interrupt:
+            for note in experiment.data.notes:
+                console.print(f"note: {note}", soft_wrap=True)
             step = _newest_step(workdir, recorders, experiment)
             if step is not None:
                 console.print(f"resuming from step {step} in {workdir.resolve()}")

@@ -134,3 +134,14 @@ def test_broken_files(configured, images, tmp_path):
     finally:
         for path, content in zip(broken, whole, strict=True):
             path.write_bytes(content)
+
+
+def test_images_that_are_not_read_are_mentioned(configured, images, tmp_path, capsys):
+    shutil.copytree(images / "val", images / "test")
+    try:
+        train(configured("total_steps=1"), tmp_path)
+    finally:
+        shutil.rmtree(images / "test")
+    assert f"note: {images}/test: 10 images not read; data.eval_split=test" in " ".join(
+        capsys.readouterr().err.split()
+    )

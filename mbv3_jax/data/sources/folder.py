@@ -4,26 +4,37 @@ Either with splits,
 
     PATH/train/CLASS/*.jpg   and   PATH/validation/CLASS/*.jpg   (or val, valid, test)
 
-or PATH/CLASS/*.jpg alone, of which a fraction of each class is then held out. Files may lie deeper
-inside a class folder. Names that begin with a dot are ignored. Labels number the class folders of
-the training split in alphabetical order.
+in any case and with the usual synonyms (see `layout.roles`), or PATH/CLASS/*.jpg alone, of which a
+fraction of each class is then held out. Files may lie deeper inside a class folder. Names that
+begin with a dot are ignored. Labels number the class folders of the training split in alphabetical
+order.
 """
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mbv3_jax.core.errors import counted
 from mbv3_jax.core.files import expand_user, read_bytes
 from mbv3_jax.data.decode import Encoded
 from mbv3_jax.data.files import SUFFIXES, is_folder, is_image, scan, walk
+from mbv3_jax.data.layout import (
+    PLAIN,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    check_classes_are_no_splits,
+    choose_split,
+    find_splits,
+    roles,
+    subfolders,
+)
 from mbv3_jax.data.source import NotFound, source
 
-TRAIN = "train"
-HELD_OUT = ("validation", "val", "valid", "test")  # the first that exists, unless one is named
 DEFAULT_FRACTION = 0.1
 
 LabelledFile = tuple[str, int]  # (path relative to the split, label)
@@ -93,8 +104,8 @@ def open_folder(
     Args:
       path: the folder.
       resolution: side of the images, in pixels.
-      train_split: name of the split to train on; None for "train".
-      eval_split: name of the split to evaluate on; None for the first of `HELD_OUT` that exists.
+      train_split: name of the split to train on; None for the one that is named like it.
+      eval_split: name of the split to evaluate on; None for that of validation, or else of tests.
       split_fraction: hold out this fraction of the training split instead; of a folder without
         splits, None is 0.1.
       crop: options of `decode.decode_view`.
@@ -106,56 +117,86 @@ def open_folder(
       ValueError: the folder is not laid out like this.
     """
     root, strict = expand_user(path, "data.name"), on_error == "raise"
-    folders = _folders(root)
-    layout = [n for n in (TRAIN, *HELD_OUT) if n in folders and _folders(root / n)]
-    if train_split is None and eval_split is None and not layout:
+    folders = subfolders(root)
+    splits = find_splits(root, folders)
+    if train_split is None and eval_split is None and not splits:
         _check_classes(root, folders)
         files = _files(root, folders, folders, strict)
+        remark = check_classes_are_no_splits(root, folders, (name for name, _ in files))
         kept, held_out = _hold_out(files, split_fraction or DEFAULT_FRACTION)
-        return (
-            Folder(root, TRAIN, resolution, folders, kept, crop),
-            Folder(root, "held_out", resolution, folders, held_out, crop),
-        )
-    train = _check_split(root, train_split or TRAIN, folders)
-    classes = _folders(root / train)
-    _check_classes(root / train, classes)
-    files = _files(root / train, classes, classes, strict)
+        train = Folder(root, TRAIN, resolution, folders, kept, crop)
+        train.notes = (remark,) if remark else ()
+        return train, Folder(root, "held_out", resolution, folders, held_out, crop)
+    if train_split is None:
+        has_one = TRAIN in splits and TRAIN not in folders
+        train_split = choose_split(root, splits, TRAIN, "data.train_split") if has_one else TRAIN
+    train_split = _check_split(root, train_split, folders, "train")
+    classes = subfolders(root / train_split)
+    _check_classes(root / train_split, classes)
+    files = _files(root / train_split, classes, classes, strict)
 
     def make(split: str, chosen: Sequence[LabelledFile]) -> Folder:
         return Folder(root / split, split, resolution, classes, chosen, crop)
 
     if split_fraction is not None:
         kept, held_out = _hold_out(files, split_fraction)
-        return make(train, kept), make(train, held_out)
-    if eval_split is None:
-        eval_split = next((name for name in HELD_OUT if name in folders), None)
-    if eval_split is None:
-        raise NotFound(
-            f"{root}: no split to evaluate on, expected a folder {', '.join(HELD_OUT)} beside "
-            f"{train}; or hold out a part of {train} by data.split_fraction=0.1"
-        )
-    evaluate = _check_split(root, eval_split, folders)
-    eval_classes = _folders(root / evaluate)
-    _check_classes(root / evaluate, eval_classes)
-    if unknown := [name for name in eval_classes if name not in set(classes)]:
-        raise ValueError(
-            f"{root / evaluate / unknown[0]}: a class that {root / train} does not have "
-            f"({len(unknown)} in total)"
-        )
-    return make(train, files), make(
-        evaluate, _files(root / evaluate, eval_classes, classes, strict)
+        train, evaluate = make(train_split, kept), make(train_split, held_out)
+    else:
+        evaluate_on = eval_split or _held_out_split(root, splits, folders, train_split)
+        _check_split(root, evaluate_on, folders, "eval")
+        eval_classes = subfolders(root / evaluate_on)
+        _check_classes(root / evaluate_on, eval_classes)
+        if unknown := [name for name in eval_classes if name not in set(classes)]:
+            raise ValueError(
+                f"{root / evaluate_on / unknown[0]}: a class that {root / train_split} does not "
+                f"have ({len(unknown)} in total)"
+            )
+        train = make(train_split, files)
+        evaluate = make(evaluate_on, _files(root / evaluate_on, eval_classes, classes, strict))
+    train.notes = _unread(root, {train.split, evaluate.split}, folders)
+    return train, evaluate
+
+
+def _held_out_split(
+    root: Path, splits: Mapping[str, Sequence[str]], folders: Sequence[str], train: str
+) -> str:
+    """The split to evaluate on if none is named."""
+    splits = {role: [n for n in names if n != train] for role, names in splits.items()}
+    for role in (VALIDATION, TEST):
+        # One with a plain name counts in any case; what is wrong in it is said later.
+        plain = [n for n in PLAIN if n in folders and n != train and role in roles(n)]
+        if plain:
+            return plain[0]
+        if splits.get(role):
+            return choose_split(root, splits, role, "data.eval_split")
+    others = [name for name in folders if name != train]
+    raise NotFound(
+        f"{root}: no split to evaluate on, expected a folder validation, val, valid, test beside "
+        f"{train}, got: {', '.join(others) or 'none'}; name one by data.eval_split, or hold out a "
+        f"part of {train} by data.split_fraction=0.1"
     )
 
 
-def _folders(path: Path) -> list[str]:
-    """The names of the folders in a folder, sorted."""
-    return [entry.name for entry in scan(path) if is_folder(entry)]
+def _unread(root: Path, splits: Collection[str], folders: Sequence[str]) -> tuple[str, ...]:
+    """What there is beside the splits that are read: each folder with its number of images."""
+    notes = []
+    for name in folders:
+        if name not in splits:
+            count = sum(map(is_image, walk(root / name, name)))
+            evaluate = f"; data.eval_split={name} evaluates on it" if roles(name) else ""
+            notes.append(f"{root / name}: {counted(count, 'image')} not read{evaluate}")
+    if loose := sum(is_image(e.name) and not is_folder(e) for e in scan(root)):
+        notes.append(f"{root}: {counted(loose, 'image')} beside the splits not read")
+    return tuple(notes)
 
 
-def _check_split(root: Path, name: str, folders: Iterable[str]) -> str:
+def _check_split(root: Path, name: str, folders: Iterable[str], kind: str) -> str:
     if name not in folders:
         listed = ", ".join(folders) or "none"
-        raise NotFound(f"{root / name}: no such split; the folders in {root}: {listed}")
+        raise NotFound(
+            f"{root / name}: no such split; the folders in {root}: {listed}; data.{kind}_split "
+            "names one"
+        )
     return name
 
 
@@ -164,8 +205,16 @@ def _check_classes(path: Path, classes: Sequence[str]) -> None:
     if loose is not None:
         raise ValueError(f"{path / loose}: an image outside of any class folder")
     if len(classes) < 2:
-        listed = ", ".join(classes) or "none"
-        raise ValueError(f"{path}: expected a folder for each of at least 2 classes, got: {listed}")
+        inner = subfolders(path / classes[0]) if classes else []
+        instead = (
+            f"; or is {path / classes[0]} meant, with the folders {', '.join(inner[:4])}?"
+            if inner
+            else ""
+        )
+        raise ValueError(
+            f"{path}: expected a folder for each of at least 2 classes, got: "
+            f"{', '.join(classes) or 'none'}{instead}"
+        )
 
 
 def _files(
