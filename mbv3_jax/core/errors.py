@@ -42,8 +42,9 @@ def printable_lines(text: str) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Returns a number and what it counts: "1 image", "2,000 images"."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    """Returns a number and what it counts: "1 image", "2,000 images", "3 classes"."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def first_line(e: BaseException) -> str:

@@ -279,6 +279,7 @@ def open_pair(
     resolution: int,
     crop: Mapping[str, object] | None = None,
     on_error: str = "raise",
+    may_be_empty: bool = False,
     **options: Any,
 ) -> tuple[Source, Source]:
     """Opens a data set to train on and to evaluate on; the two have no example in common.
@@ -290,12 +291,14 @@ def open_pair(
         count as not given.
       on_error: "raise", or "skip" to accept data with files that are not images and with empty
         classes; the loader leaves out what cannot be read.
+      may_be_empty: whether one of the two may have no example, which training needs in both.
       **options: the other fields of `config.data` that choose what is read, see configs/common.py
         and the source's own documentation; None counts as not given.
 
     Raises:
       ValueError: an unknown name or split (the message lists the choices), a value out of range,
-        an option that this source does not take, or data that is not laid out as it should be.
+        an option that this source does not take, data that is not laid out as it should be, or
+        has nothing to train or to evaluate on.
       NotFound: the data is missing; the message says how to get it.
     """
     choose("data.on_error", on_error, ON_ERROR)
@@ -320,6 +323,10 @@ def open_pair(
                 f"data.name: {name!r} is incomplete: {type(opened).__name__} does not set "
                 f"{', '.join(missing)}"
             )
+    for opened, purpose in zip(pair, ("train", "evaluate"), strict=True):
+        if not len(opened) and not may_be_empty:
+            nothing = f"{opened.name}: nothing to {purpose} on, its split {opened.split} is empty"
+            raise ValueError("; ".join((nothing, *opened.notes)))
     return pair
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.errors import RunError, counted
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.modules import Compute
 from mbv3_jax.train.losses import correct, cross_entropy
@@ -77,6 +78,7 @@ def evaluate(
       examples could not be read, their number "unreadable" (an int), which is not in the count.
 
     Raises:
+      RunError: no example could be read.
       RuntimeError: the batches held another number of examples than expected.
     """
     device_totals = None
@@ -90,5 +92,7 @@ def evaluate(
     unreadable = int(totals.pop("unreadable", 0))
     if count + unreadable != expected:
         raise RuntimeError(f"evaluation counted {count + unreadable} examples of {expected}")
+    if not count:
+        raise RunError(f"none of {counted(expected, 'image')} to evaluate on could be read")
     left_out = {"unreadable": unreadable} if unreadable else {}
     return {"count": count, **left_out, **{k: v / count for k, v in totals.items()}}

@@ -222,12 +222,16 @@ def evaluate_on(
     crop = {k: options.pop(k) for k in ("area", "ratio", *model.preprocessing.crop) if k in options}
     try:
         crop = crop_for(name, model.preprocessing.crop) | crop
-        pair = open_pair(name, resolution=model.spec.resolution, crop=crop, **options)
+        resolution = model.spec.resolution
+        # Of a folder with one image in each class none is held out, and all are evaluated.
+        pair = open_pair(name, resolution=resolution, crop=crop, may_be_empty=True, **options)
         labels, matched = label_map(pair[1].class_names, model.class_names)
     except (ValueError, FileNotFoundError) as e:
         raise UsageError(f"{e}") from e
     everything = pair[1].split == "held_out" and "split_fraction" not in options
-    sources = pair if everything else pair[1:]
+    sources = [source for source in (pair if everything else pair[1:]) if len(source)]
+    if not sources:
+        raise UsageError(f"{name}: no image to evaluate on in its split {pair[1].split}")
     for note in pair[0].notes if everything else (*pair[0].notes, *pair[1].notes):
         report(printable(note))
 

@@ -118,6 +118,21 @@ def test_eval_of_an_import_on_data_uses_its_preprocessing(do, run, imported, ima
     assert (got["split"], got["count"]) == ("all", 14)
     right = said["label"][chosen] == said["prediction"][chosen]
     assert got["top1"] == pytest.approx(right.mean())
+    # One image in each class, of which none could be held out: all are evaluated.
+    for name in ("mid", "light"):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        (flat / name / "0.jpg").rename(tmp_path / "few" / name / "0.jpg")
+    code, out, err = do("eval", "--import", imported, f"--data=folder:{tmp_path / 'few'}")
+    assert (code, json.loads(out)["count"], "without an image" in err) == (0, 2, False)
+    # What is not read is said.
+    nested = tmp_path / "nested"
+    nested.mkdir()
+    (tmp_path / "few").rename(nested / "Test")
+    flat.rename(nested / "Train")
+    (nested / "mid.png").write_bytes(b"")
+    code, out, err = do("eval", "--import", imported, f"--data=folder:{nested}")
+    assert (code, json.loads(out)["count"]) == (0, 2)
+    assert f"note: {nested}: 1 image beside the splits not read" in err
     # A configuration gives data too, and may change the view.
     where = [f"--config.data.name=folder:{images}", "--config.data.num_examples=None"]
     options = ["--config.data.crop_fraction=0.3", "--config.eval_batch_size=4"]

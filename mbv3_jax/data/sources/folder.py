@@ -84,6 +84,10 @@ class Folder(Encoded):
         name = os.fsdecode(self._names[start : self._ends[index]])
         return os.path.join(self._root, name)  # noqa: PTH118 (once per example)
 
+    def counts(self) -> np.ndarray:
+        """The number of images of each class, int64 [classes]."""
+        return np.bincount(self._labels, minlength=self.num_classes)
+
     def read(self, index: int) -> tuple[bytes, int]:
         return read_bytes(self.where(index)), int(self._labels[index])
 
@@ -125,8 +129,10 @@ def open_folder(
         remark = check_classes_are_no_splits(root, folders, (name for name, _ in files))
         kept, held_out = _hold_out(files, split_fraction or DEFAULT_FRACTION)
         train = Folder(root, TRAIN, resolution, folders, kept, crop)
+        evaluate = Folder(root, "held_out", resolution, folders, held_out, crop)
         train.notes = (remark,) if remark else ()
-        return train, Folder(root, "held_out", resolution, folders, held_out, crop)
+        evaluate.notes = _lacking(evaluate, train)
+        return train, evaluate
     if train_split is None:
         has_one = TRAIN in splits and TRAIN not in folders
         train_split = choose_split(root, splits, TRAIN, "data.train_split") if has_one else TRAIN
@@ -154,6 +160,7 @@ def open_folder(
         train = make(train_split, files)
         evaluate = make(evaluate_on, _files(root / evaluate_on, eval_classes, classes, strict))
     train.notes = _unread(root, {train.split, evaluate.split}, folders)
+    evaluate.notes = _lacking(evaluate, train)
     return train, evaluate
 
 
@@ -175,6 +182,23 @@ def _held_out_split(
         f"{train}, got: {', '.join(others) or 'none'}; name one by data.eval_split, or hold out a "
         f"part of {train} by data.split_fraction=0.1"
     )
+
+
+def _lacking(evaluate: Folder, train: Folder) -> tuple[str, ...]:
+    """The classes without images in one of the two splits: what a result does not tell about."""
+    notes = []
+    for split, purpose, advice in (
+        (train, "train", ""),
+        (evaluate, "evaluate", "; of a class with one image none can be held out"),
+    ):
+        names = [n for n, count in zip(split.class_names, split.counts(), strict=True) if not count]
+        if names:
+            listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            notes.append(
+                f"{len(names)} of {counted(split.num_classes, 'class')} without an image to "
+                f"{purpose} on: {listed}" + (advice if train.name == evaluate.name else "")
+            )
+    return tuple(notes)
 
 
 def _unread(root: Path, splits: Collection[str], folders: Sequence[str]) -> tuple[str, ...]:
