@@ -118,7 +118,7 @@ def _eval(flags, overrides: Sequence[str]) -> int:
 
 
 def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    print(printable(f"note: {text}"), file=sys.stderr)
 
 
 def _open(flags, overrides: Sequence[str]):
@@ -127,7 +127,7 @@ def _open(flags, overrides: Sequence[str]):
     from mbv3_jax.data.files import find_files
 
     try:
-        paths = find_files(flags.images, flags.list)
+        paths = find_files(flags.images, flags.list, _note)
     except FileNotFoundError as e:
         raise UsageError(f"{e}") from e
     from mbv3_jax.train.inference import Inference

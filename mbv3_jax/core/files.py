@@ -178,7 +178,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def read_text(path: str | os.PathLike[str], errors: str = "strict") -> str:
-    """Returns the text of a file in UTF-8, its lines ended by "\\n".
+    """Returns the text of a file in UTF-8, its lines ended by "\\n", without a byte order mark.
 
     Args:
       path: The file.
@@ -188,7 +188,7 @@ def read_text(path: str | os.PathLike[str], errors: str = "strict") -> str:
       OSError: As for `open_regular`.
       UnicodeDecodeError: It is not UTF-8.
     """
-    text = read_bytes(path).decode(errors=errors)
+    text = read_bytes(path).decode("utf-8-sig", errors)  # editors on Windows write the mark
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

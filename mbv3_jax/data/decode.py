@@ -33,6 +33,12 @@ try:
     import cykooz_resizer as resizer
 except ImportError:
     resizer = None
+try:
+    import pillow_heif
+except ImportError:
+    pass
+else:
+    pillow_heif.register_heif_opener()  # Pillow then reads HEIC
 
 # left, top, right, bottom, in pixels; the edges of a training crop are whole numbers
 Box = tuple[float, float, float, float]

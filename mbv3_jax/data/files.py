@@ -1,15 +1,29 @@
 """Image files without labels: finding them in folders and lists, and reading them."""
 
+import collections
+import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from mbv3_jax.core.errors import counted
 from mbv3_jax.core.files import read_bytes, read_text
 from mbv3_jax.data.decode import Encoded
 from mbv3_jax.data.source import NotFound
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_SUFFIXES = (
+    *(".apng", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm"),
+    *(".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
+# What Pillow reads only if it has what is said.
+_MAYBE = {
+    ".avif": "Pillow 11.3 or later",
+    ".heic": "the package pillow-heif",
+    ".heif": "the package pillow-heif",
+}
 
 
 class Files(Encoded):
@@ -37,13 +51,18 @@ class Files(Encoded):
         return read_bytes(self._paths[index]), 0
 
 
-def find_files(paths: Iterable[str], lists: Iterable[str] = ()) -> list[str]:
+def find_files(
+    paths: Iterable[str],
+    lists: Iterable[str] = (),
+    report: Callable[[str], None] = lambda note: None,
+) -> list[str]:
     """The image files that a command names.
 
     Args:
       paths: files; folders, in which all files with the name of an image are found at any depth;
         and "@LIST" for a list.
       lists: text files with one path per line, of a file or of a folder.
+      report: called with what is left out in a folder, and how many.
 
     Returns:
       Paths in the order of the arguments, those of a folder sorted. Files that are named one by one
@@ -56,17 +75,50 @@ def find_files(paths: Iterable[str], lists: Iterable[str] = ()) -> list[str]:
     for path in [*paths, *(f"@{name}" for name in lists)]:
         for named in _lines(Path(path[1:])) if path.startswith("@") else [path]:
             is_folder = os.path.isdir(named)  # noqa: PTH112 (once per image)
-            files += _images_in(named) if is_folder else [named]
+            files += _images_in(named, report) if is_folder else [named]
     if not files:
         raise NotFound("no image given: name files, folders, or a list as @FILE")
     return files
 
 
-def _images_in(folder: str) -> list[str]:
-    files = [name for name in walk(Path(folder), folder.rstrip("/")) if is_image(name)]
-    if not files:
-        raise NotFound(f"{folder}: no image in this folder")
-    return files
+def _images_in(folder: str, report: Callable[[str], None]) -> list[str]:
+    links: list[str] = []
+    files: dict[bool, list[str]] = {True: [], False: []}
+    for name in walk(Path(folder), folder.rstrip("/"), links):
+        files[is_image(name)].append(name)
+    others = f"left out, without the name of an image ({endings(files[False])})"
+    if not files[True]:
+        found = f"; {counted(len(files[False]), 'file')} {others}" if files[False] else ""
+        raise NotFound(f"{folder}: no image in this folder{found}")
+    if files[False]:
+        report(f"{folder}: {counted(len(files[False]), 'file')} {others}")
+    if note := not_followed(links):
+        report(note)
+    return files[True]
+
+
+def endings(names: Iterable[str]) -> str:
+    """How many files have which ending, and what reads those that could be images.
+
+    Returns:
+      ".txt 2, .heic 1; .heic is read with the package pillow-heif".
+    """
+    counts = collections.Counter(_suffix(name) or "no ending" for name in names)
+    listed = [f"{suffix} {count}" for suffix, count in counts.most_common(5)]
+    more = ", ..." if len(counts) > len(listed) else ""
+    needs = [f"; {s} is read with {what}" for s, what in _MAYBE.items() if s in counts]
+    return ", ".join(listed) + more + "".join(needs)
+
+
+def not_followed(links: Sequence[str]) -> str:
+    """What is said about the links that `walk` has left out; "" if there are none."""
+    if not links:
+        return ""
+    listed = ", ".join(links[:3]) + (", ..." if len(links) > 3 else "")
+    return (
+        f"{counted(len(links), 'link')} to folders not followed, which are read anyway or hold the "
+        f"link: {listed}"
+    )
 
 
 def _lines(path: Path) -> list[str]:
@@ -78,27 +130,64 @@ def _lines(path: Path) -> list[str]:
     return [line for line in lines if line]
 
 
+@functools.cache
+def suffixes() -> tuple[str, ...]:
+    """The endings of the names of images, in lower case."""
+    readable = Image.registered_extensions()
+    return (*_SUFFIXES, *(suffix for suffix in _MAYBE if suffix in readable))
+
+
 def is_image(name: str) -> bool:
     """Whether a file has the name of an image."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 (once per image)
+    return _suffix(name) in suffixes()
 
 
-def walk(folder: Path, prefix: str) -> Iterator[str]:
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 (once per image)
+
+
+def walk(folder: Path, prefix: str, left_out: list[str] | None = None) -> Iterator[str]:
     """Yields all files in a folder at any depth, each folder sorted.
+
+    Links to folders are followed, except to one that is read without them, and to one that holds
+    the link, which would never end.
 
     Args:
       folder: where to look. Names that begin with a dot are skipped.
       prefix: what stands for the folder in the results.
+      left_out: gets the paths of the links that are not followed.
     """
     # A list of what is still to be looked at: folders may be nested more deeply than Python calls.
-    waiting = [(entry, prefix) for entry in reversed(scan(folder))]
+    # With each entry the folders, as they are stored, of the links that led there.
+    waiting: list[tuple[os.DirEntry[str], str, tuple[str, ...]]]
+    waiting = [(entry, prefix, ()) for entry in reversed(scan(folder))]
+    read: list[str] = []  # the folders that are read whole
     while waiting:
-        entry, above = waiting.pop()
+        entry, above, links = waiting.pop()
         name = f"{above}/{entry.name}"
-        if entry.is_dir(follow_symlinks=False):
-            waiting += ((inner, name) for inner in reversed(scan(Path(entry.path))))
-        elif not is_folder(entry):  # a link to a folder could lead back to a folder above it
-            yield name
+        if not entry.is_dir(follow_symlinks=False):
+            if not is_folder(entry):
+                yield name
+                continue
+            read = read or [os.path.realpath(folder)]
+            target = os.path.realpath(entry.path)
+            links = (*links, os.path.realpath(Path(entry.path).parent))
+            if any(_reads(r, target) for r in read) or any(_holds(target, x) for x in links):
+                if left_out is not None:
+                    left_out.append(entry.path)
+                continue
+            read.append(target)
+        waiting += ((inner, name, links) for inner in reversed(scan(Path(entry.path))))
+
+
+def _reads(folder: str, path: str) -> bool:
+    """Whether who walks a real folder comes to the real path, without links and hidden names."""
+    return _holds(folder, path) and "/." not in path[len(folder) :]
+
+
+def _holds(folder: str, path: str) -> bool:
+    """Whether one real path is another or is above it."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:

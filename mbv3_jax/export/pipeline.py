@@ -165,13 +165,16 @@ def find_samples(
     """
     side = model.spec.resolution
     if named:
+        notes: list[str] = []
         try:
-            paths = find_files(named)
+            paths = find_files(named, report=notes.append)
         except FileNotFoundError as e:
             raise UsageError(f"--images: {e}") from e
         files = Files(paths, side, model.preprocessing.crop)
         images, _ = _load(files, count)
-        return Samples(images=images, labels=None, what="images given", calibration=files)
+        return Samples(
+            images=images, labels=None, what="; ".join(("images given", *notes)), calibration=files
+        )
     if run is None:
         shape = (count or _NOISE_IMAGES, side, side, 3)
         images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)

@@ -1,5 +1,6 @@
 """The class names that imported weights get."""
 
+import collections
 import json
 from pathlib import Path
 
@@ -33,6 +34,9 @@ def find_class_names(count: int, file: Path | None) -> tuple[tuple[str, ...], st
     """
     if file is not None:
         names, source = _read_names(file), f"of {file}"
+        if several := [n for n, times in collections.Counter(names).items() if times > 1]:
+            listed = ", ".join(map(repr, several[:5])) + (", ..." if len(several) > 5 else "")
+            source += f", of which {len(several)} stand for several classes: {listed}"
     elif count in (1000, 1001):
         names, source = imagenet_names(), "of ImageNet (other ones: --classes=FILE)"
     elif count == IN21K_MIIL and (from_timm := _in21k_names()):
@@ -55,11 +59,24 @@ def _read_names(file: Path) -> tuple[str, ...]:
         raise UsageError(f"--classes={file}: {e.strerror}") from e
     except ValueError as e:
         raise UsageError(f"--classes={file}: {e}") from e
-    if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() for n in names):
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise UsageError(
             f"--classes={file}: expected one name on each line, or a JSON list of names"
         )
-    return tuple(name.strip() for name in names)
+    names = [name.strip() for name in names]
+    if file.suffix != ".json":
+        while names and not names[-1]:  # blank lines at the end are no names
+            names.pop()
+    if not names:
+        raise UsageError(f"--classes={file}: no name in it; expected one on each line")
+    if "" in names:
+        blank = [i for i, name in enumerate(names, 1) if not name]
+        place = "entry" if file.suffix == ".json" else "line"
+        raise UsageError(
+            f"--classes={file}: {place} {blank[0]} is blank ({len(blank)} such), "
+            "expected one name on each line, or a JSON list of names"
+        )
+    return tuple(names)
 
 
 def _in21k_names() -> tuple[str, ...] | None:

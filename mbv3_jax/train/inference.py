@@ -233,7 +233,7 @@ def evaluate_on(
     if not sources:
         raise UsageError(f"{name}: no image to evaluate on in its split {pair[1].split}")
     for note in pair[0].notes if everything else (*pair[0].notes, *pair[1].notes):
-        report(printable(note))
+        report(note)
 
     def batches() -> Iterator[dict]:
         for source in sources:

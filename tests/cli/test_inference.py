@@ -153,6 +153,15 @@ def test_a_table_a_list_and_bad_files_among_good_ones(do, run, images, tmp_path)
         assert lines[0].startswith(f"error: {bad}: cannot decode 8 bytes as an image: ")
         assert lines[1] == f"error: {tmp_path / 'gone.png'}: No such file or directory"
         assert lines[2].startswith("3 images in ") and lines[2].endswith(", 2 could not be read")
+    # In a folder, what does not have the name of an image is left out, and counted.
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "photo.jfif").write_bytes(good.read_bytes())
+    (tmp_path / "one" / "photo.cr2").write_bytes(b"raw")
+    code, out, err = do("predict", "--run", run, tmp_path / "one")
+    assert code == 0 and "photo.jfif" in out
+    assert err.startswith(
+        f"note: {tmp_path / 'one'}: 1 file left out, without the name of an image"
+    )
     code, out, _ = do("predict", "--run", run, bad, good, "--json")
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == 1

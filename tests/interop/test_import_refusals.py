@@ -122,13 +122,44 @@ def test_class_names_that_do_not_fit(tmp_path, tensors, attempt):
     names.write_text("a\nb\nc\n")
     assert "has 3 names, the network 5 classes" in attempt(file, f"--classes={names}")
     names.write_text("a\nb\n\nc\nd\n")
-    assert "expected one name on each line" in attempt(file, f"--classes={names}")
+    assert "line 3 is blank (1 such), expected one name on each line" in attempt(
+        file, f"--classes={names}"
+    )
+    names.write_text("\n")
+    assert "no name in it" in attempt(file, f"--classes={names}")
     names = tmp_path / "names.json"
+    names.write_text('["a", "", "c", "d", "e"]')
+    assert "entry 2 is blank" in attempt(file, f"--classes={names}")
     names.write_text('["a", "b", "c", "d", "e"]')
     out = tmp_path / "out"
     arguments = ["import", "--from=timm", f"--weights={file}", f"--out={out}"]
     assert __main__.main([*arguments, f"--classes={names}"]) == 0
     assert load_model(out).class_names == ("a", "b", "c", "d", "e")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("n.txt", "\ufeffa\r\nb\r\nc \r\nd\r\ne\r\n\r\n \r\n"),
+        ("n.json", '\ufeff["a", "b", "c", "d", "e"]\n'),
+    ],
+)
+def test_class_names_as_windows_saves_them(tmp_path, name, text):
+    from mbv3_jax.interop.class_names import find_class_names
+
+    (tmp_path / name).write_bytes(text.encode())
+    names, source = find_class_names(5, tmp_path / name)
+    assert names == ("a", "b", "c", "d", "e")
+    assert source == f"of {tmp_path / name}"
+
+
+def test_names_of_several_classes_are_said(tmp_path):
+    from mbv3_jax.interop.class_names import find_class_names
+
+    (tmp_path / "n.txt").write_text("crane\nfox\ncrane\nowl\nfox\n")
+    names, source = find_class_names(5, tmp_path / "n.txt")
+    assert names == ("crane", "fox", "crane", "owl", "fox")
+    assert source.endswith("n.txt, of which 2 stand for several classes: 'crane', 'fox'")
 
 
 def test_heads_of_tensorflow_have_background_first():

@@ -21,7 +21,15 @@ import numpy as np
 from mbv3_jax.core.errors import counted
 from mbv3_jax.core.files import expand_user, read_bytes
 from mbv3_jax.data.decode import Encoded
-from mbv3_jax.data.files import SUFFIXES, is_folder, is_image, scan, walk
+from mbv3_jax.data.files import (
+    endings,
+    is_folder,
+    is_image,
+    not_followed,
+    scan,
+    suffixes,
+    walk,
+)
 from mbv3_jax.data.layout import (
     PLAIN,
     TEST,
@@ -123,14 +131,15 @@ def open_folder(
     root, strict = expand_user(path, "data.name"), on_error == "raise"
     folders = subfolders(root)
     splits = find_splits(root, folders)
+    links: list[str] = []
     if train_split is None and eval_split is None and not splits:
         _check_classes(root, folders)
-        files = _files(root, folders, folders, strict)
+        files = _files(root, folders, folders, strict, links)
         remark = check_classes_are_no_splits(root, folders, (name for name, _ in files))
         kept, held_out = _hold_out(files, split_fraction or DEFAULT_FRACTION)
         train = Folder(root, TRAIN, resolution, folders, kept, crop)
         evaluate = Folder(root, "held_out", resolution, folders, held_out, crop)
-        train.notes = (remark,) if remark else ()
+        train.notes = tuple(filter(None, (remark, not_followed(links))))
         evaluate.notes = _lacking(evaluate, train)
         return train, evaluate
     if train_split is None:
@@ -139,7 +148,7 @@ def open_folder(
     train_split = _check_split(root, train_split, folders, "train")
     classes = subfolders(root / train_split)
     _check_classes(root / train_split, classes)
-    files = _files(root / train_split, classes, classes, strict)
+    files = _files(root / train_split, classes, classes, strict, links)
 
     def make(split: str, chosen: Sequence[LabelledFile]) -> Folder:
         return Folder(root / split, split, resolution, classes, chosen, crop)
@@ -158,8 +167,11 @@ def open_folder(
                 f"have ({len(unknown)} in total)"
             )
         train = make(train_split, files)
-        evaluate = make(evaluate_on, _files(root / evaluate_on, eval_classes, classes, strict))
-    train.notes = _unread(root, {train.split, evaluate.split}, folders)
+        evaluate = make(
+            evaluate_on, _files(root / evaluate_on, eval_classes, classes, strict, links)
+        )
+    unread = _unread(root, {train.split, evaluate.split}, folders)
+    train.notes = tuple(filter(None, (*unread, not_followed(links))))
     evaluate.notes = _lacking(evaluate, train)
     return train, evaluate
 
@@ -242,22 +254,26 @@ def _check_classes(path: Path, classes: Sequence[str]) -> None:
 
 
 def _files(
-    base: Path, names: Sequence[str], classes: Sequence[str], strict: bool
+    base: Path, names: Sequence[str], classes: Sequence[str], strict: bool, links: list[str]
 ) -> list[LabelledFile]:
-    """The files in the class folders `names` of `base`, sorted; `classes` decides their labels."""
+    """The files in the class folders `names` of `base`, sorted; `classes` decides their labels.
+
+    `links` gets the links that are not followed.
+    """
     label_of = {name: label for label, name in enumerate(classes)}
     files: list[LabelledFile] = []
     for name in names:
-        members = list(walk(base / name, name))
+        members = list(walk(base / name, name, links))
         if strict and not members:
             raise ValueError(
                 f"{base / name}: an empty class folder; remove it, or set data.on_error=skip"
             )
-        other = next((file for file in members if not is_image(file)), None) if strict else None
-        if other is not None:
+        others = [file for file in members if not is_image(file)] if strict else []
+        if others:
             raise ValueError(
-                f"{base / other}: not an image file by its name (they end in "
-                f"{' '.join(SUFFIXES)}); remove it, or set data.on_error=skip"
+                f"{base / others[0]}: not an image file by its name (they end in "
+                f"{' '.join(suffixes())}); remove it, or set data.on_error=skip. In this class: "
+                f"{endings(others)}"
             )
         files += ((file, label_of[name]) for file in members)
     if not files:
