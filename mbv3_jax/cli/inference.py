@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mbv3_jax.cli.arguments import add_model, no_more
-from mbv3_jax.core.errors import UsageError, printable
-from mbv3_jax.core.files import open_atomically
+from mbv3_jax.core.errors import UsageError, counted, plain, printable
+from mbv3_jax.core.files import check_can_be_written, open_atomically
 from mbv3_jax.run.config import parse_config
 
 # The fields of a configuration that `eval --config` uses.
@@ -141,10 +141,7 @@ def _need_file(option: str, path: Path, suffixes: Sequence[str]) -> None:
         raise UsageError(
             f"{option}: got {path}, expected a name that ends in {', '.join(suffixes)}"
         )
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{option}: {path.parent}: no such folder")
-    if path.is_dir():
-        raise UsageError(f"{option}: {path} is a folder")
+    check_can_be_written(option, path)
 
 
 def _predict(flags, overrides: Sequence[str]) -> int:
@@ -235,7 +232,7 @@ def _embed(flags, overrides: Sequence[str]) -> int:
             np.savez(file, embedding=np.stack(embeddings), path=np.array(files))
     except OSError as e:
         raise UsageError(f"--out: cannot write {flags.out}: {e.strerror}") from e
-    line = f"{len(files)} embeddings of {len(embeddings[0])} values: {flags.out}"
+    line = f"{counted(len(files), 'embedding')} of {len(embeddings[0])} values: {flags.out}"
     print(printable(line), file=sys.stderr)
     return code
 
@@ -252,7 +249,7 @@ def _report(results, paths: Sequence[str]) -> int:
     rate = len(paths) / max(results.seconds, 1e-9)
     not_read = f", {bad} could not be read" if bad else ""
     print(
-        f"{len(paths)} images in {results.seconds:.2f} s, {rate:.3g} images/s "
+        f"{counted(len(paths), 'image')} in {results.seconds:.2f} s, {plain(rate, 3)} images/s "
         f"(compilation not counted){not_read}",
         file=sys.stderr,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.cli.arguments import add_model, no_more, positive, positive_number
-from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.errors import RunError, UsageError, counted
 from mbv3_jax.core.files import read_text
 from mbv3_jax.core.packages import program
 
@@ -242,7 +242,8 @@ def _measure(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
             )
     if errors := cost_model.judge(cost_model.fit(table), table):
         results.console().print(results.errors_table({"held-out networks": errors}))
-    print(f"{flags.out}: {len(table.pieces)} pieces, {len(table.wholes)} networks")
+    networks = counted(len(table.wholes), "network")
+    print(f"{flags.out}: {counted(len(table.pieces), 'piece')}, {networks}")
 
 
 def _sample(space: str, resolution: int | None, seed: int, count: int) -> list[NetSpec]:
@@ -406,7 +407,7 @@ def _show(flags: argparse.Namespace, texts: list[str], name: str) -> None:
         result = phone.read(texts, name, flags.machine)
     except ValueError as e:
         raise UsageError(f"{name}: {e}") from e
-    runs = f", mean of {result['runs']} runs" if result["runs"] else ""
+    runs = f", mean of {counted(result['runs'], 'run')}" if result["runs"] else ""
     print(f"{name}: {result['ms']:.3f} ms{runs}; first run {result['first_ms']:.3f} ms")
     if result["profile"]:
         results.console().print(results.profile_table(result["profile"]))

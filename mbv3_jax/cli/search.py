@@ -8,7 +8,7 @@ from typing import Literal
 
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.cli.arguments import no_more, table_console
-from mbv3_jax.core.errors import Preempted, UsageError
+from mbv3_jax.core.errors import Preempted, UsageError, counted, plain
 from mbv3_jax.core.packages import program
 
 
@@ -298,7 +298,7 @@ def _print_predictions(table, columns: Sequence[str], files: Sequence[Path]) -> 
                 raise UsageError(f"{file}: {reason}") from None
             value, spread = column.in_unit(mean, deviation)
             note = "" if reason is None else f"; outside what the table knows: {reason}"
-            console.print(f"  {name}: {value:.4g} ± {spread:.2g} {column.unit}{note}")
+            console.print(f"  {name}: {plain(value)} ± {plain(spread, 2)} {column.unit}{note}")
 
 
 def _netadapt(flags: argparse.Namespace, overrides: Sequence[str]) -> int | None:
@@ -338,13 +338,13 @@ def _cost(flags: argparse.Namespace) -> tuple[Callable[[NetSpec], float], Callab
 
         if flags.table:
             raise UsageError("--table: has an effect only with --target-ms")
-        return madds, lambda value: f"{value / 1e6:.4g} million MAdds"
+        return madds, lambda value: f"{plain(value / 1e6)} million MAdds"
     from mbv3_jax.latency import cost_model, table
 
     if not flags.table:
         raise UsageError("--target-ms needs --table=TABLE.json, see `latency measure`")
     try:
-        return cost_model.fit(table.read_table(flags.table)), lambda value: f"{value:.4g} ms"
+        return cost_model.fit(table.read_table(flags.table)), lambda value: f"{plain(value)} ms"
     except ValueError as e:
         raise UsageError(f"--table: {flags.table}: {e}") from e
 
@@ -388,4 +388,4 @@ def _worker(flags, overrides: Sequence[str]) -> None:
             ended=(flags.run / "found.json").exists,
             console=console,
         )
-    print(f"{count} trainings; the search needs no more")
+    print(f"{counted(count, 'training')}; the search needs no more")

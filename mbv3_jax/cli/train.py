@@ -183,7 +183,7 @@ def _report(summary: dict, workdir: Path) -> str:
         )
     lines = [
         done,
-        f"top-1 {values['top1']:.2%} on {_images(values)} {summary['split']} images "
+        f"top-1 {values['top1']:.2%} on {_images(values, summary['split'])} "
         f"({summary['weights']} weights)",
         f"run folder: {workdir}",
         f"next: {program()} plot --run={quoted} --out=curves.png   draw its curves",
@@ -198,8 +198,9 @@ def _report(summary: dict, workdir: Path) -> str:
     return "\n".join(lines)
 
 
-def _images(values: dict) -> str:
+def _images(values: dict, split: str) -> str:
+    whole = values["count"] + values.get("unreadable", 0)
+    kind = f"{split} image" if whole == 1 else f"{split} images"
     if "unreadable" not in values:
-        return f"all {values['count']}"
-    whole = values["count"] + values["unreadable"]
-    return f"{values['count']} of {whole} ({values['unreadable']} could not be read)"
+        return f"{values['count']} {kind}" if whole == 1 else f"all {values['count']} {kind}"
+    return f"{values['count']} of {whole} ({values['unreadable']} could not be read) {kind}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mbv3_jax.cli.arguments import add_model, no_more, positive_number
-from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.errors import UsageError, counted
 from mbv3_jax.core.files import check_storable
 from mbv3_jax.core.packages import program
 
@@ -88,7 +88,7 @@ def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     published = f", {origin['weights']}" if origin["weights"] else ""
     print(
         f"imported {flags.library}'s {imported.network.label}{published}: "
-        f"{cost.params(spec):,} parameters, {spec.num_classes} classes"
+        f"{cost.params(spec):,} parameters, {counted(spec.num_classes, 'class')}"
     )
     if "revision" in origin:
         revision = origin["revision"]

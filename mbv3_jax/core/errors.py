@@ -47,6 +47,14 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun if count == 1 else plural}"
 
 
+def plain(value: float, digits: int = 4) -> str:
+    """Returns a number with so many digits, and large ones with all and no exponent: "1,000,000".
+
+    `format(value, ".4g")` writes 1e+06 for it.
+    """
+    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
+
+
 def first_line(e: BaseException) -> str:
     """The first line of an exception's message, shortened, for a message of one line."""
     text = str(e).strip()

@@ -141,6 +141,30 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
         os.fsync(file.fileno())
 
 
+def check_can_be_written(option: str, path: Path) -> None:
+    """Finds what is wrong with a file to write before the work whose result it is to hold.
+
+    Whether the system lets a file be made can only be told by making one.
+
+    Args:
+      option: where the file was named, for the message.
+      path: the file.
+
+    Raises:
+      UsageError: its folder does not exist or takes no file, or it is a folder itself.
+    """
+    probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        if path.is_dir():
+            raise UsageError(f"{option}: {path} is a folder")
+        if not path.parent.is_dir():
+            raise UsageError(f"{option}: {path.parent}: no such folder")
+        probe.open("xb").close()
+        probe.unlink()
+    except OSError as e:
+        raise UsageError(f"{option}: cannot write {path}: {e.strerror}") from e
+
+
 # A FIFO is opened without waiting for its writer, a terminal without becoming this process's own.
 _WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 _KINDS = {

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mbv3_jax.core.errors import printable
+from mbv3_jax.core.errors import counted, printable
 from mbv3_jax.core.files import expand_user, replacing, write_atomically
 from mbv3_jax.core.packages import install
 from mbv3_jax.data.decode import Encoded
@@ -134,8 +134,10 @@ def convert(folder: Path, report: Callable[[str], None] = print) -> None:
                         count += 1
                     writer.close()
                     if count != expected:
-                        raise NotFound(f"{records}: {count} records, {info_path} says {expected}")
-                report(f"{target}: {count} records")
+                        raise NotFound(
+                            f"{records}: {counted(count, 'record')}, {info_path} says {expected}"
+                        )
+                report(f"{target}: {counted(count, 'record')}")
         formats = info.setdefault("alternativeFileFormats", [])
         if tfds.FORMAT not in formats:
             formats.append(tfds.FORMAT)
@@ -176,7 +178,8 @@ def check(source: Source, sample: int, report: Callable[[str], None] = print) ->
     """
     count = min(sample, len(source))
     name = printable(source.name)
-    report(f"{name} {source.split}: {len(source):,} images, {source.num_classes} classes")
+    images = counted(len(source), "image")
+    report(f"{name} {source.split}: {images}, {source.num_classes} classes")
     if isinstance(source, Encoded):
         report(f"  from {printable(source.where(0))}")
         report(f"  to   {printable(source.where(len(source) - 1))}")

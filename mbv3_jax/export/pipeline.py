@@ -1,7 +1,6 @@
 """An export as a whole: read the network, quantize, write, check, and only then create the file."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import jax
 import numpy as np
 
 from mbv3_jax.core.errors import RunError, UsageError
-from mbv3_jax.core.files import open_atomically
+from mbv3_jax.core.files import check_can_be_written, open_atomically
 from mbv3_jax.data import augment
 from mbv3_jax.data.files import Files, find_files
 from mbv3_jax.data.source import Source
@@ -121,13 +120,7 @@ def _check_out(out: Path, suffix: str) -> None:
     """Finds problems with the output file before the work, not after it."""
     if out.suffix != suffix:
         raise UsageError(f"--out: got {out}, expected a name that ends in {suffix}")
-    if out.is_dir():
-        raise UsageError(f"--out: {out} is a folder")
-    parent = out.absolute().parent
-    if not parent.is_dir():
-        raise UsageError(f"--out: {parent}: no such folder")
-    if not os.access(parent, os.W_OK):
-        raise UsageError(f"--out: {parent}: no permission to write there")
+    check_can_be_written("--out", out)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

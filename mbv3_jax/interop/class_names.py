@@ -4,7 +4,7 @@ import collections
 import json
 from pathlib import Path
 
-from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.errors import UsageError, counted
 from mbv3_jax.core.files import read_text
 
 # As torchvision lists them (BSD-3-Clause, Soumith Chintala 2016), from WordNet's synsets.
@@ -47,7 +47,10 @@ def find_class_names(count: int, file: Path | None) -> tuple[tuple[str, ...], st
     if count == 1001 and len(names) == 1000:
         return (BACKGROUND, *names), f"{source}, after {BACKGROUND}"
     if len(names) != count:
-        raise UsageError(f"--classes={file}: has {len(names)} names, the network {count} classes")
+        raise UsageError(
+            f"--classes={file}: has {counted(len(names), 'name')}, the network "
+            f"{counted(count, 'class')}"
+        )
     return names, source
 
 

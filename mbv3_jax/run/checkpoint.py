@@ -144,9 +144,12 @@ class Checkpoints:
 
         Raises:
           RunError: there is no checkpoint yet.
-          UsageError: the run does not keep the best one.
+          UsageError: there is none of this step, or the run does not keep the best one.
         """
         run, steps = Path(self.folder.parent), self.steps()
+        if step not in (None, "best"):
+            self._check_exists(number := int(step), steps)
+            return number
         if not steps:
             raise RunError(f"{run} has no checkpoint yet")
         if step == "best":
@@ -157,7 +160,12 @@ class Checkpoints:
                     "nothing was evaluated yet)"
                 )
             return best["step"]
-        return steps[-1] if step is None else int(step)
+        return steps[-1]
+
+    def _check_exists(self, step: int, steps: Sequence[int]) -> None:
+        if step not in steps:
+            listed = ", ".join(map(str, steps)) or "none"
+            raise UsageError(f"no checkpoint of step {step} in {self.folder}; there are: {listed}")
 
     def discard_after(self, step: int) -> None:
         """Deletes the checkpoints past a step; a run that resumes there writes them again."""
@@ -281,9 +289,7 @@ class Checkpoints:
 
     def _read(self, step: int, action: Callable[[], Any]) -> Any:
         steps = self.steps()
-        if step not in steps:
-            listed = ", ".join(map(str, steps)) or "none"
-            raise UsageError(f"no checkpoint of step {step} in {self.folder}; there are: {listed}")
+        self._check_exists(step, steps)
         try:
             check_digests(self.folder / str(step))
             return action()

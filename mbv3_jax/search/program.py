@@ -35,7 +35,7 @@ from rich.console import Console
 from mbv3_jax.arch import cost
 from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
 from mbv3_jax.core.checks import check_number, check_whole, choose, flag
-from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.errors import RunError, UsageError, plain
 from mbv3_jax.core.files import check_storable, write_atomically
 from mbv3_jax.latency.measure import measure_spec
 from mbv3_jax.latency.table import read_table
@@ -336,7 +336,7 @@ def run(config: ConfigDict, workdir: Path, console: Console) -> str:
         result = search.run()
     unit = result["cost"]["unit"]
     lines = [
-        f"{name}: {network['cost']:.4g} {unit} (target {network['target']:.4g}), "
+        f"{name}: {plain(network['cost'])} {unit} (target {plain(network['target'])}), "
         f"{network['madds'] / 1e6:.2f} million MAdds, {_accuracy(network)}, "
         f"spec: {workdir / name}.json"
         for name, network in result["found"].items()

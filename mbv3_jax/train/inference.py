@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.checks import check_whole
-from mbv3_jax.core.errors import RunError, UsageError, printable
+from mbv3_jax.core.errors import RunError, UsageError, counted, printable
 from mbv3_jax.core.files import open_atomically
 from mbv3_jax.data import augment, loader
 from mbv3_jax.data.files import Files
@@ -288,7 +288,7 @@ def label_map(data: Sequence[str], network: Sequence[str]) -> tuple[np.ndarray, 
     if len(missing) == count == len(network):
         return np.arange(count, dtype=np.int32), "by order"
     raise ValueError(
-        f"the data has {count} classes, the network {len(network)}, which has no class "
+        f"the data has {counted(count, 'class')}, the network {len(network)}, which has no class "
         f"{missing[0]!r} ({len(missing)} such); it has {', '.join(map(repr, network[:3]))}, ..."
     )
 

@@ -1,7 +1,9 @@
 """predict, embed, eval and plot as commands, on a run and on an import, with bad files among."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,6 +171,38 @@ def test_a_table_a_list_and_bad_files_among_good_ones(do, run, images, tmp_path)
     assert lines[1]["predictions"][0]["class"] == "dark"
 
 
+def test_one_image_is_one_image(do, run, images, tmp_path):
+    good = images / "val" / "dark" / "3.jpg"
+    code, _, err = do("embed", "--run", run, good, f"--out={tmp_path / 'x.npz'}")
+    assert code == 0
+    assert re.fullmatch(
+        r"1 image in [\d.]+ s, [\d.,]+ images/s \(compilation not counted\)\n"
+        rf"1 embedding of \d+ values: {re.escape(str(tmp_path))}/x.npz\n",
+        err,
+    )
+    code, _, err = do("predict", "--run", run, tmp_path / "gone.png")
+    assert code == 1
+    assert err.splitlines()[-1].startswith("1 image in ") and err.endswith(
+        ", 1 could not be read\n"
+    )
+
+
+def test_a_folder_that_takes_no_file_is_found_before_the_work(do, run, images, monkeypatch):
+    def refuse(self, mode="r", *arguments, **options):
+        if "x" in mode:
+            raise OSError(30, "Read-only file system", str(self))
+        return opened(self, mode, *arguments, **options)
+
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", refuse)
+    # The images do not exist, and nobody has looked.
+    for command in (("embed", "--out=x.npz"), ("predict", "--save=x.png")):
+        code, out, err = do(command[0], "--run", run, "gone.jpg", command[1])
+        option, name = command[1].split("=")
+        assert (code, out) == (2, "")
+        assert err == f"error: {option}: cannot write {name}: Read-only file system\n"
+
+
 def test_sheets_and_plots(do, run, images, tmp_path):
     files = [tmp_path / f"{name}.png" for name in ("sheet", "curves", "confusion")]
     code, _, err = do("predict", "--run", run, images / "val", f"--save={files[0]}")
@@ -239,6 +273,17 @@ def test_wrong_commands_are_one_line_and_make_nothing(do, run, imported, images,
         (["predict", "--run", empty, one], f"{empty} is neither a run folder"),
         (["predict", *from_run, one, "--step=best"], "keeps no best checkpoint"),
         (["predict", *from_import, one, "--step=3"], "is an import folder, which has one set of"),
+        (
+            ["predict", *from_run, one, "--step=5"],
+            f"no checkpoint of step 5 in {run}/checkpoints; t",
+        ),
+        (["embed", *from_run, one, "--out=x.npz", "--step=5"], "there are: 40"),
+        (
+            ["eval", *from_run, "--step=5"],
+            f"no checkpoint of step 5 in {run}/checkpoints; there ar",
+        ),
+        (["eval", *from_run, f"--data=folder:{images}", "--step=5"], "no checkpoint of step 5"),
+        (["embed", *from_run, one, f"--out={one}/x.npz"], f"--out: {one}: no such folder"),
         (["embed", *from_run, one, "--out=x.csv"], "--out: got x.csv, expected a name that ends"),
         (["eval", *from_import], "eval --import needs data: --data=folder:PATH, or --config=FILE"),
         (

@@ -183,6 +183,9 @@ def test_a_checkpoint_is_that_of_the_step_it_is_called_by(run, move, read):
 def test_a_step_that_is_not_there(run):
     with pytest.raises(UsageError, match=r"no checkpoint of step 7 in .*; there are: 1, 2"):
         Checkpoints(run, read_only=True).description(7)
+    with pytest.raises(UsageError, match=r"no checkpoint of step 7 in .*; there are: 1, 2"):
+        Checkpoints(run, read_only=True).find(7)
+    assert Checkpoints(run, read_only=True).find(1) == 1
 
 
 def test_another_network_is_one_line(run):

@@ -126,6 +126,8 @@ def test_a_file_that_needs_an_argument_says_which():
     expected = r"--config=finetune:ARGUMENT with the data: folder=PATH, tfds/NAME"
     with pytest.raises(UsageError, match=expected):
         parse_config("finetune")
+    with pytest.raises(UsageError, match=r"--config=configs/finetune.py:ARGUMENT with the data: "):
+        parse_config("configs/finetune.py")
 
 
 def test_arguments_reach_the_file(write):
