@@ -1,7 +1,8 @@
 """mbv3 data prepare, check: data sets."""
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 from mbv3_jax.cli.arguments import no_more, positive
 from mbv3_jax.core.errors import UsageError
@@ -26,6 +27,9 @@ def add_parsers(commands) -> None:
     check.add_argument("--train_split", help="the split to train on, as config.data.train_split")
     check.add_argument("--eval_split", help="the split to evaluate on")
     check.add_argument("--split_fraction", type=float, help="hold out this fraction of train")
+    check.add_argument("--on_error", help="skip accepts files that are no images, and lists them")
+    check.add_argument("--num_classes", type=positive, help="of a source that makes its images")
+    check.add_argument("--num_examples", type=positive, help="of a source that makes its images")
     check.add_argument(
         "--sample", type=positive, default=200, help="images to decode in each split"
     )
@@ -37,7 +41,18 @@ def _run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
     try:
         return flags.run_data(flags)
     except (ValueError, FileNotFoundError) as e:
-        raise UsageError(str(e)) from e
+        raise UsageError(_as_typed_here(str(e), vars(flags))) from e
+
+
+def _as_typed_here(message: str, options: Mapping[str, object]) -> str:
+    """A message in which the fields of config.data are the options of this command."""
+
+    def option(match: re.Match) -> str:
+        if match[1] == "name":
+            return "NAME"
+        return f"--{match[1]}" if match[1] in options else match[0]
+
+    return re.sub(r"(?<![\w./\\-])data\.(\w+)\b(?![./\\])", option, message)
 
 
 # The data room is imported only here, so that the other commands start without it.
@@ -63,6 +78,9 @@ def _check(flags: argparse.Namespace) -> int:
         train_split=flags.train_split,
         eval_split=flags.eval_split,
         split_fraction=flags.split_fraction,
+        num_classes=flags.num_classes,
+        num_examples=flags.num_examples,
+        **({"on_error": flags.on_error} if flags.on_error else {}),
     )
     unusable = sum(check(source, flags.sample) for source in pair)
     return 1 if unusable else 0

@@ -400,9 +400,9 @@ def _read_ahead(
       num_workers, num_threads, prefetch_batches: see `train_batches`.
     """
     for name, value, least in (
-        ("num_workers", num_workers, 0),
-        ("num_threads", num_threads, 1),
-        ("prefetch_batches", prefetch_batches, 1),
+        ("data.num_workers", num_workers, 0),
+        ("data.num_threads", num_threads, 1),
+        ("data.prefetch_batches", prefetch_batches, 1),
     ):
         if value < least:
             raise ValueError(f"{name}: got {value!r}, expected {least} or more")

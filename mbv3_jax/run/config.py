@@ -67,6 +67,24 @@ class Duration:
         """
         return cls(path + name, **{unit: group[f"{name}_{unit}"] for unit in UNITS})
 
+    @property
+    def field(self) -> str:
+        """The field that says it: "warmup_epochs"; there must be exactly one, see `to_steps`."""
+        (unit,) = (unit for unit in UNITS if getattr(self, unit) is not None)
+        return f"{self.name}_{unit}"
+
+    @property
+    def value(self) -> float:
+        """The value of `field`."""
+        return getattr(self, self.field.rpartition("_")[2])
+
+    def of_steps(self, steps: int, *, batch_size: int, train_examples: int) -> float:
+        """The largest value of `field`, of three decimals, that is no more than these steps."""
+        examples = steps * batch_size
+        per_value = {"steps": batch_size, "epochs": train_examples, "examples": 1}
+        thousandths = 1000 * examples // per_value[self.field.rpartition("_")[2]]
+        return thousandths // 1000 if thousandths % 1000 == 0 else thousandths / 1000
+
     def in_steps(self, *, batch_size: int, train_examples: int) -> int:
         """The number of optimizer steps; raises as `to_steps`."""
         return to_steps(
@@ -115,7 +133,8 @@ def to_steps(
     typed = {field: value for field, value in units.items() if value is not None}
     if len(typed) != 1:
         got = ", ".join(f"{field}={value!r}" for field, value in typed.items()) or "none"
-        raise ValueError(f"{name}: got {got}, expected exactly one of {', '.join(units)}")
+        advice = "".join(f"; --config.{field}=None clears it" for field in [*typed][:1])
+        raise ValueError(f"{name}: got {got}, expected exactly one of {', '.join(units)}{advice}")
     (field,) = typed
     if steps is not None:
         return check_whole(field, steps, at_least=0)

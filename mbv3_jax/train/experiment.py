@@ -28,6 +28,7 @@ from mbv3_jax.data import augment, loader
 from mbv3_jax.data.source import Source, crop_for, open_pair
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.modules import Compute
+from mbv3_jax.run.config import Duration
 from mbv3_jax.train.evaluate import EvalStep, evaluate, make_eval_step
 from mbv3_jax.train.finetune import frozen_stages, rate_factors, scale_rates
 from mbv3_jax.train.losses import make_loss
@@ -103,14 +104,17 @@ def open_data(plan: Plan) -> Data:
     try:
         total_steps = plan.total.in_steps(**sizes)
         if total_steps < 1:
-            raise ValueError("total: the run has no step; give total_steps, _epochs or _examples")
+            raise ValueError(f"{plan.total.field}: got 0, expected a run of at least one step")
+        warmup_steps = plan.warmup.in_steps(**sizes)
+        if warmup_steps > total_steps:
+            raise ValueError(_too_long(plan.warmup, plan.total, warmup_steps, total_steps, sizes))
         return Data(
             spec=spec.replace(quant=_quant_spec(plan, sizes)),
             training=training,
             held_out=held_out,
             steps_per_epoch=len(training) / plan.batch_size,
             total_steps=total_steps,
-            warmup_steps=plan.warmup.in_steps(**sizes),
+            warmup_steps=warmup_steps,
             eval_every=max(1, plan.eval_every.in_steps(**sizes)),
             checkpoint_every=max(1, plan.checkpoint_every.in_steps(**sizes)),
         )
@@ -118,16 +122,26 @@ def open_data(plan: Plan) -> Data:
         raise UsageError(f"config: {e}") from e
 
 
+def _too_long(
+    part: Duration, whole: Duration, part_steps: int, whole_steps: int, sizes: dict[str, int]
+) -> str:
+    """What to say of a part that lasts longer than the whole, by the fields that hold them."""
+    return (
+        f"{part.field}: got {part.value} ({part_steps} steps), but {whole.field}={whole.value} "
+        f"is only {whole_steps} steps; set --config.{part.field} to at most "
+        f"{part.of_steps(whole_steps, **sizes)}, or a larger {whole.field}"
+    )
+
+
 def _quant_spec(plan: Plan, sizes: dict[str, int]) -> QuantSpec | None:
     """The quantization, with durations in batches that the network sees."""
     if plan.quant is None:
         return None
-    delay, freeze = (
-        plan.accum_steps * duration.in_steps(**sizes)
-        for duration in (plan.quant.delay, plan.quant.freeze)
-    )
-    if freeze < delay:
-        raise ValueError(f"quant.freeze: got {freeze} batches, less than the delay of {delay}")
+    durations = plan.quant.delay, plan.quant.freeze
+    delay_steps, freeze_steps = (duration.in_steps(**sizes) for duration in durations)
+    if freeze_steps < delay_steps:
+        raise ValueError(_too_long(*durations, delay_steps, freeze_steps, sizes))
+    delay, freeze = plan.accum_steps * delay_steps, plan.accum_steps * freeze_steps
     try:
         return QuantSpec(delay_steps=delay, freeze_steps=freeze, range_decay=plan.quant.range_decay)
     except ValueError as e:

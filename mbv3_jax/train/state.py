@@ -102,7 +102,7 @@ def average_decay(decay: float, step: ArrayLike) -> jax.Array:
     Raises:
       ValueError: `decay` is out of range.
     """
-    check_number("ema.decay", decay, at_least=0, below=1)
+    check_number("ema_decay", decay, at_least=0, below=1)
     t = jnp.asarray(step, jnp.float32)
     return jnp.minimum(decay, (1 + t) / (10 + t))
 

@@ -46,6 +46,28 @@ def test_check_names_what_is_no_image_file(classes, capsys):
         assert line in said
 
 
+@pytest.mark.parametrize(
+    ("arguments", "advised"),
+    [
+        (["folder:{}"], "--on_error=skip"),
+        (["folder:{}", "--split_fraction=2"], "--split_fraction"),
+        (["folder:{}", "--split_fraction=0.1", "--eval_split=val"], "--eval_split"),
+        (["digits", "--num_classes=2"], "--num_classes"),
+        (["synthetic", "--num_classes=2", "--data_dir=x"], "--data_dir"),
+        (["nothing"], "NAME: got 'nothing'"),
+    ],
+)
+def test_check_advises_options_that_it_has(classes, capsys, arguments, advised):
+    (classes / "train" / "a" / "notes.txt").write_text("no image")
+    arguments = [a.format(classes) for a in arguments]
+    assert __main__.main(["data", "check", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert advised in said and "data." not in said
+    if advised == "--on_error=skip":
+        assert __main__.main(["data", "check", *arguments, advised]) == 1
+        assert f"cannot use {classes}/train/a/notes.txt" in capsys.readouterr().out
+
+
 @pytest.fixture
 def nested(tmp_path, monkeypatch):
     """The current folder, with 1,200 folders in each other, and an image in the last."""
@@ -123,8 +145,8 @@ def test_commands_refuse_a_fifo(tmp_path, monkeypatch, capsys, command, option, 
 @pytest.mark.parametrize(
     ("command", "options", "field"),
     [
-        ("data", ["folder:~no_such_user/x"], "data.name"),
-        ("data", ["tfds/mnist", "--data_dir=~no_such_user"], "data.data_dir"),
+        ("data", ["folder:~no_such_user/x"], "NAME"),
+        ("data", ["tfds/mnist", "--data_dir=~no_such_user"], "--data_dir"),
         ("spec", ["--config=small", "--config.spec=~no_such_user/spec.json"], "config.spec"),
     ],
 )

@@ -69,15 +69,19 @@ WRONG = [
         "schedule.name: got 'linear', expected one of 'constant'",
     ),
     ("schedule.factor=0.5", "schedule: 'cosine' has no option factor; its options: decay_from"),
-    ("schedule.warmup_steps=99", "schedule.warmup_steps: got 99, expected at most the 24 steps"),
+    (
+        "schedule.warmup_steps=99",
+        "schedule.warmup_steps: got 99 (99 steps), but total_steps=24 is only 24 steps; set "
+        "--config.schedule.warmup_steps to at most 24, or a larger total_steps",
+    ),
     ("total_epochs=2", "total: got total_steps=24, total_epochs=2.0, expected exactly one of"),
-    ("total_steps=0", "total: the run has no step"),
+    ("total_steps=0", "total_steps: got 0, expected a run of at least one step"),
     ("total_steps=None", "total: got none, expected exactly one of total_steps, total_epochs"),
     (
         "data.name=cifar",
         "data.name: got 'cifar', expected one of 'clutter', 'digits', 'folder:PATH',",
     ),
-    ("data.num_threads=0", "num_threads: got 0, expected 1 or more"),
+    ("data.num_threads=0", "data.num_threads: got 0, expected 1 or more"),
     ("net.num_classes=7", "net.num_classes: got 7, but the data 'synthetic' has 10 classes"),
     ("net.in_channels=1", "net.in_channels: got 1, but the images have 3"),
     ("net.resolution=31", "config.net.resolution: got 31, expected a whole number of at least 32"),
@@ -86,7 +90,7 @@ WRONG = [
     ("seed=-1", "seed: got -1, expected a whole number"),
     ("seed=4294967296", "seed: got 4294967296, expected a whole number from 0 to 4294967295"),
     ("label_smoothing=1", "label_smoothing: got 1.0, expected a number at least 0 and below 1"),
-    ("ema_decay=1", "ema.decay: got 1.0, expected a number at least 0 and below 1"),
+    ("ema_decay=1", "ema_decay: got 1.0, expected a number at least 0 and below 1"),
     ("augment.zoom=2", "augment.zoom: got 2.0, expected from 0 to below 1"),
     ("compute.dtype=float16", "compute.dtype: got 'float16', expected one of 'float32', 'bfloat"),
     ("compute.batch_norm=x", "compute.batch_norm: got 'x', expected one of 'cross_device'"),
@@ -100,6 +104,29 @@ def test_wrong_values_say_what_would_be_right(tiny_config, override, message):
         make_experiment(tiny_config(f"--config.{override}"))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    for part in override.partition("=")[0].split("."):  # the field that was typed
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "at_most"),
+    [("epochs=3", 2), ("epochs=2.5", 2), ("examples=200", 104), ("steps=14", 13)],
+)
+def test_a_run_shorter_than_its_warm_up_names_what_was_written(tiny_config, warmup, at_most):
+    field, value = warmup.split("=")
+    shorter = ["--config.total_steps=None", "--config.total_epochs=2"]  # 100 examples, 8 a step
+    fields = [f"--config.schedule.warmup_{f}" for f in ("steps", "epochs", "examples")]
+    given = [f"{f}={value if f.endswith(field) else None}" for f in fields]
+    with pytest.raises(UsageError) as caught:
+        make_experiment(tiny_config(*shorter, *given))
+    said = str(caught.value)
+    assert said.startswith(f"config: schedule.warmup_{field}: got {value}")
+    assert "but total_epochs=2.0 is only 13 steps" in said
+    advice = f"set --config.schedule.warmup_{field} to at most {at_most}, or a larger total_epochs"
+    assert said.endswith(advice) or said.endswith(advice.replace(" 2,", " 2.08,"))
+    # The advice is right.
+    at = [f"{f}={at_most if f.endswith(field) else None}" for f in fields]
+    assert make_experiment(tiny_config(*shorter, *at)).data.total_steps == 13
 
 
 def test_imagenet_that_is_not_there(tiny_config, tmp_path):

@@ -104,7 +104,10 @@ def test_two_devices_give_the_numbers_of_one(qat, monkeypatch):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("quant.delay_steps=12", r"quant.freeze: got 9 batches, less than the delay of 12"),
+        (
+            "quant.delay_steps=12",
+            r"quant.delay_steps: got 12 \(12 steps\), but quant.freeze_steps=9 is only 9 steps",
+        ),
         ("compute.dtype=bfloat16", r"compute.dtype: got 'bfloat16', expected one of 'float32'"),
         ("quant.range_decay=1.5", r"quant.range_decay: got 1.5, expected a number from 0"),
         ("quant.enabled=False", r"quant.delay_steps: got 3, but quant.enabled is False"),
