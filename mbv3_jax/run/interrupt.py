@@ -7,13 +7,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from mbv3_jax.core.errors import Preempted
-from mbv3_jax.run.processes import Peers
+from mbv3_jax.run.processes import STOP_SIGNALS, Peers
 
 T = TypeVar("T")
-
-# SIGTERM announces the end of a machine (Kubernetes, Google's spot and maintenance notices, SLURM
-# before it kills); SIGUSR1 is what SLURM's --signal=USR1@SECONDS sends.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 @contextlib.contextmanager
@@ -29,6 +25,7 @@ def stops_at_once() -> Iterator[None]:
     previous: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # see cli.use_huge_pages
     try:
         yield
     finally:

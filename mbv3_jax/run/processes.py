@@ -32,6 +32,7 @@ thread from passing the next one; all stop at the one after the largest.
 """
 
 import atexit
+import contextlib
 import ctypes
 import importlib.util
 import json
@@ -43,16 +44,26 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mbv3_jax.core.errors import EXIT_RESTART, RunError, UsageError, first_line
+from mbv3_jax.core.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_RESTART,
+    RunError,
+    UsageError,
+    first_line,
+)
 
+# SIGTERM announces the end of a machine (Kubernetes, Google's spot and maintenance notices, SLURM
+# before it kills); SIGUSR1 is what SLURM's --signal=USR1@SECONDS sends.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # How long a process waits for a silent or stalled one, in seconds.
 PATIENCE = 300.0
 _COMPILING = 10.0  # times patience
 _GRACE = 5.0  # seconds for the main thread to end by itself
+_LATER = 30  # seconds by which JAX's own limits are longer, since it reports with a native trace
 _FLAGS = ("coordinator", "num_processes", "process_id")
 # What a collective reports when a process at its other end has died: gloo, NCCL, and JAX's service.
 _LOST = re.compile(r"(?i)gloo|nccl|connection (reset|closed|refused)|socket closed|unavailable:")
@@ -145,7 +156,7 @@ def start_processes(flags: Mapping[str, Any], *, patience: float = PATIENCE) -> 
     Raises:
       UsageError: as `detect_processes`, or `patience` is out of range.
       RunError: the port is taken, or JAX reports another error. If others do not come within
-        `patience` seconds, JAX aborts, and the process ends with 75.
+        `patience` seconds, or this process is to stop meanwhile, it ends with 75.
     """
     global _peers
     if not 0 < patience < math.inf:
@@ -162,17 +173,20 @@ def start_processes(flags: Mapping[str, Any], *, patience: float = PATIENCE) -> 
     where = arguments.get("coordinator_address", "the coordinator")
     if arguments.get("process_id") == 0:
         _check_port(where)
-    not_met = f"the processes did not meet at {where} within --patience {patience:g} s, see above"
-    on_abort(lambda: end_process(not_met, EXIT_RESTART))  # some may have died while they started
+    not_met = f"the processes did not meet at {where}"
+    # Some may have died while they started.
+    on_abort(lambda: end_process(f"{not_met}, see above", EXIT_RESTART))
+    too_late = f"{not_met} within --patience {patience:g} s; some did not come"
     try:
-        jax.distributed.initialize(
-            **arguments,
-            initialization_timeout=max(1, round(patience)),
-            heartbeat_timeout_seconds=max(10, round(patience + 30)),  # ours comes first
-            shutdown_timeout_seconds=max(1, round(patience)),
-        )
+        with _ends_at_a_signal(patience, too_late):
+            jax.distributed.initialize(
+                **arguments,
+                initialization_timeout=round(patience + _LATER),
+                heartbeat_timeout_seconds=max(10, round(patience + _LATER)),
+                shutdown_timeout_seconds=max(1, round(patience)),
+            )
     except Exception as e:  # whatever the runtime raises
-        raise RunError(f"the processes did not meet at {where}: {first_line(e)}") from e
+        raise RunError(f"{not_met}: {first_line(e)}") from e
     finally:
         signal.signal(signal.SIGABRT, signal.SIG_DFL)
     if jax.process_count() > 1:
@@ -182,6 +196,45 @@ def start_processes(flags: Mapping[str, Any], *, patience: float = PATIENCE) -> 
             count=jax.process_count(),
             patience=patience,
         )
+
+
+@contextlib.contextmanager
+def _ends_at_a_signal(seconds: float, too_late: str) -> Iterator[None]:
+    """Within it a thread ends the process at Ctrl-C, at a stop signal, and after so many seconds.
+
+    While processes meet, the main thread waits in C++, where Python's signal handlers do not run.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def watch() -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            numbers.settimeout(max(0.01, deadline - time.monotonic()))
+            try:
+                number = numbers.recv(1)
+            except TimeoutError:
+                end_process(too_late, EXIT_RESTART)
+            if not number:
+                return
+            if number[0] in STOP_SIGNALS:
+                end_process("preempted before the processes had met", EXIT_RESTART, kind="")
+            if number[0] == signal.SIGINT:
+                end_process("interrupted before the processes had met", EXIT_INTERRUPTED, kind="")
+
+    numbers, sender = socket.socketpair()
+    with numbers:
+        with sender:
+            sender.setblocking(False)
+            previous = signal.set_wakeup_fd(sender.fileno())
+            thread = threading.Thread(target=watch, name="meeting", daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                signal.set_wakeup_fd(previous)
+        thread.join()  # the end of `sender` has ended it
 
 
 def _check_port(address: str) -> None:
@@ -415,9 +468,9 @@ def on_abort(action: Callable[[], None]) -> None:
     ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
 
 
-def end_process(message: str, code: int) -> NoReturn:
+def end_process(message: str, code: int, *, kind: str = "error: ") -> NoReturn:
     """Ends the process at once: the main thread hangs, or would hang in the exit handlers."""
     advice = "; run the same command again to resume from the last checkpoint, if there is one"
     again = advice if code == EXIT_RESTART else ""
-    print(f"error: {message}{again}", file=sys.stderr, flush=True)
+    print(f"{kind}{message}{again}", file=sys.stderr, flush=True)
     os._exit(code)

@@ -1,12 +1,16 @@
 """main.py that sends itself a signal: python signalled_main.py SIGNAL@MOMENT FLAGS...
 
-Moments: step7 (before the seventh step of this process), evaluation (in its first, before the
-second batch). "never" in place of both sends nothing.
+Moments: meeting (a second after it has begun to wait for other processes), step7 (before the
+seventh step of this process), evaluation (in its first, before the second batch). "never" in place
+of both sends nothing.
 """
 
 import os
 import signal
 import sys
+import threading
+
+import jax
 
 from mbv3_jax.cli import train
 from mbv3_jax.train import evaluate, loop
@@ -25,9 +29,22 @@ def at_call(module, number, name):
     module.put_batch = put_batch
 
 
+def while_they_meet(name):
+    """Sends the signal while the main thread waits in JAX."""
+    original = jax.distributed.initialize
+
+    def initialize(**how):
+        threading.Timer(1, os.kill, (os.getpid(), getattr(signal, name))).start()
+        original(**how)
+
+    jax.distributed.initialize = initialize
+
+
 name, _, moment = sys.argv[1].partition("@")
 if moment == "evaluation":
     at_call(evaluate, 2, name)
+elif moment == "meeting":
+    while_they_meet(name)
 elif moment:
     at_call(loop, int(moment.removeprefix("step")), name)
 sys.exit(train.main(sys.argv[2:]))
