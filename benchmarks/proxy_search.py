@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.search import interval
+from benchmarks.search_page import interval
 from mbv3_jax.arch import cost
 from mbv3_jax.arch.spec import spec_to_json
 from mbv3_jax.core.files import write_atomically

@@ -1,10 +1,9 @@
 """Do the searches search? On ImageNet accuracies and on times that others have measured.
 
 OPENBLAS_NUM_THREADS=1 python -m benchmarks.search --table=accel_nasbench.json --out=search.jsonl
-  `mbv3 search table accel_nasbench` makes the table. Runs two seeds at a time, about two minutes
-  each; run the same command again to resume.
-python -m benchmarks.search --out=search.jsonl --page=benchmarks/SEARCH.md
-  Writes the page and its plots from what was run.
+  `mbv3 search table accel_nasbench` makes the table. Two processes run a seed in about two
+  minutes; run the same command again to resume.
+`python -m benchmarks.search_page` writes the page and its plots from what was run.
 
 A table of 5,138 networks of a space with 10^11 is a world to search in once it is continued to all
 of them. Each seed draws one half of the table at random. A predictor that is fitted to it
@@ -30,7 +29,6 @@ import numpy as np
 
 from mbv3_jax.core.files import parse_json
 from mbv3_jax.core.json_lines import append_line, read_lines
-from mbv3_jax.search.evaluators import half_width
 from mbv3_jax.search.network_table import NetworkTable, open_network_table
 from mbv3_jax.search.objective import COUNTS, Costs, Reward
 from mbv3_jax.search.predictor import Predictor
@@ -80,6 +78,7 @@ PROPOSALS = {"steps": 32, "batch": 32}
 LONG = {"steps": 150, "batch": 32}  # of the search for the best network of all
 AT_COST, NEAREST, MADDS = "random at the target cost", "nearest in cost", "most MAdds"
 WITH_PROXY = ", with proxy"
+ALL = [name + way for way in (WITH_PROXY, "") for name in METHODS]
 # A hypervolume is above the accuracy of hardly any network and below twice the target.
 WORST, MOST = 0.5, 2.0
 
@@ -314,227 +313,23 @@ def read(path: Path) -> list[dict]:
     return [row for line in read_lines(path, lambda text: parse_json(text, list)) for row in line]
 
 
-class Results:
-    """Rows of many seeds, by setting, method and budget; figures are in points."""
-
-    def __init__(self, rows: Sequence[dict]):
-        done = {(row["seed"], row["setting"]) for row in rows}
-        seeds = {seed for seed, _ in done}
-        # Only those of which every setting was run.
-        self.seeds = [s for s in sorted(seeds) if all((s, setting) in done for setting in SETTINGS)]
-        self._rows = {(r["setting"], r["method"], r["budget"], r["seed"]): r for r in rows}
-
-    def values(self, setting: str, method: str, budget: int, key: str) -> np.ndarray:
-        rows = [self._rows[setting, method, budget, seed] for seed in self.seeds]
-        return 100 * np.array([row[key] for row in rows])
-
-    def against(self, setting: str, method: str, budget: int, other: str, key: str) -> np.ndarray:
-        """How much more a method has than another, seed by seed."""
-        ours = self.values(setting, method, budget, key)
-        return ours - self.values(setting, other, budget, key)
-
-    def fronts(self, method: str, budget: int) -> list[list[list[float]]]:
-        return [self._rows[TWO_COSTS, method, budget, seed]["front"] for seed in self.seeds]
-
-
-def interval(values) -> str:
-    """A mean and half of its 95% interval (Student's t)."""
-    return f"{np.mean(values):.2f} ± {half_width(values):.2f}"
-
-
-ALL = [name + way for way in (WITH_PROXY, "") for name in METHODS]
-
-
-PAGE = """# Do the searches search?
-
-    mbv3 search table accel_nasbench --out=accel_nasbench.json
-    OPENBLAS_NUM_THREADS=1 python -m benchmarks.search --table=accel_nasbench.json \\
-      --out=search.jsonl --page=benchmarks/SEARCH.md
-
-On the table of Accel-NASBench: ImageNet top-1 after a short recipe, and times on devices, of 5,138
-networks of a space of 10^11. A search is told the accuracy of any network of the space by a
-predictor that is fitted to one half of the table, with the noise of one training ({noise} points;
-`benchmarks/search.py` says where it is from). Nothing that it was told judges what it found:
-
-- *regret* is by the same predictor without noise, the mean of all seeds there could be: how many
-  points the best network of the space has more, as far as any search has found it.
-- *by the other half* is by a predictor of the networks that the first has not seen.
-
-{seeds} seeds, each with halves, noise and a search of its own; means with 95% intervals (Student's
-t), differences in pairs of a seed. All seeds halve one table, so that the intervals are of searches
-and halves, not of tables. The world is a predictor's: smoother than real trainings, and of the kind
-that the proxy is.
-
-*With proxy* trains in rounds (`mbv3_jax.search.rounds`): a quarter of the networks are random, and
-the searcher proposes the others on a predictor of what was trained before (1,024 evaluations,
-refined by 1,024 of a local search; `random` too). The choice is the best trained network by the
-predictor; the front is of all networks that the searcher visits in the end. Without, every network
-that a searcher asks for is trained, and the best training is the choice.
-
-## Without a constraint
-
-Regret in points of top-1:
-
-{regret}
-
-Points above random search, by the other half:
-
-{over_random}
-
-![regret against trainings](search_regret.png)
-
-## At a target cost
-
-The reward is accuracy {exponent} |cost / target - 1|; targets are {part} of the space's median. Of
-two costs the mean of the relative ones counts. Regret in points of reward at {last} trainings:
-
-{at_targets}
-
-Points of reward above the best of as many random networks within {near}% of the target, by the
-other half, at {last} trainings:
-
-{over_cost}
-
-## The front of accuracy and cost
-
-The area that the front of a search dominates ({two}), by the other half: in points above {worst}%
-top-1, times relative cost below {most}.
-
-{areas}
-
-![fronts](search_fronts.png)
-"""
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = (head, ["-"] * len(head), *rows)
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
-
-
-def document(rows: Sequence[dict]) -> str:
-    """The page, from what was run."""
-    results = Results(rows)
-    free, *targets = SETTINGS
-    budgets = BUDGETS[free]
-    trainings = [f"{b} trainings" for b in budgets]
-    regret = [
-        [name, *(interval(results.values(free, name, b, "regret")) for b in budgets)]
-        for name in ALL
-    ]
-    regret.append(
-        [MADDS + ", no training", interval(results.values(free, MADDS, 0, "regret"))]
-        + [""] * (len(budgets) - 1)
-    )
-    over_random = [
-        [name, *(interval(results.against(free, name, b, "random", "half")) for b in budgets)]
-        for name in ALL
-        if name != "random"
-    ]
-    last = max(BUDGETS[targets[0]])
-    at_targets = [
-        [name, *(interval(results.values(t, name, last, "regret")) for t in targets)]
-        for name in [*ALL, AT_COST]
-    ] + [
-        [f"{name}, no training", *(interval(results.values(t, name, 0, "regret")) for t in targets)]
-        for name in (NEAREST, MADDS)
-    ]
-    over_cost = [
-        [name, *(interval(results.against(t, name, last, AT_COST, "half")) for t in targets)]
-        for name in ALL
-    ]
-    areas = [
-        [name]
-        + [interval(results.values(TWO_COSTS, name, b, "hypervolume")) for b in BUDGETS[TWO_COSTS]]
-        + [interval(results.against(TWO_COSTS, name, last, "NSGA-II", "hypervolume"))]
-        for name in ALL
-    ]
-    return PAGE.format(
-        noise=f"{100 * NOISE:.2f}",
-        seeds=len(results.seeds),
-        exponent=EXPONENT,
-        part=PART,
-        near=f"{100 * NEAR:.0f}",
-        last=last,
-        two=TWO_COSTS,
-        worst=f"{100 * WORST:.0f}",
-        most=f"{MOST:g}",
-        regret=_table(["", *trainings], regret),
-        over_random=_table(["", *trainings], over_random),
-        at_targets=_table(["", *targets], at_targets),
-        over_cost=_table(["", *targets], over_cost),
-        areas=_table(
-            ["", *(f"{b} trainings" for b in BUDGETS[TWO_COSTS]), f"above NSGA-II at {last}"], areas
-        ),
-    )
-
-
-_DRAWN = ("policy gradient, with proxy", "evolution, with proxy", "local search, with proxy",
-          "NSGA-II, with proxy", "policy gradient", "evolution", "NSGA-II", "random")  # fmt: skip
-
-
-def draw(rows: Sequence[dict], folder: Path) -> None:
-    """Writes search_regret.png and search_fronts.png."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    results, (free, *_) = Results(rows), SETTINGS
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for i, name in enumerate(_DRAWN):
-        line = "-" if name.endswith(WITH_PROXY) else "--"
-        values = [results.values(free, name, b, "regret") for b in BUDGETS[free]]
-        means, halves = (np.array([f(v) for v in values]) for f in (np.mean, half_width))
-        axes.plot(BUDGETS[free], means, line, color=f"C{i}", label=name)
-        axes.fill_between(BUDGETS[free], means - halves, means + halves, color=f"C{i}", alpha=0.15)
-    axes.set(xscale="log", xlabel="trainings", ylabel="regret (points of top-1)", ylim=(0, None))
-    axes.set_xticks(BUDGETS[free], [str(b) for b in BUDGETS[free]], minor=False)
-    axes.minorticks_off()
-    axes.legend(fontsize="small")
-    figure.savefig(folder / "search_regret.png", dpi=100)
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    last = max(BUDGETS[TWO_COSTS])
-    grid = np.linspace(0.4, 1.6, 60)
-    for i, name in enumerate(_DRAWN):
-        line = "-" if name.endswith(WITH_PROXY) else "--"
-        best = [
-            [max((a for c, a in zip(*one, strict=True) if c <= x), default=np.nan) for x in grid]
-            for one in results.fronts(name, last)
-        ]
-        known = np.isfinite(best).mean(0) >= 0.5  # in at least half of the searches
-        means = 100 * np.nanmean(np.array(best)[:, known], axis=0)
-        axes.plot(grid[known], means, line, color=f"C{i}", label=name)
-    axes.set(xlabel="cost / target", ylabel="top-1 by the other half (%)")
-    axes.set_title(
-        f"best network up to a cost, {last} trainings, mean of {len(results.seeds)} seeds"
-    )
-    axes.legend(fontsize="small")
-    figure.savefig(folder / "search_fronts.png", dpi=100)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("--table", type=Path)
+    parser.add_argument("--table", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--page", type=Path)
     flags = parser.parse_args()
-    if flags.table:
-        done = {(row["seed"], row["setting"]) for row in read(flags.out)}
-        wanted = [(seed, setting) for seed in range(flags.seeds) for setting in SETTINGS]
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(flags.jobs, context) as pool:
-            running = {
-                pool.submit(_run, flags.table, *each): each for each in wanted if each not in done
-            }
-            for future in concurrent.futures.as_completed(running):
-                append_line(flags.out, future.result())
-                print(*running[future], flush=True)
-    if flags.page:
-        rows = read(flags.out)
-        flags.page.write_text(document(rows))
-        draw(rows, flags.page.parent)
+    done = {(row["seed"], row["setting"]) for row in read(flags.out)}
+    wanted = [(seed, setting) for seed in range(flags.seeds) for setting in SETTINGS]
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(flags.jobs, context) as pool:
+        running = {
+            pool.submit(_run, flags.table, *each): each for each in wanted if each not in done
+        }
+        for future in concurrent.futures.as_completed(running):
+            append_line(flags.out, future.result())
+            print(*running[future], flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import search
+from benchmarks import search, search_page
 from mbv3_jax.arch import cost
 from mbv3_jax.search.network_table import Column, make_network_table
 from mbv3_jax.search.presets import preset
@@ -119,11 +119,11 @@ def test_the_page_has_every_method_and_pairs_seeds(rows, tmp_path, monkeypatch):
     some = {r["setting"]: search.SETTINGS[r["setting"]] for r in rows}
     monkeypatch.setattr(search, "SETTINGS", some)
     monkeypatch.setattr(search, "BUDGETS", dict.fromkeys(some, (8,)))
-    text = search.document(rows)
+    text = search_page.document(rows)
     for name in search.ALL:
         assert text.count(f"| {name} |") >= 4
     assert "2 seeds, each with" in text and "{" not in text
-    results = search.Results(rows)
+    results = search_page.Results(rows)
     gain = results.against(search.TWO_COSTS, "evolution", 8, "random", "half")
     by_hand = [
         100 * (r["half"] - o["half"])
@@ -134,9 +134,9 @@ def test_the_page_has_every_method_and_pairs_seeds(rows, tmp_path, monkeypatch):
         and (r["method"], o["method"]) == ("evolution", "random")
     ]
     np.testing.assert_allclose(gain, by_hand)
-    search.draw(rows, tmp_path)
+    search_page.draw(rows, tmp_path)
     assert {f.name for f in tmp_path.iterdir()} == {"search_regret.png", "search_fronts.png"}
 
 
 def test_interval_is_students():
-    assert search.interval([1.0, 2.0, 3.0]) == "2.00 ± 2.48"
+    assert search_page.interval([1.0, 2.0, 3.0]) == "2.00 ± 2.48"
