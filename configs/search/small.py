@@ -1,13 +1,15 @@
 """A search for a small and a large network, from the space to two trained networks.
 
 python main.py --config=configs/search/small.py
-  Letters among clutter at 32 pixels: 10 minutes on 2 CPU cores (docs/architecture_search.md). Run
+  Letters among clutter at 32 pixels: 30 minutes on 2 CPU cores (docs/architecture_search.md). Run
   the same command again to resume.
-python main.py --config=configs/search/small.py --config.evaluator=surrogate --config.cost=madds
-  By a surrogate, and for multiply-adds.
+python main.py --config=configs/search/small.py --config.cost=madds
+  For multiply-adds.
 python main.py --config=configs/search/small.py --config.searcher.name=evolution
-  By regularised evolution on the finished shared weights; local_search, random, policy_gradient
-  and nsga2 too.
+  Regularised evolution in place of the policy gradient; local_search, random and nsga2 too.
+python main.py --config=configs/search/small.py --config.evaluator=supernet \
+    --config.space.name=letters
+  By shared weights and a controller for each target, as in TuNAS.
 python main.py --config=configs/search/small.py:imagenet
   TuNAS's space at 224 pixels, for about the latency of MobileNetV3-Small and -Large. Nobody has
   run it yet.
@@ -27,7 +29,7 @@ def get_config(argument: str = "clutter"):
     config.program = "search"
     config.seed = 0
     # A preset (python -m mbv3_jax search spaces), with the constants of its networks.
-    config.space = dict(name="letters", resolution=32, num_classes=15, bn_decay=0.9)
+    config.space = dict(name="tiny", resolution=32, num_classes=15, bn_decay=0.9)
     # The cost: "madds", or "ms" by a latency table. The table is measured first, or is the file
     # latency.table from `latency measure`, or from a phone's figures by `latency csv`.
     config.cost = "ms"
@@ -40,19 +42,19 @@ def get_config(argument: str = "clutter"):
     # of the cost of a published network, by name; with None in ms or multiply-adds.
     config.relative_to = placeholder(str)
     config.relative_to = "space"
-    config.targets = dict(small=0.75, large=1.25)
-    # Brief trainings of 15 letters differ by 10 points and more, not by ImageNet's one or two. With
-    # TuNAS's -0.07 the cost would hardly count.
+    config.targets = dict(small=0.6, large=1.6)
+    # Networks for 15 letters differ by 10 points and more at equal cost, not by ImageNet's one or
+    # two. With TuNAS's -0.07 the cost would hardly count.
     config.reward = dict(form="absolute", exponent=-0.5)
+    # "surrogate": a predictor that is fitted to trainings of candidates, in rounds.
     # "supernet": weights that all networks share, and a controller for each target (TuNAS).
-    # "surrogate": a predictor that is fitted to brief trainings, in rounds.
-    config.evaluator = "supernet"
-    # For a supernet: the number of random networks that are trained briefly, to find out how far
-    # its ranking may be trusted.
-    config.check = 10
+    config.evaluator = "surrogate"
     # For the surrogate: the number of random networks at first, and of those in each round that a
     # searcher proposes by the rounds before.
-    config.rounds = dict(first=8, per_round=4, rounds=5)
+    config.rounds = dict(first=12, per_round=4, rounds=4)
+    # For a supernet: the number of random networks that are trained briefly, to find out how far
+    # its ranking may be trusted.
+    config.check = 24
     # points: networks that each controller of a supernet draws in a step. learning_rate: None suits
     # the number of steps, "tunas" is TuNAS's. policy, steps, batch: the policy gradient on a
     # surrogate, unless `searcher` says otherwise.
@@ -81,8 +83,11 @@ def get_config(argument: str = "clutter"):
     )
     config.netadapt.eval_split = placeholder(str)
     config.netadapt.split_fraction = placeholder(float)
-    # Published networks that are trained like the chosen ones, to compare with.
-    config.references = ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
+    # Published networks that are trained like the chosen ones, to compare with. fit_references:
+    # with fewer strides and another width, for each target, as fit_reference of search/objective.py
+    # describes.
+    config.references = ("mobilenet_v3_small",)
+    config.fit_references = True
     # How the shared weights, the candidates and the final networks are trained; configs/common.py
     # has the fields.
     config.shared = found.get_config(f"spec=,{argument}")
@@ -92,16 +97,21 @@ def get_config(argument: str = "clutter"):
     with config.shared.unlocked(), config.brief.unlocked(), config.final.unlocked():
         if argument == "clutter":
             config.shared.total_epochs = 45.0
-            config.shared.checkpoint_every_epochs = 5.0
-            config.brief.total_epochs = 20.0
-            config.final.total_epochs = 20.0
+            # After 20 epochs the order is still that of who learns fast.
+            config.brief.total_epochs = 60.0
+            config.final.total_epochs = 60.0
             config.netadapt.eval_split = "validation"  # test is for the end
             for run in (config.shared, config.brief):
                 run.data.eval_split = "validation"
             for run in runs:
                 run.net.resolution = 32
                 run.save_predictions = False
+                run.eval_every_epochs = run.checkpoint_every_epochs = 20.0
+            config.shared.checkpoint_every_epochs = 5.0
         else:
+            config.evaluator = "supernet"
+            config.references = ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
+            config.fit_references = False
             config.space.update(name="mobilenetv3_like", resolution=224, num_classes=1000)
             config.space.bn_decay = 0.99
             # V3-Large has 219 million multiply-adds, V3-Small 56 million.

@@ -6,6 +6,7 @@ which a latency table predicts, or a column of a table of networks, which a prox
 """
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from mbv3_jax.arch import cost, tables
 from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.arch.width import scale_width
 from mbv3_jax.core.checks import check_number, check_whole, choose
 from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.latency import cost_model
@@ -281,3 +283,37 @@ def reference_network(name: str, space: Space) -> NetSpec:
     base = space.base
     kept = ("resolution", "num_classes", "padding", "bn_eps", "bn_decay", "dropout")
     return tables.TABLES[name]().replace(**{field: getattr(base, field) for field in kept})
+
+
+# The widths of a reference that is made as dear as a target.
+_WIDTHS = (0.25, 3.0, 0.01)  # from, to, step
+
+
+def fit_reference(name: str, space: Space, function: CostFunction, target: float) -> NetSpec:
+    """Returns a published network made for the images of a space, at the cost of a target.
+
+    A network made for 224 pixels ends with a single pixel at 32. Hence as many of its last strides
+    are left out as give its last maps the size of those of the space's networks. Of all widths,
+    also that of the layer before the logits, it takes the one with the cost nearest to the target.
+
+    Args:
+      name: The network.
+      space: Whose resolution, classes, other constants and strides it gets.
+      function: The cost.
+      target: The cost to have.
+
+    Raises:
+      ValueError: No network has this name; the message lists the names.
+    """
+    spec = reference_network(name, space)
+    most = space.base.stem.stride * math.prod(stage.stride for stage in space.stages)
+    passed, blocks = spec.stem.stride, []
+    for block in spec.blocks:
+        stride = block.stride if passed * block.stride <= most else 1
+        passed *= stride
+        blocks.append(dataclasses.replace(block, stride=stride))
+    spec = spec.replace(blocks=tuple(blocks))
+    low, high, step = _WIDTHS
+    widths = [low + step * i for i in range(round((high - low) / step) + 1)]
+    scaled = [scale_width(spec, width, "torchvision") for width in widths]
+    return min(scaled, key=lambda s: abs(math.log(function(s) / target)))

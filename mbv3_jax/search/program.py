@@ -15,7 +15,7 @@ NAME_found.json        the chosen networks, before NetAdapt
 NAME.json              the networks after it, for configs/found.py:spec=FILE
 adapted/NAME           NetAdapt's folders
 runs/NAME_found, NAME, REFERENCE   run folders of the trainings
-references/NAME.json   the published networks to compare with
+references/NAME.json   the networks to compare with
 search.json            the result, which `report` draws
 
 A stage that has ended is read back instead of repeated, and trainings are resumed from their
@@ -60,6 +60,7 @@ from mbv3_jax.search.objective import (
     check_cost,
     cost_functions,
     cost_names,
+    fit_reference,
     reference_network,
 )
 from mbv3_jax.search.presets import preset
@@ -116,6 +117,8 @@ class Search:
             self.references: dict[str, NetSpec] = {
                 name: reference_network(name, self.space) for name in config.references
             }
+            # Absent in folders from before it existed.
+            self.fits_references = flag("fit_references", config.get("fit_references", False))
             self.strategy: Strategy | None = config_strategy(config, self.space)
             _rewards(config, {t: dict.fromkeys(cost_names(config), 1.0) for t in config.targets})
         except (TypeError, ValueError) as e:
@@ -143,7 +146,7 @@ class Search:
             entry = self.entry(pricing, spec_from_json(path.read_text()), summary)
             target = pricing.targets[name][pricing.problem.cost_name]
             networks[name] = choice | entry | {"target": target, "adapted": steps}
-        for name, spec in self.references.items():
+        for name, spec in self.comparisons(pricing).items():
             path = self.folder / "references" / f"{name}.json"
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, spec_to_json(spec))
@@ -202,6 +205,19 @@ class Search:
             proxy=self.proxy,
         )
         return Pricing(functions=functions, source=source, targets=targets, problem=problem)
+
+    def comparisons(self, pricing: Pricing) -> dict[str, NetSpec]:
+        """Returns the networks to compare with: as published, or made as dear as each target."""
+        if not self.fits_references:
+            return self.references
+        function = pricing.functions[pricing.problem.cost_name]
+        return {
+            f"{name}_for_{target}": fit_reference(
+                name, self.space, function, costs[pricing.problem.cost_name]
+            ).replace(name=f"{name}_for_{target}")
+            for name in self.references
+            for target, costs in pricing.targets.items()
+        }
 
     def _costs_of(self, functions: Mapping[str, CostFunction], network: str) -> dict[str, float]:
         spec = reference_network(network, self.space)

@@ -201,7 +201,7 @@ def test_the_configuration_opens_a_search(argument, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("space.name=tiny", "config: space: got 'tiny'"),
+        ("space.name=huge", "config: space: got 'huge'"),
         ("cost=energy", "config: cost: got 'energy', expected one of 'madds', 'params', 'ms'"),
         ("evaluator=oracle", "config: evaluator: got 'oracle'"),
         ("reward.exponent=0.5", "config: reward.exponent: got 0.5"),
@@ -217,12 +217,17 @@ def test_the_configuration_opens_a_search(argument, tmp_path):
         ("netadapt.split_fraction=1.5", "config: netadapt.split_fraction: got 1.5"),
         ("netadapt.split_fraction=0.1", "netadapt.eval_split is 'validation'; one must be None"),
         ("searcher.name=annealing", "config: searcher.name: got 'annealing', expected one of"),
-        ("searcher.steps=9", "config: searcher.steps: got 9, but searcher.name is None"),
     ],
 )
 def test_wrong_values_name_the_field(tmp_path, override, message):
     config = parse_config(SEARCH, [f"--config.{override}"])
     with pytest.raises(UsageError, match=message):
+        program.Search(config, tmp_path, QUIET)
+
+
+def test_a_supernet_without_a_searcher_takes_no_options_of_one(tmp_path):
+    config = parse_config(SEARCH, ["--config.evaluator=supernet", "--config.searcher.steps=9"])
+    with pytest.raises(UsageError, match=r"searcher\.steps: got 9, but searcher\.name is None"):
         program.Search(config, tmp_path, QUIET)
 
 
@@ -282,6 +287,27 @@ def test_netadapt_gets_the_split_to_choose_by(search, space, tmp_path, monkeypat
     trained, options = calls
     assert options["eval_split"] == "validation"
     assert trained.data.to_dict() == config.final.data.to_dict()
+
+
+def test_references_are_made_for_the_images_and_for_each_target(tmp_path):
+    config = parse_config(SEARCH, ["--config.cost=madds"])
+    search = program.Search(config, tmp_path, QUIET)
+    pricing = search.price()
+    fitted = search.comparisons(pricing)
+    assert set(fitted) == {"mobilenet_v3_small_for_small", "mobilenet_v3_small_for_large"}
+    published = search.references["mobilenet_v3_small"]
+    for name, spec in fitted.items():
+        target = pricing.targets[name.rpartition("_")[2]]["madds"]
+        assert cost.madds(spec) == pytest.approx(target, rel=0.1)
+        assert (spec.name, spec.num_classes) == (name, config.space.num_classes)
+        # 4 pixels are left, as in the networks of the space, and the first strides are kept.
+        assert np.prod([spec.stem.stride, *(b.stride for b in spec.blocks)]) == 8
+        kept = [b.stride for b in spec.blocks]
+        assert kept[:3] == [b.stride for b in published.blocks[:3]] and set(kept[3:]) == {1}
+    with config.unlocked():
+        config.fit_references = False
+    search = program.Search(config.lock(), tmp_path, QUIET)
+    assert search.comparisons(pricing) == search.references
 
 
 # Searchers: reachable from a configuration, and each runs what its name says.
