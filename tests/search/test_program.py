@@ -395,6 +395,30 @@ def test_each_searcher_runs_on_each_evaluator(stages, monkeypatch, kind, evaluat
     assert json.loads((search.folder / "found.json").read_text()) == result
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_surrogate_chooses_among_what_was_trained(stages, seed):
+    search = stages(evaluator="surrogate", seed=seed, rounds={"first": 2, "rounds": 0})
+    result = search.choose(search.price().problem)
+    trained = [candidate["point"] for candidate in result["candidates"]]
+    best = max(trained, key=lambda point: ACCURACIES[tuple(point)])
+    assert len(trained) == 2
+    assert {tuple(network["point"]) for network in result["found"].values()} == {tuple(best)}
+
+
+def test_a_surrogate_trains_what_is_proposed_for_each_target(stages, monkeypatch):
+    asked = []
+
+    def propose(*arguments, count, **options):
+        asked.append(dict(arguments[4].targets))
+        return []
+
+    monkeypatch.setattr(selection, "propose_trainings", propose)
+    search = stages(evaluator="surrogate", rounds={"rounds": 1})
+    targets = search.price().targets
+    search.choose(search.price().problem)
+    assert asked == [targets["large"], targets["small"]]
+
+
 def test_a_supernets_controllers_are_refined_towards_accuracy(stages):
     search = stages(evaluator="supernet")
     result = search.choose(search.price().problem)["found"]
