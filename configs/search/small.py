@@ -9,7 +9,8 @@ python main.py --config=configs/search/small.py --config.searcher.name=evolution
   Regularised evolution in place of the policy gradient; local_search, random and nsga2 too.
 python main.py --config=configs/search/small.py --config.evaluator=supernet \
     --config.space.name=letters
-  By shared weights and a controller for each target, as in TuNAS.
+  By weights that all networks share. With --config.controller.points=2 a controller for each
+  target decides which of them are trained, as in TuNAS.
 python main.py --config=configs/search/small.py:imagenet
   TuNAS's space at 224 pixels, for about the latency of MobileNetV3-Small and -Large. Nobody has
   run it yet.
@@ -47,25 +48,27 @@ def get_config(argument: str = "clutter"):
     # two. With TuNAS's -0.07 the cost would hardly count.
     config.reward = dict(form="absolute", exponent=-0.5)
     # "surrogate": a predictor that is fitted to trainings of candidates, in rounds.
-    # "supernet": weights that all networks share, and a controller for each target (TuNAS).
+    # "supernet": weights that all networks share.
     config.evaluator = "surrogate"
     # For the surrogate: the number of random networks at first, and of those in each round that a
     # searcher proposes by the rounds before.
     config.rounds = dict(first=12, per_round=4, rounds=4)
-    # For a supernet: the number of random networks that are trained briefly, to find out how far
-    # its ranking may be trusted.
+    # For a supernet: the number of random networks that are trained, to find out how far it may be
+    # trusted and to correct it, and the number of the best for each target, which are trained too.
     config.check = 24
-    # points: networks that each controller of a supernet draws in a step. learning_rate: None suits
-    # the number of steps, "tunas" is TuNAS's. policy, steps, batch: the policy gradient on a
-    # surrogate, unless `searcher` says otherwise.
+    config.finalists = 3
+    # points: networks that each controller of a supernet draws in a step, to learn from; with 0
+    # all networks are trained alike, and the finished weights are searched. learning_rate: None
+    # suits the number of steps, "tunas" is TuNAS's. policy, steps, batch: the policy gradient on a
+    # surrogate or on finished weights, unless `searcher` says otherwise.
     config.controller = dict(
-        points=2, learning_rate=placeholder(object), policy="factorised", steps=300, batch=16
+        points=0, learning_rate=placeholder(object), policy="factorised", steps=300, batch=16
     )
     # What searches on the finished surrogate or the finished shared weights: policy_gradient,
     # evolution, local_search, random, or nsga2, which finds the front of accuracy and cost and
-    # takes the best network on it for each target. None: the policy gradient on a surrogate; with a
-    # supernet, what the controllers end at is refined. steps, batch: updates, and networks in each
-    # (None: those of `controller`). policy: factorised or lstm. population, tournament: for
+    # takes the best network on it for each target. None: the policy gradient; with a supernet whose
+    # controllers draw points, what they end at is refined. steps, batch: updates, and networks in
+    # each (None: those of `controller`). policy: factorised or lstm. population, tournament: for
     # evolution. changes: the most decisions that local search changes at a time.
     config.searcher = dict(
         name=placeholder(str),
@@ -119,7 +122,8 @@ def get_config(argument: str = "clutter"):
             config.targets.update(small=0.33, large=1.0)
             config.latency.update(networks=40, check=20)
             config.reward.exponent = -0.07
-            config.check = 8
+            config.check, config.finalists = 8, 1
+            config.controller.points = 2
             config.rounds.update(first=128, per_round=64, rounds=4)
             config.controller.steps = 2000
             config.netadapt.update(steps=2000, delta=0.01)

@@ -1,7 +1,8 @@
 """Estimates of accuracy: what an evaluator is, and how far one may be trusted.
 
-Evaluators are `predictor.Predictor`, `proxy.Proxy`, `supernet.training.SharedWeights`, and `Table`
-here, which looks up known accuracies. `agreement` compares estimates with accuracies that the
+Evaluators are `predictor.Predictor`, `proxy.Proxy`, `supernet.training.SharedWeights`, `Corrected`
+here, which corrects another one by trainings, and `Table`, which looks up known accuracies.
+`agreement` compares estimates with accuracies that the
 evaluator has not seen.
 """
 
@@ -29,6 +30,43 @@ class Evaluator(Protocol):
         The deviation is 0 where the accuracy is exact.
         """
         ...
+
+
+class Corrected:
+    """An evaluator whose estimates are corrected by the accuracies of some trained networks.
+
+    Shared weights know which of two networks of equal cost is better, but not well what cost is
+    worth once a network is trained on its own. A regression of the trained accuracies on the
+    estimate and on the logarithm of the cost tells how much of either to believe.
+
+    Args:
+      evaluator: The evaluator.
+      cost_of: Returns the costs [N] of N points.
+      points, accuracies: The trained networks, at least `LEAST`, and their accuracies [N].
+    """
+
+    LEAST = 5
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        cost_of: Callable[[Sequence[Point]], np.ndarray],
+        points: Sequence[Point],
+        accuracies: ArrayLike,
+    ):
+        self._evaluator, self._cost_of = evaluator, cost_of
+        known, terms = np.asarray(accuracies, float), self._terms(points)
+        self._factors = np.linalg.lstsq(terms, known, rcond=None)[0]
+        left = known - terms @ self._factors
+        self._deviation = float(np.sqrt(np.sum(left**2) / (len(known) - terms.shape[1])))
+
+    def evaluate(self, points: Sequence[Point]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the corrected estimates [N] and the deviation [N] of a training from them."""
+        return self._terms(points) @ self._factors, np.full(len(points), self._deviation)
+
+    def _terms(self, points: Sequence[Point]) -> np.ndarray:
+        estimates = np.asarray(self._evaluator.evaluate(points)[0], float)
+        return np.stack([np.ones(len(points)), estimates, np.log(self._cost_of(points))], axis=1)
 
 
 # (points, seed) -> the accuracies [N], as fractions, of one brief training of each point.

@@ -436,7 +436,8 @@ def _check_numbers(config: ConfigDict) -> None:
     else:
         controller = config.controller
         check_whole("check", config.check, 0)
-        check_whole("controller.points", controller.points, 1)
+        check_whole("finalists", config.get("finalists", 0), 0)  # absent in older folders
+        check_whole("controller.points", controller.points, 0)
         if controller.learning_rate not in (None, "tunas"):
             check_number("controller.learning_rate", controller.learning_rate, above=0)
     if config.evaluator == "surrogate":

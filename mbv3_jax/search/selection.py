@@ -16,7 +16,7 @@ from rich.console import Console
 
 from mbv3_jax.core.files import write_atomically
 from mbv3_jax.search.candidates import Trainings
-from mbv3_jax.search.evaluators import Agreement, Evaluator, agreement
+from mbv3_jax.search.evaluators import Agreement, Corrected, Evaluator, agreement
 from mbv3_jax.search.objective import Problem
 from mbv3_jax.search.predictor import Predictor
 from mbv3_jax.search.rounds import Rounds
@@ -34,6 +34,8 @@ from mbv3_jax.search.supernet.run import train_supernet
 
 # How `_refine` improves what a controller ends at: how many points a round evaluates, and rounds.
 _DRAWN, _ROUNDS = 16, 12
+# How many random points each of those that are trained to check a supernet is chosen from.
+_PER_CHECK = 20
 # The most networks of a table that a proxy does not learn from, to find out what it is worth.
 HELD_OUT = 500
 
@@ -63,10 +65,11 @@ def by_supernet(
 ) -> dict:
     """Trains shared weights together with a controller for each target (TuNAS), then chooses.
 
-    The controllers settle before the weights are good. Hence the finished weights choose: by a
-    search of their own with `strategy`, or else by refining what the controllers end at.
-    `config.check` random networks are trained as well, to find out how far the weights may be
-    trusted.
+    The controllers settle before the weights are good, or draw evenly (`config.controller.points`
+    is 0). Hence the finished weights choose: by a search of their own with `strategy`, or else by
+    refining what the controllers end at. `config.check` networks, spread over cost and estimated
+    accuracy, are trained to find out how far the weights may be trusted, and to correct them. Of
+    the best networks for a target, `config.finalists` are trained, and the best of these is taken.
 
     Args:
       config: The search's configuration.
@@ -79,7 +82,7 @@ def by_supernet(
       The content of found.json.
     """
     space, seed = problem.space, config.seed
-    controllers, evaluator = train_supernet(
+    controllers, weights = train_supernet(
         config.shared,
         problem,
         folder / "supernet",
@@ -88,22 +91,54 @@ def by_supernet(
         points=config.controller.points,
         learning_rate=config.controller.learning_rate,
     )
-    if strategy is None:
-        choices = {}
-        for name, mode in controllers.modes().items():
-            goal = Goal(evaluator, problem.costs, problem.rewards[name])
-            drawn = controllers.searchers[name].ask(_DRAWN)
-            point = _refine(space, goal, mode, drawn, seed)
-            choices[name] = Choice(point, controllers.trace[name])
-    else:
-        choices = _choose(strategy, problem, evaluator, seed)
-    points = space.sample(np.random.default_rng((seed, 1)), config.check)
-    points = list(dict.fromkeys(points))
     trainings = Trainings(space, config.brief, folder / "candidates", console)
+    points = spread(problem, weights, config.check, seed)
     accuracies = trainings(points, seed) if points else np.zeros(0)
-    estimates = evaluator.evaluate(points)[0] if points else np.zeros(0)
-    trained = list(zip(points, accuracies.tolist(), strict=True))
-    return _result(problem, choices, evaluator, agreement(estimates, accuracies), trained)
+    trust = agreement(weights.evaluate(points)[0] if points else np.zeros(0), accuracies)
+    trained = dict(zip(points, accuracies.tolist(), strict=True))
+    evaluator: Evaluator = weights
+    if len(points) >= Corrected.LEAST:
+
+        def cost_of(points: Sequence[Point]) -> np.ndarray:
+            return problem.costs(points)[problem.cost_name]
+
+        evaluator = Corrected(weights, cost_of, points, accuracies)
+    choices = {}
+    for name, reward in problem.rewards.items():
+        goal = Goal(evaluator, problem.costs, reward)
+        visited: Mapping[Point, float]
+        if strategy is None:
+            drawn = controllers.searchers[name].ask(_DRAWN)
+            visited = _refine(space, goal, controllers.modes()[name], drawn, seed)
+            choice = Choice(best_first(visited, 1)[0], controllers.trace[name])
+        else:
+            choice, visited = _choose(strategy, problem, evaluator, name, seed)
+        if finalists := best_first(visited, config.get("finalists", 0)):  # absent in old folders
+            top1 = trainings(finalists, seed)
+            trained |= zip(finalists, top1.tolist(), strict=True)
+            best = int(np.argmax(reward(top1, problem.costs(finalists))))
+            choice = dataclasses.replace(choice, point=finalists[best])
+        choices[name] = choice
+    return _result(problem, choices, evaluator, trust, list(trained.items()))
+
+
+def spread(problem: Problem, evaluator: Evaluator, count: int, seed: int) -> list[Point]:
+    """Returns up to `count` random points, spread over cost and over estimated accuracy.
+
+    Many more are drawn. Among those of about equal cost, every second one is that with the highest
+    estimate, and the others are those with the lowest.
+    """
+    points = problem.space.sample(np.random.default_rng((seed, 1)), _PER_CHECK * count)
+    points = list(dict.fromkeys(points))
+    costs = problem.costs(points)[problem.cost_name]
+    by_cost = [points[i] for i in np.argsort(costs, kind="stable")]
+    chosen = []
+    for number, part in enumerate(np.array_split(np.arange(len(by_cost)), count) if count else []):
+        if len(part):
+            estimates = evaluator.evaluate([by_cost[i] for i in part])[0]
+            which = np.argmax(estimates) if number % 2 else np.argmin(estimates)
+            chosen.append(by_cost[part[int(which)]])
+    return chosen
 
 
 def by_surrogate(
@@ -144,7 +179,10 @@ def by_surrogate(
 
     surrogate = rounds.run(**config.rounds, after_round=save)
     among = [p for p, _ in rounds.trained]
-    choices = _choose(strategy, problem, surrogate, config.seed, among=among)
+    choices = {
+        name: _choose(strategy, problem, surrogate, name, config.seed, among=among)[0]
+        for name in problem.rewards
+    }
     return _result(problem, choices, surrogate, rounds.agreement, rounds.trained)
 
 
@@ -168,9 +206,18 @@ def by_proxy(
     measured = column.means()
     held_out = np.setdiff1d(np.flatnonzero(np.isfinite(measured)), proxy.rows)
     estimates = proxy.evaluate([proxy.table.networks[i] for i in held_out])[0]
-    choices = _choose(
-        strategy, problem, proxy, config.seed, keep_front=True, rounds=config.refine_rounds
-    )
+    choices = {
+        name: _choose(
+            strategy,
+            problem,
+            proxy,
+            name,
+            config.seed,
+            keep_front=True,
+            rounds=config.refine_rounds,
+        )[0]
+        for name in problem.rewards
+    }
     for name, choice in choices.items():
         (reason,) = proxy.predictor(proxy.accuracy).outside([choice.point])
         if reason:
@@ -185,54 +232,66 @@ def _choose(
     strategy: Strategy,
     problem: Problem,
     evaluator: Evaluator,
+    name: str,
     seed: int,
     *,
     keep_front: bool = False,
     rounds: int = 0,
     among: Sequence[Point] | None = None,
-) -> dict[str, Choice]:
-    """Returns the best network for each target, with the front of all visited if it is kept.
+) -> tuple[Choice, Mapping[Point, float]]:
+    """Returns the best network for a target, with the front of all visited if it is kept.
 
     The best that was visited is refined in so many rounds; or else it is the best `among` networks
     that were trained: where a predictor has learned from few, a search ends at what it
     overestimates (benchmarks/SEARCH.md).
+
+    Returns:
+      The choice, and the rewards of all points that were visited.
     """
-    choices = {}
-    for name, reward in problem.rewards.items():
-        batches: list[np.ndarray] = []
-        goal = Goal(evaluator, problem.costs, reward)
-        visited = strategy.search(goal, seed, _collect_rewards(batches))
-        (best,) = best_first(visited, 1)
-        if among is not None:
-            best = among[int(np.argmax(goal(among)))]
-        elif rounds:
-            best = refine(problem.space, goal, best, rounds=rounds, batch=_DRAWN, seed=seed)
-        rewards = [float(batch.mean()) for batch in batches]
-        optimal = list(visited) if strategy.finds_front else None
-        if keep_front and optimal is None:
-            points = [*visited, best]
-            costs = problem.costs(points)[problem.cost_name]
-            optimal = [points[i] for i in front(evaluator.evaluate(points)[0], costs)]
-        choices[name] = Choice(best, rewards, optimal)
-    return choices
+    batches: list[np.ndarray] = []
+    goal = Goal(evaluator, problem.costs, problem.rewards[name])
+    visited = strategy.search(goal, seed, _collect_rewards(batches))
+    (best,) = best_first(visited, 1)
+    if among is not None:
+        best = among[int(np.argmax(goal(among)))]
+    elif rounds:
+        best = refine(problem.space, goal, best, rounds=rounds, batch=_DRAWN, seed=seed)
+    rewards = [float(batch.mean()) for batch in batches]
+    optimal = list(visited) if strategy.finds_front else None
+    if keep_front and optimal is None:
+        points = [*visited, best]
+        costs = problem.costs(points)[problem.cost_name]
+        optimal = [points[i] for i in front(evaluator.evaluate(points)[0], costs)]
+    return Choice(best, rewards, optimal), visited
 
 
 def _collect_rewards(batches: list[np.ndarray]) -> AfterStep:
     return lambda _, points, rewards: batches.append(rewards)
 
 
-def _refine(space: Space, goal: Goal, mode: Point, drawn: list[Point], seed: int) -> Point:
+def _refine(
+    space: Space,
+    goal: Goal,
+    mode: Point,
+    drawn: list[Point],
+    seed: int,
+) -> dict[Point, float]:
     """Improves a controller's most probable point, beginning with points that it has drawn.
 
     Each round takes the best so far and evaluates points that differ from it by one decision: on
     more images than the controller saw, and by the weights as they ended.
+
+    Returns:
+      All points with their rewards.
     """
     rng, best = np.random.default_rng((seed, 2)), mode
+    visited: dict[Point, float] = {}
     for _ in range(_ROUNDS):
         drawn = list(dict.fromkeys([best, *drawn]))
-        best = drawn[int(np.argmax(goal(drawn)))]
+        visited.update(zip(drawn, goal(drawn).tolist(), strict=True))
+        (best,) = best_first(visited, 1)
         drawn = [space.mutate(best, rng) for _ in range(_DRAWN)]
-    return best
+    return visited
 
 
 def _result(

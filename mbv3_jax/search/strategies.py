@@ -186,9 +186,9 @@ def config_strategy(config: ConfigDict, space: Space) -> Strategy | None:
     """Returns the searcher that a search's configuration asks for.
 
     Where `config.searcher` has no name, a surrogate is searched by the policy gradient as
-    `config.controller` describes it; what the controllers of a supernet end at is refined, for
-    which there is no searcher and the result is None. Steps, batch and policy that are None are
-    those of `config.controller`.
+    `config.controller` describes it, and so is a supernet whose controllers draw no points; what
+    they end at otherwise is refined, for which there is no searcher and the result is None. Steps,
+    batch and policy that are None are those of `config.controller`.
 
     Raises:
       ValueError: The searcher or an option is unknown or out of range; the message names it.
@@ -197,7 +197,7 @@ def config_strategy(config: ConfigDict, space: Space) -> Strategy | None:
     # Folders and commands from before the group `searcher` existed have only `controller`.
     options = dict(config.get("searcher") or {})
     name = options.pop("name", None)
-    if name is None and config.evaluator == "supernet":
+    if name is None and config.evaluator == "supernet" and config.controller.points:
         for key, value in options.items():
             if value is not None:
                 raise ValueError(

@@ -5,6 +5,7 @@ import pytest
 
 from mbv3_jax.search.evaluators import (
     Agreement,
+    Corrected,
     Table,
     agreement,
     half_width,
@@ -188,3 +189,19 @@ def test_a_table_knows_its_own_error():
     assert np.isnan(error[0]) and error[1] == pytest.approx(0.1)
     with pytest.raises(ValueError, match=r"1 points are not in it, the first \(1, 1\)"):
         table.evaluate([(1, 1)])
+
+
+def test_trainings_correct_estimates_that_favour_cheap_networks():
+    size = TOY.counts(POINTS)[:, 0]
+    cost_of = dict(zip(POINTS, size.tolist(), strict=True))
+    estimates = truth(POINTS) - 0.2 * np.log(size)
+    table = Table({p: [e] for p, e in zip(POINTS, estimates.tolist(), strict=True)})
+    some = POINTS[::6]
+    corrected = Corrected(
+        table, lambda points: np.array([cost_of[p] for p in points]), some, briefly(some, 0)
+    )
+    mean, deviation = corrected.evaluate(POINTS)
+    assert agreement(estimates, truth(POINTS)).spearman < 0.5
+    assert agreement(mean, truth(POINTS)).spearman > 0.9
+    assert np.abs(mean - truth(POINTS)).max() < 0.02
+    assert deviation == pytest.approx(np.full(len(POINTS), 0.005), rel=0.3)

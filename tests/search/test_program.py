@@ -18,6 +18,7 @@ from mbv3_jax.run.config import config_differences, config_from_json, config_to_
 from mbv3_jax.search import presets, program, selection, strategies
 from mbv3_jax.search.evaluators import Table
 from mbv3_jax.search.netadapt.tuning import tuning_config
+from mbv3_jax.search.objective import COUNTS, Costs, Problem, Reward
 from mbv3_jax.search.policy_gradient import Factorised, Lstm, _compiled
 from mbv3_jax.search.program import read_search_config
 from mbv3_jax.search.searchers import Evolution, Random
@@ -212,7 +213,8 @@ def test_the_configuration_opens_a_search(argument, tmp_path):
         ("latency.table=/nowhere.json", "/nowhere.json: No such file"),
         ("netadapt.delta=2.0", "config: netadapt.delta: got 2.0"),
         ("controller.learning_rate=fast", "config: controller.learning_rate: got 'fast'"),
-        ("controller.points=0", "config: controller.points: got 0"),
+        ("controller.points=-1", "config: controller.points: got -1"),
+        ("finalists=-1", "config: finalists: got -1"),
         ("netadapt.start=0.5", "config: netadapt.start: got 0.5"),
         ("netadapt.split_fraction=1.5", "config: netadapt.split_fraction: got 1.5"),
         ("netadapt.split_fraction=0.1", "netadapt.eval_split is 'validation'; one must be None"),
@@ -226,7 +228,8 @@ def test_wrong_values_name_the_field(tmp_path, override, message):
 
 
 def test_a_supernet_without_a_searcher_takes_no_options_of_one(tmp_path):
-    config = parse_config(SEARCH, ["--config.evaluator=supernet", "--config.searcher.steps=9"])
+    options = ("evaluator=supernet", "controller.points=2", "searcher.steps=9")
+    config = parse_config(SEARCH, [f"--config.{option}" for option in options])
     with pytest.raises(UsageError, match=r"searcher\.steps: got 9, but searcher\.name is None"):
         program.Search(config, tmp_path, QUIET)
 
@@ -423,7 +426,45 @@ def test_a_supernets_controllers_are_refined_towards_accuracy(stages):
     search = stages(evaluator="supernet")
     result = search.choose(search.price().problem)["found"]
     assert [network["point"] for network in result.values()] == [[1, 0], [1, 0]]
-    assert [network["rewards"] for network in result.values()] == [[0.1], [0.2]]
+    assert {name: network["rewards"] for name, network in result.items()} == {
+        "small": [0.1],
+        "large": [0.2],
+    }
+
+
+@pytest.mark.parametrize("points", [0, 4])
+def test_of_the_best_by_a_supernet_some_are_trained_and_the_best_is_taken(stages, points):
+    believed = {point: 1 - accuracy for point, accuracy in ACCURACIES.items()}  # quite wrong
+    weights = Table({point: [value] * 2 for point, value in believed.items()})
+    with pytest.MonkeyPatch.context() as patch:
+        original = selection.train_supernet
+        patch.setattr(selection, "train_supernet", lambda *a, **k: (original(*a, **k)[0], weights))
+        search = stages(evaluator="supernet", check=0, finalists=3, controller={"points": points})
+        result = search.choose(search.price().problem)
+    # The three that it believes to be the best are all but (1, 0).
+    assert {tuple(n["point"]) for n in result["found"].values()} == {(1, 1)}
+    assert {tuple(c["point"]) for c in result["candidates"]} == set(ACCURACIES) - {(1, 0)}
+    assert result["agreement"]["count"] == 0
+
+
+def test_the_networks_that_check_a_supernet_are_spread(stages):
+    space = presets.preset("toy")
+    estimates = {p: [sum(p) / 10] for p in space.points()}
+    costs = Costs(space, COUNTS)
+    reward = Reward(targets={"madds": 1e6})
+    problem = Problem(space=space, costs=costs, cost_name="madds", rewards={"one": reward})
+    chosen = selection.spread(problem, Table(estimates), 24, 0)
+    assert len(set(chosen)) == 24
+    madds = costs(chosen)["madds"]
+    assert np.all(np.diff(madds) > 0)
+    everything = costs(list(estimates))["madds"]
+    quarters = np.searchsorted(np.quantile(everything, (0.25, 0.5, 0.75)), madds)
+    assert min(np.bincount(quarters, minlength=4)) >= 4
+    low, high = (np.mean([estimates[p] for p in chosen[start::2]]) for start in (0, 1))
+    assert high > low + 0.15
+    assert selection.spread(problem, Table(estimates), 0, 0) == []
+    assert chosen == selection.spread(problem, Table(estimates), 24, 0)
+    assert chosen != selection.spread(problem, Table(estimates), 24, 1)
 
 
 def test_the_default_searcher_is_the_policy_gradient_of_the_controller(stages):

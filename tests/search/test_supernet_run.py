@@ -122,6 +122,17 @@ def test_one_and_two_devices_give_the_same_numbers(space):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_without_points_networks_are_drawn_evenly_to_the_end(space, rewards):
+    costs, by_name = rewards
+    controllers = Controllers(space, costs, by_name, total_steps=400, seed=0, points=0)
+    for step in range(400):
+        controllers.learn(step, lambda _: 1 / 0)  # never asked
+    late = [controllers.draw(step) for step in range(100, 400)]
+    points = list(space.points())
+    assert min(late.count(p) for p in points) > len(late) / len(points) / 3
+    assert controllers.trace == {"cheap": [], "dear": []}
+
+
 def test_controllers_go_where_the_rewards_are(space, rewards):
     costs, by_name = rewards
     controllers = Controllers(space, costs, by_name, total_steps=400, seed=0, points=4)

@@ -155,7 +155,8 @@ class Controllers:
 
     In the first quarter of the steps the controllers learn nothing and draw uniformly, and some
     decisions of the drawn networks are replaced by their largest choices (TuNAS's warm-up of
-    operations and of filters).
+    operations and of filters). Without `points` they draw uniformly to the end, so that the weights
+    of all networks are trained alike.
 
     Args:
       space: The space of the networks.
@@ -163,7 +164,7 @@ class Controllers:
       rewards: The reward of each controller, by name.
       total_steps: The number of steps that the weights are trained.
       seed: Seed of all draws.
-      points: How many networks each controller draws in a step.
+      points: How many networks each controller draws in a step, to learn from them; or 0.
       learning_rate: The rate at the start, which rises tenfold. "tunas" is 3e-4 per 256 `images`,
         which suits TuNAS's tens of thousands of steps. None suits `total_steps` (see
         `PolicyGradient`).
@@ -219,7 +220,7 @@ class Controllers:
           step: The step of the weights, counted from 0.
           accuracy_of: Returns the accuracies [N] (fractions) of N points by the weights now.
         """
-        if step < self.quiet_steps:
+        if step < self.quiet_steps or not self.points:
             return
         drawn = {name: s.ask(self.points) for name, s in self.searchers.items()}
         accuracies = np.split(
