@@ -293,8 +293,9 @@ def fit_reference(name: str, space: Space, function: CostFunction, target: float
     """Returns a published network made for the images of a space, at the cost of a target.
 
     A network made for 224 pixels ends with a single pixel at 32. Hence as many of its last strides
-    are left out as give its last maps the size of those of the space's networks. Of all widths,
-    also that of the layer before the logits, it takes the one with the cost nearest to the target.
+    are left out as give its last maps the size of those of the space's networks, or half of that
+    size if the target is too low for it. Of all widths, also that of the layer before the logits,
+    it takes the one with the cost nearest to the target.
 
     Args:
       name: The network.
@@ -307,13 +308,21 @@ def fit_reference(name: str, space: Space, function: CostFunction, target: float
     """
     spec = reference_network(name, space)
     most = space.base.stem.stride * math.prod(stage.stride for stage in space.stages)
+    low, high, step = _WIDTHS
+    widths = [low + step * i for i in range(round((high - low) / step) + 1)]
+    for reduction in (most, 2 * most):
+        reduced = _reduce(spec, reduction)
+        scaled = [scale_width(reduced, width, "torchvision") for width in widths]
+        if function(scaled[0]) <= target:
+            break
+    return min(scaled, key=lambda s: abs(math.log(function(s) / target)))
+
+
+def _reduce(spec: NetSpec, most: int) -> NetSpec:
+    """Returns the network without the strides after which it would reduce more than `most`."""
     passed, blocks = spec.stem.stride, []
     for block in spec.blocks:
         stride = block.stride if passed * block.stride <= most else 1
         passed *= stride
         blocks.append(dataclasses.replace(block, stride=stride))
-    spec = spec.replace(blocks=tuple(blocks))
-    low, high, step = _WIDTHS
-    widths = [low + step * i for i in range(round((high - low) / step) + 1)]
-    scaled = [scale_width(spec, width, "torchvision") for width in widths]
-    return min(scaled, key=lambda s: abs(math.log(function(s) / target)))
+    return spec.replace(blocks=tuple(blocks))
