@@ -114,6 +114,10 @@ class Source(abc.ABC):
           BadExample: one of the examples cannot be used.
         """
 
+    def counts(self) -> np.ndarray | None:
+        """The number of images of each class, [classes]; None where all would have to be read."""
+        return None
+
     def where(self, index: int) -> str:
         """What to call an example in a message: the path of its file, if it has one."""
         return f"{self.name}/{self.split}/{index}"

@@ -165,6 +165,8 @@ def parse_record(text: str) -> dict:
 class ProgressBar:
     """A live line: step, loss, top-1, images/s, time left; plain lines if there is no terminal.
 
+    Until the first step has been compiled it says so.
+
     It is a context manager.
 
     Args:
@@ -179,11 +181,13 @@ class ProgressBar:
         self._console, self._total = console, total_steps
         self._live = console.is_terminal
         self._last_line = 0.0
+        # When what was compiled first ran, and after which step: what is left is reckoned from it.
+        self._started: tuple[float, int] | None = None
+        self._opened = time.monotonic()
         self._progress = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=None),
-            TextColumn("loss {task.fields[loss]:.3f}  top-1 {task.fields[top1]:6.2%}"),
-            TextColumn("{task.fields[rate]:.0f} images/s"),
+            TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -191,7 +195,7 @@ class ProgressBar:
             disable=not self._live,
         )
         self._task = self._progress.add_task(
-            "train", total=total_steps, completed=start_step, loss=float("nan"), top1=0.0, rate=0.0
+            "train", total=total_steps, completed=start_step, state="compiling"
         )
 
     def __enter__(self) -> "ProgressBar":
@@ -201,17 +205,40 @@ class ProgressBar:
     def __exit__(self, *_) -> None:
         self._progress.stop()
 
+    def compiled(self, step: int) -> None:
+        """Says that the first step of this session is under way; later calls do nothing.
+
+        Args:
+          step: that step.
+        """
+        if self._started is None:
+            self._started = time.monotonic(), step
+            self._progress.update(self._task, state="compiled")
+            self._console.print(f"compiled in {self._started[0] - self._opened:.0f} s")
+
     def update(self, step: int, *, loss: float, top1: float, rate: float) -> None:
         """Shows the metrics of the latest steps; `rate` is in images/s."""
-        self._progress.update(self._task, completed=step, loss=loss, top1=top1, rate=rate)
+        state = f"loss {loss:.3f}  top-1 {top1:.2%}  {rate:.0f} images/s"
+        self._progress.update(self._task, completed=step, state=state)
         now = time.monotonic()
         due = now - self._last_line >= self._SECONDS_BETWEEN_LINES or step == self._total
         if not self._live and due:
             self._last_line = now
-            self._console.print(
-                f"step {step}/{self._total}  loss {loss:.3f}  top-1 {top1:.2%}  {rate:.0f} images/s"
-            )
+            self._console.print(f"step {step}/{self._total}  {state}{self._left(step, now)}")
+
+    def _left(self, step: int, now: float) -> str:
+        """The time to the end, by the mean speed of this session."""
+        if self._started is None or step in (self._started[1], self._total):
+            return ""
+        seconds = (now - self._started[0]) / (step - self._started[1]) * (self._total - step)
+        return f"  {_duration(seconds)} left"
 
     def print(self, text: str) -> None:
         """Prints a line above the bar."""
         self._console.print(text)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

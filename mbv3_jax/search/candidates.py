@@ -112,7 +112,7 @@ def _train_entry(config: ConfigDict, entry: dict, console: Console | None) -> bo
     with config.unlocked():
         config.spec, config.seed = entry["spec"], entry["seed"]
     try:
-        train(config.lock(), run, console)
+        train(config.lock(), run, console, announce=False)
     except InUse:
         return False
     return True

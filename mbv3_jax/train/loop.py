@@ -32,7 +32,8 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from mbv3_jax.core.errors import Preempted, RunError, UsageError
+from mbv3_jax.arch import cost
+from mbv3_jax.core.errors import Preempted, RunError, UsageError, counted, plain, printable
 from mbv3_jax.data.source import BadExample
 from mbv3_jax.run.folder import claim_folder, read_summary, wait_for_folder
 from mbv3_jax.run.interrupt import Interrupt
@@ -50,13 +51,16 @@ from mbv3_jax.train.state import TrainState
 _IN_FLIGHT = 2
 
 
-def train(config: ConfigDict, workdir: Path, console: Console | None = None) -> dict[str, Any]:
+def train(
+    config: ConfigDict, workdir: Path, console: Console | None = None, *, announce: bool = True
+) -> dict[str, Any]:
     """Trains what a configuration describes, or resumes it, in a run folder.
 
     Args:
       config: see `configs/common.py`.
       workdir: the run folder, see `run/folder.py`.
       console: where progress is printed; None for standard error.
+      announce: whether to print first what is trained, on what, and for how long.
 
     Returns:
       The summary that is also in summary.json: steps, the evaluation (of the average and of the
@@ -89,6 +93,8 @@ def train(config: ConfigDict, workdir: Path, console: Console | None = None) -> 
         interrupt = Interrupt(other_processes())
         recorders = [Recorder(experiment, run, interrupt) for run in runs]
         with _session(workdir, recorders, plan.data.on_error), interrupt:
+            for line in opening(experiment, workdir) if announce else ():
+                console.print(line, soft_wrap=True)
             for note in experiment.data.notes:
                 console.print(f"note: {note}", soft_wrap=True)
             step = _newest_step(workdir, recorders, experiment)
@@ -104,6 +110,37 @@ def train(config: ConfigDict, workdir: Path, console: Console | None = None) -> 
             loop = Loop(experiment, stack, recorders, console, interrupt)
             summaries = loop.run(state, step or 0)
         return summarize(workdir, plan.seeds, summaries) if plan.seeds else summaries[0]
+
+
+def opening(experiment: Experiment, workdir: Path) -> list[str]:
+    """What a person should see before the first step: data, network and length, a line each."""
+    data, spec, plan = experiment.data, experiment.spec, experiment.plan
+    training, held_out = data.training, data.held_out
+    counts, chance = training.counts(), held_out.counts()
+    classes = counted(training.num_classes, "class")
+    if counts is not None:
+        same, some = int(counts.min()) == int(counts.max()), f"{counts.min():,}"
+        classes += f", {some if same else f'{some} to {counts.max():,}'} each"
+    majority = ""
+    if chance is not None and len(held_out):
+        name = printable(held_out.class_names[int(chance.argmax())])
+        majority = (
+            f"; always answering {name} would be right for {chance.max() / len(held_out):.1%}"
+        )
+    devices = jax.devices()
+    kind = f"{devices[0].platform} device"
+    runs = f", {counted(len(plan.seeds), 'seed')} together" if plan.seeds else ""
+    return [
+        f"data: {printable(training.name)}, "
+        f"{counted(len(training), 'training image')} of {classes}",
+        f"held out: {counted(len(held_out), f'{printable(held_out.split)} image')}{majority}",
+        f"network: {spec.name}, {spec.resolution} pixels, {cost.params(spec) / 1e6:.2f} million "
+        f"parameters, {plain(cost.madds(spec) / 1e6)} million MAdds",
+        f"training: {counted(data.total_steps, 'step')} of {counted(plan.batch_size, 'image')}, "
+        f"{plain(data.total_steps / data.steps_per_epoch)} epochs, on "
+        f"{counted(len(devices), kind)}{runs}",
+        f"run folder: {printable(str(workdir))}",
+    ]
 
 
 def _claim_folders(
@@ -237,6 +274,7 @@ class Loop:
                 batch = put_batch(next(batches), experiment.mesh, axis=self._stack.batch_axis)
                 state, metrics = experiment.train_step(state, batch)
                 step = number
+                bar.compiled(step)
                 self._pending.append((step, metrics))
                 self._record_metrics(bar, leave=_IN_FLIGHT)
                 is_last = step == data.total_steps

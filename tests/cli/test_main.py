@@ -69,7 +69,7 @@ def test_killed_at_every_moment_and_restarted_it_ends_with_the_same_bits(whole, 
     assert kept[-1] == [12, 18, 24]
     process = command("main.py", *arguments)
     assert process.returncode == 0
-    assert process.stderr.startswith(f"resuming from step 24 in {run}\n")
+    assert f"\nresuming from step 24 in {run}\n" in process.stderr
     assert_same_end(run, whole[0])
     assert_same_records(run, whole[0])
     assert not list(run.rglob("*tmp*"))

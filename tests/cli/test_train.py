@@ -113,7 +113,11 @@ def test_ctrl_c_and_the_same_command_again(tmp_path, capfd, monkeypatch):
     out, err = capfd.readouterr()
     assert out == ""
     lines = err.splitlines()
-    assert lines[0] == f"resuming from step 6 in {run}"
+    assert lines[0] == "data: synthetic, 50 training images of 10 classes, 5 each"
+    assert lines[1] == "held out: 50 test images; always answering class0 would be right for 10.0%"
+    assert lines[2].startswith("network: ") and " million MAdds" in lines[2]
+    assert lines[3].startswith("training: 24 steps of 8 images, 3.84 epochs, on ")
+    assert lines[4:6] == [f"run folder: {run}", f"resuming from step 6 in {run}"]
     assert "step 12: held-out top-1 10.00%, loss 2.3026" in lines
     assert lines[-5].startswith("done: 24 steps, 3.8 epochs, ")
     assert lines[-4] == "top-1 10.00% on all 50 test images (ema weights)"

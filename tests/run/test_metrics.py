@@ -3,6 +3,7 @@ import json
 import struct
 import subprocess
 import sys
+import types
 
 import pytest
 from paths import ROOT
@@ -181,11 +182,34 @@ def test_progress_without_a_terminal_is_plain_lines():
     ]
 
 
+def test_progress_says_when_it_has_compiled_and_how_long_it_will_take(monkeypatch):
+    clock = types.SimpleNamespace(now=100.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(metrics, "time", clock)
+    text = io.StringIO()
+    with ProgressBar(Console(file=text, soft_wrap=True), total_steps=3010, start_step=9) as bar:
+        clock.now = 130.0
+        bar.compiled(10)
+        bar.compiled(11)  # not again
+        for seconds, step in ((1.0, 20), (500.0, 1010), (1500.0, 3000), (1600.0, 3010)):
+            clock.now = 130.0 + seconds
+            bar.update(step, loss=2.0, top1=0.25, rate=10)
+    state = "  loss 2.000  top-1 25.00%  10 images/s"
+    assert text.getvalue().splitlines() == [
+        "compiled in 30 s",
+        f"step 20/3010{state}  5 min left",
+        f"step 1010/3010{state}  17 min left",
+        f"step 3000/3010{state}  5 s left",
+        f"step 3010/3010{state}",
+    ]
+
+
 def test_progress_on_a_terminal_shows_the_latest_numbers():
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     with ProgressBar(console, total_steps=30, start_step=10) as bar:
         bar.update(20, loss=1.5, top1=0.5, rate=100)
     shown = console.file.getvalue()
+    assert "compiling" in shown and "nan" not in shown
     for part in ("step 20/30", "loss 1.500", "top-1 50.00%", "100 images/s", "left"):
         assert part in shown
 

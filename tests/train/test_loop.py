@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from run_checks import assert_same_end, assert_same_records, checkpoint_steps
 from test_metrics import from_records, scalars
 
@@ -196,3 +197,19 @@ def test_other_data_are_refused(finished, config, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Recorder, "progress", lambda *_: changed)
     with pytest.raises(RunError, match=r"the data is not what step 24 was trained on: .*'other'"):
         loop.train(config, run)
+
+
+def test_the_first_lines_say_what_always_answering_one_class_would_get(tiny_config, tmp_path):
+    for folder, count in (("train/cat", 30), ("train/dog", 10), ("val/cat", 2), ("val/dog", 1)):
+        (tmp_path / folder).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (40, 40)).save(tmp_path / folder / f"{number}.png")
+    fields = {"data.name": f"folder:{tmp_path}", "data.num_examples": None}
+    fields |= {"data.num_classes": None, "net.num_classes": None}
+    overrides = [f"--config.{name}={value}" for name, value in fields.items()]
+    experiment = make_experiment(tiny_config(*overrides))
+    lines = loop.opening(experiment, tmp_path / "run")
+    assert lines[0].endswith("40 training images of 2 classes, 10 to 30 each")
+    assert lines[1] == "held out: 3 val images; always answering cat would be right for 66.7%"
+    steps = experiment.data.total_steps
+    assert lines[3].startswith(f"training: {steps} steps of ")

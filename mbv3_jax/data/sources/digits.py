@@ -45,6 +45,9 @@ class Digits(Source):
     def __len__(self) -> int:
         return len(self._labels)
 
+    def counts(self) -> np.ndarray:
+        return np.bincount(self._labels, minlength=self.num_classes)
+
     def batch(self, indices, views=None):
         indices = np.asarray(indices)
         grey = self._images[indices]

@@ -93,7 +93,6 @@ class Folder(Encoded):
         return os.path.join(self._root, name)  # noqa: PTH118 (once per example)
 
     def counts(self) -> np.ndarray:
-        """The number of images of each class, int64 [classes]."""
         return np.bincount(self._labels, minlength=self.num_classes)
 
     def read(self, index: int) -> tuple[bytes, int]:

@@ -43,6 +43,9 @@ class Synthetic(Source):
     def __len__(self) -> int:
         return self._length
 
+    def counts(self) -> np.ndarray:
+        return np.bincount(np.arange(len(self)) % self.num_classes, minlength=self.num_classes)
+
     def batch(self, indices, views=None):
         indices = np.asarray(indices, np.int64)
         labels = (indices % self.num_classes).astype(np.int32)
