@@ -12,6 +12,10 @@ from mbv3_jax.run.processes import STOP_SIGNALS, Peers
 T = TypeVar("T")
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C was pressed, and training is between two steps: its state can be saved."""
+
+
 @contextlib.contextmanager
 def stops_at_once() -> Iterator[None]:
     """Within it a signal of `STOP_SIGNALS` raises Preempted at once: there is nothing to save yet.
@@ -36,8 +40,9 @@ def stops_at_once() -> Iterator[None]:
 class Interrupt:
     """Context manager in which signals only set a flag, which `check` looks at.
 
-    After Ctrl-C the next check raises KeyboardInterrupt; a second Ctrl-C raises it at once. After
-    a signal of `STOP_SIGNALS` the next check raises Preempted, with several processes the same
+    After Ctrl-C the next check raises Interrupted, or with several processes, which would have to
+    save together, KeyboardInterrupt; a second Ctrl-C raises KeyboardInterrupt at once. After a
+    signal of `STOP_SIGNALS` the next check raises Preempted, with several processes the same
     check in all of them.
 
     An exception in the middle of anything could leave the threads that write checkpoints and read
@@ -75,13 +80,13 @@ class Interrupt:
             self._peers.request_stop()
 
     def check(self, *, compiles: bool = False) -> None:
-        """Raises KeyboardInterrupt or Preempted if there was a signal.
+        """Raises Interrupted, KeyboardInterrupt or Preempted if there was a signal.
 
         Args:
           compiles: whether what follows may compile a program first, see `Peers.boundary`.
         """
         if self._interrupted:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt if self._peers else Interrupted
         if self._peers.boundary(compiles=compiles) if self._peers else self._preempted:
             raise Preempted
 

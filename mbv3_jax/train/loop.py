@@ -36,7 +36,7 @@ from mbv3_jax.arch import cost
 from mbv3_jax.core.errors import Preempted, RunError, UsageError, counted, plain, printable
 from mbv3_jax.data.source import BadExample
 from mbv3_jax.run.folder import claim_folder, read_summary, wait_for_folder
-from mbv3_jax.run.interrupt import Interrupt
+from mbv3_jax.run.interrupt import Interrupt, Interrupted
 from mbv3_jax.run.metrics import ProgressBar
 from mbv3_jax.run.processes import from_first, other_processes
 from mbv3_jax.train.experiment import Experiment, compile_experiment, open_data
@@ -73,7 +73,8 @@ def train(
       RunError: the loss is not finite, or the folder can be neither read nor written; earlier
         checkpoints are intact.
       Preempted: there was a signal that announces the end; the state between two steps is saved.
-      KeyboardInterrupt: Ctrl-C was pressed; raised between two steps or two evaluation batches.
+      KeyboardInterrupt: Ctrl-C was pressed; raised between two steps or two evaluation batches,
+        with the state saved if this is the only process, or at once after a second time.
     """
     console = console or Console(stderr=True, markup=False, emoji=False)
     if config.seeds is not None and other_processes():
@@ -282,7 +283,9 @@ class Loop:
                     self._evaluate(step, state, bar)
                 if step % data.checkpoint_every == 0 and not is_last:
                     self._save(step, state, bar)
-        except Preempted:
+        except (Preempted, Interrupted) as e:
+            if isinstance(e, Interrupted):
+                bar.print(f"interrupted: saving step {step}; Ctrl-C again leaves at once")
             self._save(step, state, bar)
             for recorder in self._recorders:
                 recorder.checkpoints.wait()

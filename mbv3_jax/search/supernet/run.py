@@ -18,7 +18,7 @@ from mbv3_jax.core.files import write_atomically
 from mbv3_jax.data import loader
 from mbv3_jax.data.source import BadExample, Source
 from mbv3_jax.run.checkpoint import Checkpoints, Progress
-from mbv3_jax.run.interrupt import Interrupt
+from mbv3_jax.run.interrupt import Interrupt, Interrupted
 from mbv3_jax.run.metrics import ProgressBar
 from mbv3_jax.run.processes import other_processes
 from mbv3_jax.search.objective import Problem
@@ -68,7 +68,7 @@ def train_supernet(
         held-out split is smaller than a batch.
       RunError: The loss is not finite, an image cannot be read, or a checkpoint cannot be written
         or read.
-      Preempted, KeyboardInterrupt: After a signal, between two steps; saved in the first case.
+      Preempted, KeyboardInterrupt: After a signal, between two steps, and saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
     spec = _largest(problem.space)
@@ -199,6 +199,9 @@ class _Session:
                     if step % experiment.data.checkpoint_every == 0 or step == total:
                         self._finite(step, metrics)
                         self._save(state, step)
+        except Interrupted:
+            self._save(state, step)
+            raise
         except Preempted as e:
             self._save(state, step)
             raise Preempted(f"preempted; {self.checkpoints.advice()}") from e
