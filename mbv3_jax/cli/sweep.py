@@ -29,12 +29,13 @@ from mbv3_jax.sweep.view import View, groups_table
 _OPTION = "--executor."
 
 
-def default_workdir(sweep: str) -> Path:
+def default_workdir(sweep: str, seeds: Sequence[int] | None = None) -> Path:
     """The default --workdir: runs/sweeps/stem for "ablations/stem", runs/sweeps/stem-imagenet for
-    "configs/ablations/stem.py:imagenet"."""
+    "configs/ablations/stem.py:imagenet", runs/sweeps/stem-seeds=0 for --seeds=0."""
     path, argument = split_argument(sweep)
     argument = re.sub(r"[^A-Za-z0-9._=-]+", "-", argument).strip("-")
-    return Path("runs/sweeps") / "-".join(filter(None, (Path(path).stem, argument)))
+    some = f"seeds={','.join(map(str, seeds))}" if seeds else ""
+    return Path("runs/sweeps") / "-".join(filter(None, (Path(path).stem, argument, some)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,6 +64,13 @@ Options of the executors are given as --executor.NAME=VALUE:
         "--workdir", type=Path, help="folder for the sweep; default runs/sweeps/NAME-ARG"
     )
     parser.add_argument(
+        "--seeds",
+        type=_seeds,
+        metavar="N,N,...",
+        help="only these of the sweep's seeds, to try it first; the default --workdir then ends "
+        "with them",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="print the command of every trial, start nothing"
     )
     parser.add_argument(
@@ -76,6 +84,15 @@ Options of the executors are given as --executor.NAME=VALUE:
         help="give a trial up when it has failed so often; default 2",
     )
     return parser
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected whole numbers with commas between them"
+        ) from None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -123,11 +140,14 @@ def _run(flags: argparse.Namespace, arguments: Sequence[str], console: Console) 
     options, overrides = _split_options(arguments)
     if flags.max_failures < 1:
         raise UsageError(f"--max-failures: got {flags.max_failures}, expected at least 1")
-    folder = flags.workdir or default_workdir(flags.sweep)
+    folder = flags.workdir or default_workdir(flags.sweep, flags.seeds)
     check_storable(folder, "choose another --workdir")
     descriptions = folder / plan.DESCRIPTIONS
     unlocked = make_executor(flags.executor, options, descriptions, None)
-    jobs = plan.make_jobs(plan.load(flags.sweep), folder, overrides)
+    sweep = plan.load(flags.sweep)
+    if flags.seeds is not None:
+        sweep = plan.of_seeds(sweep, flags.seeds)
+    jobs = plan.make_jobs(sweep, folder, overrides)
     if flags.dry_run:
         _print_commands(jobs, unlocked)
         return 0

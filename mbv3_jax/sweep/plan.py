@@ -11,7 +11,7 @@ from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.core.files import expand_user
 from mbv3_jax.run.config import config_differences, config_from_json, parse_config, spec_of
 from mbv3_jax.run.shipped import call_file
-from mbv3_jax.sweep.combinators import Sweep, Trial, group_of
+from mbv3_jax.sweep.combinators import SEED, Sweep, Trial, group_of
 
 DESCRIPTIONS = "jobs"  # the folder in a sweep's folder for job descriptions and logs
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=@,+-]*")
@@ -54,6 +54,30 @@ def load(sweep: str) -> Sweep:
         raise UsageError(f"--sweep={sweep}: get_sweep returned {loaded!r}, expected a Sweep")
     _check_names(sweep, loaded.trials)
     return loaded
+
+
+def of_seeds(sweep: Sweep, wanted: Sequence[int]) -> Sweep:
+    """The trials of a sweep with only some of its seeds: fewer trials, or fewer seeds in each.
+
+    Raises:
+      UsageError: a seed is not one of the sweep's, or a trial has none of its own.
+    """
+    trials, known = [], set()
+    for trial in sweep.trials:
+        together = "seeds" in trial.overrides
+        own = trial.overrides["seeds"] if together else [trial.overrides.get(SEED)]
+        if None in own:
+            raise UsageError(
+                f"--seeds: trial {trial.name!r} has no seeds of its own; set --config.seed=N"
+            )
+        known |= set(own)
+        if left := tuple(seed for seed in own if seed in wanted):
+            fields = {"seeds": left} if together else {}
+            trials.append(dataclasses.replace(trial, overrides={**trial.overrides, **fields}))
+    if missing := [seed for seed in wanted if seed not in known]:
+        there = ", ".join(map(str, sorted(known)))
+        raise UsageError(f"--seeds: got {missing[0]}, but the seeds of this sweep are {there}")
+    return dataclasses.replace(sweep, trials=tuple(trials))
 
 
 def _check_names(sweep: str, trials: Sequence[Trial]) -> None:

@@ -8,7 +8,7 @@ from mbv3_jax.arch.published import published
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.run.config import config_to_json, spec_of
 from mbv3_jax.sweep import plan
-from mbv3_jax.sweep.combinators import chain, product, seeds, trial
+from mbv3_jax.sweep.combinators import Sweep, chain, product, seeds, trial
 
 
 def test_jobs_are_commands_of_main(tmp_path):
@@ -131,3 +131,26 @@ def test_the_paper_s_table_5(monkeypatch, tmp_path):
     assert set(acts["h_swish@16"]) == {"h_swish"}
     assert acts["h_swish@112"] == ["relu"] * 10 + ["h_swish"] * 5
     assert acts["swish"] == ["relu"] * 6 + ["swish"] * 9
+
+
+class TestOfSeeds:
+    def test_fewer_trials_or_fewer_seeds_in_each(self):
+        apart = Sweep(TINY, product(trial("a"), seeds(3)))
+        left = plan.of_seeds(apart, [0, 2]).trials
+        assert [t.name for t in left] == ["a-seed0", "a-seed2"]
+        together = Sweep(TINY, trial("b", {"net.width": 0.5, "seeds": (0, 1, 2)}))
+        (left,) = plan.of_seeds(together, [1]).trials
+        assert dict(left.overrides) == {"net.width": 0.5, "seeds": (1,)}
+        assert together.trials[0].overrides["seeds"] == (0, 1, 2)
+
+    @pytest.mark.parametrize(
+        ("trials", "wanted", "message"),
+        [
+            (product(trial("a"), seeds(3)), [0, 7], "--seeds: got 7, but the seeds of .* 0, 1, 2$"),
+            (trial("b", {"seeds": (3, 4)}), [0], "--seeds: got 0, but the seeds of .* 3, 4$"),
+            (trial("c"), [0], "trial 'c' has no seeds of its own; set --config.seed=N"),
+        ],
+    )
+    def test_others_are_refused(self, trials, wanted, message):
+        with pytest.raises(UsageError, match=message):
+            plan.of_seeds(Sweep(TINY, trials), wanted)

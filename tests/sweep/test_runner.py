@@ -7,12 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from paths import ROOT, TINY
 from sweep_tools import jobs_of, named, recorded, stand_in, states, sweep_file
 
 from mbv3_jax.cli import sweep as cli
+from mbv3_jax.cli.sweep import default_workdir
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.run.metrics import read_metrics
 from mbv3_jax.sweep import state
@@ -106,6 +108,21 @@ def test_a_sweep_that_cannot_write_leaves_no_trial_behind(tmp_path, sweep, capfd
     assert "No space left on device; run the same command again to resume" in err
     with state.claim(folder):  # no trial holds it any more
         pass
+
+
+def test_some_of_the_seeds(tmp_path, sweep, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sweep("seeds(3)", "--dry-run", "--seeds=2,0") == 0
+    out, err = capfd.readouterr()
+    assert out.splitlines()[0::2] == ["seed0", "seed2"] and err.startswith("2 trials; ")
+    assert sweep("seeds(3)", "--dry-run", "--seeds=5") == 2
+    assert (
+        "error: --seeds: got 5, but the seeds of this sweep are 0, 1, 2" in capfd.readouterr().err
+    )
+    with pytest.raises(SystemExit):
+        sweep("seeds(3)", "--dry-run", "--seeds=all")
+    assert "got 'all', expected whole numbers with commas" in capfd.readouterr().err
+    assert default_workdir("ablations/stem", [0]) == Path("runs/sweeps/stem-seeds=0")
 
 
 def test_a_dry_run_starts_nothing(tmp_path, sweep, capfd):
