@@ -27,8 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mbv3_jax.core.files import parse_json
 from mbv3_jax.core.json_lines import append_line, read_lines
+from mbv3_jax.core.json_values import parse_json
 from mbv3_jax.search.network_table import NetworkTable, open_network_table
 from mbv3_jax.search.objective import COUNTS, Costs, Reward
 from mbv3_jax.search.predictor import Predictor

@@ -7,6 +7,7 @@ ROOMS = {
         "mbv3_jax.core.errors",
         "mbv3_jax.core.files",
         "mbv3_jax.core.json_lines",
+        "mbv3_jax.core.json_values",
         "mbv3_jax.core.limits",
         "mbv3_jax.core.packages",
         "mbv3_jax.core.registry",

@@ -105,6 +105,18 @@ def test_arrows(path):
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("path", MODULES, ids=identify)
+def test_only_one_module_parses_json(path):
+    if path == ROOT / PACKAGE / "core" / "json_values.py":
+        return
+    wrong = {"load", "loads", "JSONDecoder", "decoder"}
+    names = {name for name, _ in imports(path)} & {f"json.{name}" for name in wrong}
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Attribute) and node.attr in wrong:
+            names |= {ast.unparse(node)} & {f"json.{name}" for name in wrong}
+    assert not names, f"{names}: JSON is read by core.json_values, with its types"
+
+
 def test_no_permission_is_unused():
     used = {room: set() for room in MAY_IMPORT}
     for path in MODULES:

@@ -9,11 +9,10 @@ checkpoint stores it next to the weights.
 import dataclasses
 import json
 import math
-import types
-import typing
 
 from mbv3_jax.arch.activations import ACTIVATIONS, GATES
 from mbv3_jax.core.checks import check_whole, choose, flag
+from mbv3_jax.core.json_values import parse_json
 from mbv3_jax.core.limits import check_limit
 
 PADDINGS = ("same", "symmetric")
@@ -282,52 +281,11 @@ def spec_to_json(spec: NetSpec) -> str:
     return json.dumps(dataclasses.asdict(spec), indent=1)
 
 
-def spec_from_json(text: str) -> NetSpec:
+def spec_from_json(text: str | bytes) -> NetSpec:
     """Reads what `spec_to_json` wrote.
 
     Raises:
       ValueError: the text is not a JSON object, or a field is missing, unknown or out of range;
         the message gives the field's path.
     """
-    try:
-        tree = json.loads(text)
-    except json.JSONDecodeError as e:
-        raise ValueError(f"spec: not JSON ({e})") from e
-    return _from_tree(NetSpec, tree, "spec")
-
-
-def _from_tree(kind: typing.Any, tree: typing.Any, path: str) -> typing.Any:
-    """Builds a value of the type `kind` from a plain tree, naming `path` in every error."""
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):  # X | None
-        inner = next(k for k in typing.get_args(kind) if k is not types.NoneType)
-        return None if tree is None else _from_tree(inner, tree, path)
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(tree, list):
-            raise ValueError(f"{path}: got {tree!r}, expected a list")
-        inner = typing.get_args(kind)[0]
-        return tuple(_from_tree(inner, t, f"{path}[{i}]") for i, t in enumerate(tree))
-    if not dataclasses.is_dataclass(kind):
-        if kind is float and type(tree) is int:
-            return float(tree)
-        if type(tree) is not kind:
-            raise ValueError(f"{path}: got {tree!r}, expected {kind.__name__}")
-        return tree
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path}: got {tree!r}, expected an object")
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = sorted(set(tree) - set(fields))
-    missing = sorted(
-        n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in tree
-    )
-    if unknown or missing:
-        raise ValueError(
-            f"{path}: unknown fields {unknown}, missing fields {missing}; "
-            f"the fields are {', '.join(fields)}"
-        )
-    hints = typing.get_type_hints(kind)
-    values = {n: _from_tree(hints[n], v, f"{path}.{n}") for n, v in tree.items()}
-    constructor: typing.Any = kind
-    try:
-        return constructor(**values)
-    except ValueError as e:
-        raise ValueError(f"{path}.{e}") from e
+    return parse_json(text, NetSpec, "spec")

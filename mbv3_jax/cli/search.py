@@ -281,11 +281,11 @@ def _print_scores(table, columns: Sequence[str], flags: argparse.Namespace) -> N
 
 
 def _print_predictions(table, columns: Sequence[str], files: Sequence[Path]) -> None:
-    from mbv3_jax.arch.spec import spec_from_json
-    from mbv3_jax.core.files import read_file
+    from mbv3_jax.arch.spec import NetSpec
+    from mbv3_jax.core.json_values import read_json
     from mbv3_jax.search.proxy import Proxy
 
-    specs = [read_file(file, spec_from_json, error=UsageError) for file in files]
+    specs = [read_json(file, NetSpec, error=UsageError) for file in files]
     proxy, console = Proxy(table), table_console()
     for file, spec in zip(files, specs, strict=True):
         console.print(f"{file}: {spec.name}")
@@ -380,6 +380,8 @@ def _worker(flags, overrides: Sequence[str]) -> None:
 
     no_more(overrides, "search worker")
     config = read_search_config(flags.run)
+    if config.get("brief") is None:
+        raise UsageError(f"{flags.run}: this search trains no candidates (config.brief)")
     console = Console(stderr=True, markup=False, emoji=False)
     with stops_at_once():
         count = work(

@@ -1,17 +1,15 @@
-"""Files that a reader, or a kill, finds whole, and reading them with the types that they hold."""
+"""Files that a reader, or a kill, finds whole."""
 
 import contextlib
 import errno
-import json
 import os
 import re
 import secrets
 import shutil
 import stat
-import typing
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 from mbv3_jax.core.errors import RunError, UsageError, first_line
 from mbv3_jax.core.limits import OverLimit, check_limit
@@ -260,17 +258,16 @@ def _regular_descriptor(path: str, flags: int) -> int:
 
 def read_file(
     path: Path,
-    parse: Callable[[str], T],
+    parse: Callable[[bytes], T],
     *,
     error: type[Exception] = RunError,
     advice: str = "",
 ) -> T:
-    """Reads a text file and makes something of it.
+    """Reads a file and makes something of it.
 
     Args:
       path: the file.
-      parse: from its text to the result; KeyError, TypeError and ValueError mean that the file is
-        damaged.
+      parse: from its bytes to the result; ValueError means that the file is damaged.
       error: the class of what is raised.
       advice: what a person can do about a damaged file, for the message.
 
@@ -278,49 +275,7 @@ def read_file(
       error: the file cannot be read or parsed; the message has its path and the reason.
     """
     try:
-        return parse(read_text(path))
-    except KeyError as e:
-        reason = f"it has no {e}"
-    except (OSError, TypeError, ValueError) as e:
+        return parse(read_bytes(path))
+    except (OSError, ValueError) as e:
         reason = getattr(e, "strerror", None) or first_line(e)
-    raise error(f"{path} is damaged: {reason}" + (f"; {advice}" if advice else ""))
-
-
-def read_json(
-    path: Path, kind: type[T], *, error: type[Exception] = RunError, advice: str = ""
-) -> T:
-    """Reads a JSON file whose value is of type `kind`; raises as `read_file`.
-
-    Args:
-      path: the file.
-      kind: dict, list, or one of them with the types of what it holds, as list[str] or
-        dict[str, int].
-      error, advice: as for `read_file`.
-    """
-    return read_file(path, lambda text: parse_json(text, kind), error=error, advice=advice)
-
-
-def parse_json(text: str, kind: type[T]) -> T:
-    """The value of a JSON text.
-
-    Raises:
-      ValueError: the text is not JSON, or its value is not of type `kind`; the message says what
-        was expected.
-    """
-    value = json.loads(text)
-    if not _is_of(value, kind):
-        got = repr(value)
-        got = got if len(got) <= 60 else f"{got[:60]}..."
-        name = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else kind
-        raise ValueError(f"got {got}, expected a JSON value of type {name}")
-    return value
-
-
-def _is_of(value: Any, kind: Any) -> bool:
-    origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
-    if not isinstance(value, origin):
-        return False
-    if not arguments:
-        return True
-    items = value.values() if isinstance(value, dict) else value  # the keys of JSON are strings
-    return all(_is_of(item, arguments[-1]) for item in items)
+        raise error(f"{path} is damaged: {reason}" + (f"; {advice}" if advice else "")) from e

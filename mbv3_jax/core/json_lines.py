@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mbv3_jax.core.errors import first_line
-from mbv3_jax.core.files import parse_json
+from mbv3_jax.core.json_values import parse_json
 
 T = TypeVar("T")
 
@@ -24,23 +24,19 @@ def say(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
 
-def parse_object(text: str) -> dict[str, Any]:
-    """The JSON object of a line.
-
-    Raises:
-      ValueError: it is none.
-    """
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """The JSON object of a line; raises as `parse_json`."""
     return parse_json(text, dict)
 
 
 def read_lines(
-    path: Path, parse: Callable[[str], T], *, note: Callable[[str], None] = say
+    path: Path, parse: Callable[[bytes], T], *, note: Callable[[str], None] = say
 ) -> list[T]:
     """Reads the lines of a file, which may be missing, without a last one that was cut short.
 
     Args:
       path: the file.
-      parse: from the text of a line to its value; ValueError means that the line is damaged.
+      parse: from the bytes of a line to its value; ValueError means that the line is damaged.
       note: called once if there are damaged lines, with a message that names them.
 
     Returns:
@@ -51,8 +47,8 @@ def read_lines(
     values, bad = [], []
     for number, line in enumerate([*whole, last], 1):
         try:
-            values.append(parse(line.decode()))
-        except (ValueError, RecursionError) as e:
+            values.append(parse(line))
+        except ValueError as e:
             if number <= len(whole):
                 bad.append(f"line {number} ({first_line(e)})")
     if bad:
@@ -77,8 +73,8 @@ def mend(path: Path) -> None:
         if not last:
             return
         try:
-            parse_object(last.decode())
-        except (ValueError, RecursionError):
+            parse_object(last)
+        except ValueError:
             file.seek(-len(last), os.SEEK_END)
             file.truncate()
         else:

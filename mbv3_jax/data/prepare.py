@@ -10,9 +10,11 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 from mbv3_jax.core.errors import counted, printable
 from mbv3_jax.core.files import expand_user, replacing, write_atomically
+from mbv3_jax.core.json_values import read_json
 from mbv3_jax.core.packages import install
 from mbv3_jax.data.decode import Encoded
 from mbv3_jax.data.source import NotFound, Source
@@ -98,6 +100,19 @@ def _build(dataset: str, root: str, manual_dir: str | None, report: Callable[[st
     return Path(os.fspath(builder.data_path))
 
 
+class _Split(TypedDict):
+    name: str
+    shardLengths: list[str | int]
+
+
+class _DatasetInfo(TypedDict):
+    """What is read of TFDS's dataset_info.json."""
+
+    name: str
+    splits: list[_Split]
+    alternativeFileFormats: NotRequired[list[str]]
+
+
 def convert(folder: Path, report: Callable[[str], None] = print) -> None:
     """Adds array_record files to a data set in tfrecord format, and the format to its metadata.
 
@@ -116,7 +131,7 @@ def convert(folder: Path, report: Callable[[str], None] = print) -> None:
 
     info_path = folder / "dataset_info.json"
     try:
-        info = json.loads(info_path.read_text())
+        info = read_json(info_path, _DatasetInfo, error=NotFound)
         for left in sorted(folder.glob(f".{info['name']}-*.tmp")):
             report(f"{left}: left by a conversion that was killed; remove it if none runs")
         for split in info["splits"]:

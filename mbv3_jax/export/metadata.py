@@ -16,6 +16,7 @@ import jax
 
 from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.core.files import open_regular, read_bytes
+from mbv3_jax.core.json_values import parse_json
 from mbv3_jax.core.limits import check_archive
 from mbv3_jax.export import onnx
 from mbv3_jax.run.model import Model
@@ -99,10 +100,10 @@ def read(path: Path) -> dict:
     try:
         if path.suffix == ".onnx":
             properties = onnx.metadata(read_bytes(path))
-            return {key: json.loads(value) for key, value in properties.items()}
+            return {key: parse_json(value, object) for key, value in properties.items()}
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             check_archive(archive)
-            return json.loads(archive.read(_JSON))
+            return parse_json(archive.read(_JSON), dict)
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}") from e
     except (zipfile.BadZipFile, KeyError, ValueError) as e:

@@ -1,11 +1,11 @@
 """The class names that imported weights get."""
 
 import collections
-import json
 from pathlib import Path
 
 from mbv3_jax.core.errors import UsageError, counted
-from mbv3_jax.core.files import read_text
+from mbv3_jax.core.files import read_bytes, read_text
+from mbv3_jax.core.json_values import parse_json
 
 # As torchvision lists them (BSD-3-Clause, Soumith Chintala 2016), from WordNet's synsets.
 _IMAGENET_FILE = Path(__file__).parent / "imagenet_classes.txt"
@@ -56,16 +56,16 @@ def find_class_names(count: int, file: Path | None) -> tuple[tuple[str, ...], st
 
 def _read_names(file: Path) -> tuple[str, ...]:
     try:
-        text = read_text(file)
-        names = json.loads(text) if file.suffix == ".json" else text.splitlines()
+        if file.suffix == ".json":
+            names = parse_json(read_bytes(file), list[str])
+        else:
+            names = read_text(file).splitlines()
     except OSError as e:
         raise UsageError(f"--classes={file}: {e.strerror}") from e
     except ValueError as e:
-        raise UsageError(f"--classes={file}: {e}") from e
-    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise UsageError(
-            f"--classes={file}: expected one name on each line, or a JSON list of names"
-        )
+            f"--classes={file}: {e}; expected one name on each line, or a JSON list of names"
+        ) from e
     names = [name.strip() for name in names]
     if file.suffix != ".json":
         while names and not names[-1]:  # blank lines at the end are no names

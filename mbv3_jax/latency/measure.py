@@ -22,6 +22,7 @@ import numpy as np
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.checks import choose
 from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.json_values import parse_json
 from mbv3_jax.core.packages import installed
 from mbv3_jax.latency.subjects import write_random
 
@@ -126,7 +127,7 @@ def measure_files(
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         names = ", ".join(dict.fromkeys(LABELS[runtime] for runtime, _ in models))
         raise RunError(f"{names}: cannot run {reason}")
-    result = json.loads(done.stdout.strip().splitlines()[-1])
+    result = parse_json(done.stdout.strip().splitlines()[-1], dict)
     return [
         _timing(
             turns,

@@ -10,10 +10,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mbv3_jax.arch import spec_from_json
 from mbv3_jax.arch.spec import NetSpec, spec_to_json
 from mbv3_jax.core.errors import UsageError
-from mbv3_jax.core.files import read_text
+from mbv3_jax.core.json_values import read_json
 from mbv3_jax.export import tflite
 from mbv3_jax.export.formats import Target, write
 from mbv3_jax.nn import functional
@@ -195,10 +194,7 @@ def of_anything(text: str) -> Source:
     if path.is_dir():
         return of_folder(path)
     if path.suffix == ".json" and path.is_file():
-        try:
-            return of_spec(spec_from_json(read_text(path)), path.stem)
-        except ValueError as e:
-            raise UsageError(f"{path}: {e}") from e
+        return of_spec(read_json(path, NetSpec, error=UsageError), path.stem)
     name, _ = split_argument(text)
     if name.endswith(".py") or name in shipped_names("get_config"):
         return dataclasses.replace(of_config(text), name=Path(text).name)

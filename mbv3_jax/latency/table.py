@@ -12,12 +12,15 @@ import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypedDict
 
 import jax
 
-from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
+from mbv3_jax.arch.spec import NetSpec, spec_to_json
+from mbv3_jax.core.checks import choose
 from mbv3_jax.core.errors import RunError, UsageError
-from mbv3_jax.core.files import open_atomically, read_text, write_atomically
+from mbv3_jax.core.files import open_atomically, read_bytes, write_atomically
+from mbv3_jax.core.json_values import as_type, parse_json
 from mbv3_jax.export import tflite
 from mbv3_jax.latency.measure import LABELS, Effort, machine, measure_files, versions_of
 from mbv3_jax.latency.pieces import KINDS, Piece, function, pieces
@@ -91,7 +94,7 @@ class Table:
             "versions": self.versions,
             "pieces": [dataclasses.asdict(p) | {"ms": ms} for p, ms in self.pieces.items()],
             "networks": [
-                {"ms": w.ms, "held_out": w.held_out, "spec": json.loads(spec_to_json(w.spec))}
+                {"ms": w.ms, "held_out": w.held_out, "spec": dataclasses.asdict(w.spec)}
                 for w in self.wholes
             ],
         }
@@ -108,30 +111,47 @@ def read_table(path: Path) -> Table:
       UsageError: The file does not exist, is damaged, or was written by a newer version.
     """
     try:
-        tree = json.loads(read_text(path))
-        if tree["version"] > _VERSION:
+        text = read_bytes(path)
+        version = parse_json(text, _Version)["version"]
+        if version > _VERSION:
             raise UsageError(
-                f"{path} was written by a newer version of mbv3_jax, in format "
-                f"{tree['version']}; this one reads formats up to {_VERSION}"
+                f"{path} was written by a newer version of mbv3_jax, in format {version}; this one "
+                f"reads formats up to {_VERSION}"
             )
-        if tree["unit"] != "ms":
-            raise UsageError(f"{path}: unit: got {tree['unit']!r}, expected 'ms'")
-        rows = [dict(row) for row in tree["pieces"]]
-        return Table(
-            target=tree["target"],
-            threads=tree["threads"],
-            machine=tree["machine"],
-            versions=tree["versions"],
-            pieces={Piece(**row): ms for row in rows for ms in [_positive(row.pop("ms"))]},
-            wholes=[
-                Whole(spec_from_json(json.dumps(n["spec"])), _positive(n["ms"]), n["held_out"])
-                for n in tree["networks"]
-            ],
-        )
+        return _table(parse_json(text, _Stored))
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}") from e
-    except (KeyError, TypeError, ValueError) as e:
-        raise UsageError(f"{path}: not a latency table ({type(e).__name__}: {e})") from e
+    except ValueError as e:
+        raise UsageError(f"{path}: not a latency table: {e}") from e
+
+
+class _Version(TypedDict):
+    version: int
+
+
+class _Stored(TypedDict):
+    unit: str
+    target: str
+    threads: int
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    pieces: list[dict[str, Any]]
+    networks: list[Whole]
+
+
+def _table(tree: _Stored) -> Table:
+    choose("unit", tree["unit"], ("ms",))
+    table = Table(tree["target"], tree["threads"], tree["machine"], tree["versions"])
+    for i, row in enumerate(tree["pieces"]):
+        where, fields = f"pieces[{i}]", {k: v for k, v in row.items() if k != "ms"}
+        ms = as_type(row.get("ms"), float, f"{where}.ms")
+        piece = as_type(fields, Piece, where)
+        choose(f"{where}.kind", piece.kind, KINDS)
+        table.pieces[piece] = _positive(ms)
+    for whole in tree["networks"]:
+        _positive(whole.ms)
+        table.wholes.append(whole)
+    return table
 
 
 def describe_setup(table: Table) -> str:

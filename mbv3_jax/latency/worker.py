@@ -21,11 +21,13 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+from mbv3_jax.core.json_values import parse_json
+
 _PROFILED_RUNS = 20
 
 
 def main() -> None:
-    job = json.load(sys.stdin)
+    job = parse_json(sys.stdin.read(), dict)
     # Before a runtime counts the cores.
     threads = job["threads"]
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -117,7 +119,7 @@ def _xla(path, threads):
         (shape,) = exported.in_avals
         images, call = jax.numpy.asarray(_input(shape.shape)), jax.jit(exported.call)
         return lambda: call(images).block_until_ready(), ("jax", "jaxlib")
-    spec = spec_from_json(Path(path).read_text())
+    spec = spec_from_json(Path(path).read_bytes())
     variables = functional.init(spec, jax.random.key(0))
     images = _input((1, spec.resolution, spec.resolution, spec.in_channels))
     images = jax.numpy.asarray(images)
@@ -133,7 +135,7 @@ def _profile(model, threads):
         session, feed = _session(model["path"], threads, str(Path(folder) / "profile"))
         for _ in range(_PROFILED_RUNS):
             session.run(None, feed)
-        events = json.loads(Path(session.end_profiling()).read_text())
+        events = parse_json(Path(session.end_profiling()).read_bytes(), list)
     durations: dict[str, dict[str, list[float]]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):

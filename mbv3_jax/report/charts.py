@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from adjustText import adjust_text
@@ -93,7 +93,9 @@ def to_svg(figure: Figure, label: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip()
 
 
-def training_curves(trials: Sequence[Trial], *, kind: str, metric: str) -> str | None:
+def training_curves(
+    trials: Sequence[Trial], *, kind: str, metric: Literal["loss", "top1"]
+) -> str | None:
     """A line for each trial: the mean over its seeds, in a band from the lowest to the highest.
 
     Args:
@@ -114,7 +116,7 @@ def training_curves(trials: Sequence[Trial], *, kind: str, metric: str) -> str |
             by_step: dict[int, list[float]] = {}
             for run in trial.runs:
                 for record in run.records:
-                    if record["kind"] == kind:
+                    if record["kind"] == kind and metric in record:
                         by_step.setdefault(record["step"], []).append(record[metric] * scale)
             if not by_step:
                 continue

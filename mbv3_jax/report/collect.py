@@ -1,15 +1,52 @@
 """What runs and sweeps have left on disk: finished, under way, failed or missing."""
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
-from mbv3_jax.arch.spec import NetSpec, spec_from_json
-from mbv3_jax.core.json_lines import parse_object, read_lines
-from mbv3_jax.run.metrics import read_metrics
+from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.json_lines import read_lines
+from mbv3_jax.core.json_values import parse_json, read_json
+from mbv3_jax.run.folder import SESSIONS, Summary, Times
+from mbv3_jax.run.metrics import Record, read_metrics
+
+
+class Config(TypedDict):
+    """config.json, as far as a report asks for single fields."""
+
+    seed: int
+    seeds: NotRequired[list[int] | None]
+
+
+class _Program(TypedDict):
+    program: NotRequired[str]
+
+
+class Session(TypedDict):
+    """A line of sessions.jsonl, see `run.folder`."""
+
+    time: str
+    command: str
+    host: str
+    devices: str
+    versions: dict[str, str]
+    commit: str | None
+
+
+class _TrialRecord(TypedDict):
+    overrides: dict
+    state: str
+    error: NotRequired[str | None]
+
+
+class _SweepRecord(TypedDict):
+    """sweep.json, see `sweep.state`."""
+
+    sweep: str
+    command: NotRequired[str]
+    trials: dict[str, _TrialRecord]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,15 +58,15 @@ class Run:
     spec: the network; None if the run ended before spec.json was written.
     summary: the contents of summary.json; None while the run is unfinished.
     records: the records of metrics.jsonl, see `run.metrics.read_metrics`.
-    sessions: one dict for each time the run was started, see `run.folder`.
+    sessions: one for each time the run was started.
     """
 
     folder: Path
-    config: dict
+    config: Config
     spec: NetSpec | None
-    summary: dict | None
-    records: list[dict]
-    sessions: list[dict]
+    summary: Summary | None
+    records: list[Record]
+    sessions: list[Session]
 
     @property
     def seed(self) -> int:
@@ -74,7 +111,7 @@ class Trial:
         """
         scale = 1 if metric == "loss" else 100
         values = [run.summary["eval"].get(metric) for run in self.runs if run.summary]
-        return [value * scale for value in values if value is not None]
+        return [value * scale for value in values if isinstance(value, int | float)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,30 +171,14 @@ def is_search(folder: Path) -> bool:
     if (folder / "search.json").is_file():
         return True
     try:
-        config = read_json(folder / "config.json")
+        config = read_json(folder / "config.json", _Program, error=ValueError)
     except ValueError:
         return False
-    return isinstance(config, dict) and config.get("program") == "search"
-
-
-def read_json(path: Path, advice: str = "") -> Any:
-    """Parses a JSON file.
-
-    Args:
-      path: the file.
-      advice: what to do about a damaged file, for the message.
-
-    Raises:
-      ValueError: the file cannot be read or parsed.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (ValueError, OSError) as e:
-        raise ValueError(f"{path} is damaged: {e}" + (f"; {advice}" if advice else "")) from e
+    return config.get("program") == "search"
 
 
 def _read_sweep(folder: Path) -> Sweep:
-    record = read_json(folder / "sweep.json")
+    record = read_json(folder / "sweep.json", _SweepRecord, error=ValueError)
     members: dict[str, list[str]] = {}
     for name, entry in record["trials"].items():
         members.setdefault(_name_without_seed(name, entry["overrides"]), []).append(name)
@@ -185,7 +206,7 @@ def _name_without_seed(name: str, overrides: Mapping) -> str:
 
 
 def _read_trial(
-    name: str, folders: Sequence[Path], states: Mapping[Path, dict] | None = None
+    name: str, folders: Sequence[Path], states: Mapping[Path, _TrialRecord] | None = None
 ) -> Trial:
     """Reads a trial.
 
@@ -199,13 +220,13 @@ def _read_trial(
     seconds: list[float] = []
     rates: list[float] = []
     for folder in folders:
-        state = (states or {}).get(folder, {})
+        state: Mapping = (states or {}).get(folder, {})
         prefix = "" if len(folders) == 1 else f"{folder.name}: "
         if not (folder / "config.json").is_file():
             missing.append(f"{prefix}{state.get('state', 'not started')}{_error_of(state)}")
             continue
         # A training of several seeds at once has a run folder for each seed.
-        seeds = read_json(folder / "config.json").get("seeds")
+        seeds = read_json(folder / "config.json", Config, error=ValueError).get("seeds")
         run_folders = [folder / f"seed{seed}" for seed in seeds] if seeds else [folder]
         started = [_read_run(path) for path in run_folders if (path / "config.json").is_file()]
         runs += started
@@ -220,7 +241,7 @@ def _read_trial(
         if not_started:
             missing.append(f"{prefix}not started: {', '.join(not_started)}{_error_of(state)}")
         if (folder / "summary.json").is_file():
-            summary = read_json(folder / "summary.json")
+            summary = read_json(folder / "summary.json", Times, error=ValueError)
             seconds.append(summary["seconds"])
             rates.append(summary["images_per_second"])
     return Trial(
@@ -237,16 +258,12 @@ def _error_of(state: Mapping) -> str:
 
 
 def _read_run(folder: Path) -> Run:
-    spec_file, summary_file = folder / "spec.json", folder / "summary.json"
-    try:
-        spec = spec_from_json(spec_file.read_text()) if spec_file.is_file() else None
-    except ValueError as e:
-        raise ValueError(f"{spec_file} is damaged: {e}") from e
+    spec, summary = folder / "spec.json", folder / "summary.json"
     return Run(
         folder=folder,
-        config=read_json(folder / "config.json"),
-        spec=spec,
-        summary=read_json(summary_file) if summary_file.is_file() else None,
+        config=read_json(folder / "config.json", Config, error=ValueError),
+        spec=read_json(spec, NetSpec, error=ValueError) if spec.is_file() else None,
+        summary=read_json(summary, Summary, error=ValueError) if summary.is_file() else None,
         records=read_metrics(folder),
-        sessions=read_lines(folder / "sessions.jsonl", parse_object),
+        sessions=read_lines(folder / SESSIONS, lambda line: parse_json(line, Session)),
     )

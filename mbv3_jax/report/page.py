@@ -88,8 +88,11 @@ def _sweep(sweep: Sweep, latencies: Callable[[NetSpec], dict | None]) -> dict:
         "runtimes": runtimes(table),
         "curves": [
             svg
-            for kind, metric in (("eval", "top1"), ("train", "loss"))
-            if (svg := charts.training_curves(sweep.trials, kind=kind, metric=metric))
+            for svg in (
+                charts.training_curves(sweep.trials, kind="eval", metric="top1"),
+                charts.training_curves(sweep.trials, kind="train", metric="loss"),
+            )
+            if svg
         ],
         "pareto": [
             svg

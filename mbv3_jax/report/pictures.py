@@ -9,6 +9,7 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -17,13 +18,17 @@ from matplotlib.font_manager import findfont, fontManager
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
-from mbv3_jax.core.errors import printable, printable_lines
+from mbv3_jax.core.errors import counted, printable, printable_lines
 from mbv3_jax.core.files import open_atomically
+from mbv3_jax.core.json_values import read_json
 from mbv3_jax.core.limits import check_archive
 from mbv3_jax.report.charts import PLAIN_TEXT, choose_scale
-from mbv3_jax.report.collect import read_json
 from mbv3_jax.run import metrics
 
+_CURVES: tuple[tuple[Literal["loss", "top1"], int, str], ...] = (
+    ("loss", 1, "loss"),
+    ("top1", 100, "top-1 (%)"),
+)
 _plain_text = matplotlib.rc_context(PLAIN_TEXT)
 # Its letters are boxes with the name of a script.
 _NO_FONT = "Last Resort"
@@ -115,17 +120,16 @@ def plot_curves(run: Path) -> Figure:
         raise ValueError(f"{run}: no training record yet: the run has not reached its first log")
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     figure.suptitle(printable(str(run)))
-    for axes, (metric, scale, label) in zip(
-        figure.subplots(1, 2), (("loss", 1, "loss"), ("top1", 100, "top-1 (%)")), strict=True
-    ):
+    for axes, (metric, scale, label) in zip(figure.subplots(1, 2), _CURVES, strict=True):
         for kind, line in (("train", {"lw": 1}), ("eval", {"marker": "o", "ms": 4})):
-            steps = [r["step"] for r in by_kind[kind]]
-            values = [r[metric] * scale for r in by_kind[kind]]
+            records = [r for r in by_kind[kind] if metric in r]
+            steps = [r["step"] for r in records]
+            values = [r[metric] * scale for r in records]
             axes.plot(steps, values, label=labels[kind], **line)
         axes.set(xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)
         axes.legend()
-    choose_scale(figure.axes[0], "y", [r["loss"] for r in records])
+    choose_scale(figure.axes[0], "y", figure.axes[0].dataLim.intervaly)
     return figure
 
 
@@ -271,4 +275,11 @@ def read_predictions(run: Path) -> tuple[dict[str, np.ndarray], list[str]]:
             predictions = dict(file)
     except Exception as e:  # NumPy raises errors of many kinds for a damaged archive
         raise ValueError(f"{path} is damaged: {e}") from e
-    return predictions, read_json(run / "classes.json")
+    names = read_json(run / "classes.json", list[str], error=ValueError)
+    most = max(predictions["label"].max(initial=-1), predictions["prediction"].max(initial=-1))
+    if most >= len(names):
+        raise ValueError(
+            f"{run / 'classes.json'} is damaged: got {counted(len(names), 'name')}, but {path} has "
+            f"the class {most}"
+        )
+    return predictions, names

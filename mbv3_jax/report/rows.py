@@ -5,17 +5,24 @@ import statistics
 from collections.abc import Callable, Iterable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from mbv3_jax.arch import cost
 from mbv3_jax.arch.published import ablation, published
 from mbv3_jax.arch.spec import NetSpec, spec_to_json
 from mbv3_jax.core.files import open_atomically
-from mbv3_jax.report.collect import Sweep, Trial, read_json
+from mbv3_jax.core.json_values import Number, read_json
+from mbv3_jax.report.collect import Sweep, Trial
 
 # Measures a network: returns {"ms": median latency of a batch of one, "runtime": what ran it and
 # on which machine}, or {"error": why the network cannot be measured}.
 Measure = Callable[[NetSpec], dict]
+
+
+class _Latency(TypedDict):
+    network: str
+    ms: Number
+    runtime: str
 
 
 class Latencies:
@@ -33,9 +40,10 @@ class Latencies:
 
     def __init__(self, measure: Measure | None, file: Path | None = None, runtime: str = ""):
         self._measure, self._file, self._runtime = measure, file, runtime
-        self._cached: dict[str, dict] = {}
+        self._cached: dict[str, _Latency] = {}
         if file and file.is_file():
-            self._cached = read_json(file, "remove it to measure again")
+            advice = "remove it to measure again"
+            self._cached = read_json(file, dict[str, _Latency], error=ValueError, advice=advice)
 
     def __call__(self, spec: NetSpec) -> dict | None:
         """{"ms", "runtime"} or {"error"}; None if nothing is measured."""
@@ -46,11 +54,15 @@ class Latencies:
             measured = self._measure(spec)
             if "error" in measured:  # not cached, because the next attempt may succeed
                 return measured
-            self._cached[key] = {"network": spec.name, **measured}
+            self._cached[key] = {
+                "network": spec.name,
+                "ms": measured["ms"],
+                "runtime": measured["runtime"],
+            }
             if self._file:
                 with open_atomically(self._file) as file:
                     file.write(json.dumps(self._cached, indent=1).encode())
-        return self._cached[key]
+        return dict(self._cached[key])
 
 
 def rows(sweep: Sweep, latencies: Callable[[NetSpec], dict | None]) -> list[dict]:

@@ -1,14 +1,15 @@
 """The result of a search, read from its search.json."""
 
 import dataclasses
-import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from mbv3_jax.arch import cost
-from mbv3_jax.arch.spec import NetSpec, spec_from_json
-from mbv3_jax.report.collect import read_json
+from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.files import read_bytes
+from mbv3_jax.core.json_values import Number, parse_json, read_json
 from mbv3_jax.run.folder import check_format
 
 # An evaluator with a lower rank correlation should not decide a search; the same limit as in
@@ -120,7 +121,7 @@ def read(folder: Path) -> Search:
             "which the last stage writes. Run the same command again to resume it"
         )
     try:
-        return _search(folder, json.loads(path.read_text()))
+        return _search(folder, parse_json(read_bytes(path), _Result))
     except (ValueError, OSError) as e:
         raise ValueError(
             f"{path} is damaged, or of another version: {e}. Run the command of the search again: "
@@ -133,126 +134,126 @@ def _unfinished(folder: Path) -> str:
     file = folder / "found.json"
     if not file.is_file():
         return "no network has been chosen yet (found.json)"
-    networks = read_json(file)
-    if not isinstance(networks, dict):
-        raise ValueError(f"{file} is damaged: got {networks!r}, expected an object")
-    runs = [f"runs/{name}" for name in networks]
+    names = read_json(file, _Selection, error=ValueError)["found"]
+    runs = [f"runs/{name}" for name in names]
     untrained = [run for run in runs if not (folder / run / "summary.json").is_file()]
     return f"to be trained: {', '.join(untrained)}" if untrained else "all networks are trained"
 
 
-def _search(folder: Path, tree: Any) -> Search:
-    costs = _get(tree, "cost", dict)
-    agreement = _get(tree, "agreement", dict)
-    candidates = _pairs(_get(tree, "candidates", list), "top1", "candidates")
-    networks = [
-        _network(name, entry, group)
-        for group in ("found", "references")
-        for name, entry in _get(tree, group, dict).items()
-    ]
-    if not any(network.is_found for network in networks):
+class _Selection(TypedDict):
+    """What is read of found.json, see `search.selection`."""
+
+    found: dict[str, object]
+
+
+class _Cost(TypedDict):
+    name: str
+    unit: str
+    source: NotRequired[str | None]
+
+
+class _Agreement(TypedDict):
+    spearman: NotRequired[Number | None]
+    count: NotRequired[int | None]
+
+
+class _Point(TypedDict):
+    cost: NotRequired[Number | None]
+    top1: NotRequired[Number | None]
+    predicted: NotRequired[Number | None]
+
+
+class _Step(TypedDict):
+    change: str
+    cost: NotRequired[Number | None]
+    accuracy: NotRequired[Number | None]
+
+
+class _Network(TypedDict):
+    spec: NetSpec
+    target: NotRequired[Number | None]
+    cost: NotRequired[Number | None]
+    measured: NotRequired[Number | None]
+    madds: NotRequired[Number | None]
+    predicted: NotRequired[Number | None]
+    uncertainty: NotRequired[Number | None]
+    top1: NotRequired[Number | None]
+    split: NotRequired[str | None]
+    rewards: NotRequired[list[Number | None] | None]
+    front: NotRequired[list[_Point] | None]
+    adapted: NotRequired[list[_Step] | None]
+
+
+class _Result(TypedDict):
+    """search.json, see `search.program`."""
+
+    space: str
+    resolution: int
+    num_classes: int
+    cost: _Cost
+    evaluator: str
+    agreement: _Agreement
+    candidates: list[_Point]
+    found: dict[str, _Network]
+    references: dict[str, _Network]
+
+
+def _search(folder: Path, tree: _Result) -> Search:
+    if not tree["found"]:
         raise ValueError("found: empty, expected at least one network")
     return Search(
         folder=folder,
-        space=_get(tree, "space", str),
-        resolution=_get(tree, "resolution", int),
-        num_classes=_get(tree, "num_classes", int),
-        cost_name=_get(costs, "name", str, "cost."),
-        unit=_get(costs, "unit", str, "cost."),
-        source=_optional(costs, "source", str, "cost."),
-        evaluator=_get(tree, "evaluator", str),
-        spearman=_number(agreement, "spearman", "agreement."),
-        count=_optional(agreement, "count", int, "agreement."),
-        candidates=candidates,
-        networks=tuple(networks),
+        space=tree["space"],
+        resolution=tree["resolution"],
+        num_classes=tree["num_classes"],
+        cost_name=tree["cost"]["name"],
+        unit=tree["cost"]["unit"],
+        source=tree["cost"].get("source"),
+        evaluator=tree["evaluator"],
+        spearman=_finite(tree["agreement"].get("spearman")),
+        count=tree["agreement"].get("count"),
+        candidates=_pairs((point.get("cost"), point.get("top1")) for point in tree["candidates"]),
+        networks=tuple(
+            _network(name, entry, is_found)
+            for is_found, group in ((True, tree["found"]), (False, tree["references"]))
+            for name, entry in group.items()
+        ),
     )
 
 
-def _pairs(trees: list, key: str, where: str) -> tuple[tuple[float, float], ...]:
-    """Returns (cost, accuracy in percent) of those that have both."""
-    pairs = []
-    for i, tree in enumerate(trees):
-        at = f"{where}[{i}]."
-        price, accuracy = _number(tree, "cost", at), _number(tree, key, at, 100)
-        if price is not None and accuracy is not None:
-            pairs.append((price, accuracy))
-    return tuple(pairs)
-
-
-def _network(name: str, entry: Any, group: str) -> Network:
-    where = f"{group}.{name}."
-    tree = _get(entry, "spec", dict, where)
-    try:
-        spec = spec_from_json(json.dumps(tree))
-    except ValueError as e:
-        raise ValueError(f"{where}{e}") from e
-    steps = _optional(entry, "adapted", list, where) or []
-    rewards = _optional(entry, "rewards", list, where) or []
-    front = _pairs(_optional(entry, "front", list, where) or [], "predicted", f"{where}front")
-    madds = _number(entry, "madds", where)
+def _network(name: str, entry: _Network, is_found: bool) -> Network:
+    front = ((point.get("cost"), point.get("predicted")) for point in entry.get("front") or ())
+    rewards = map(_finite, entry.get("rewards") or ())
+    madds = _finite(entry.get("madds"))
     return Network(
         name=name,
-        is_found=group == "found",
-        spec=spec,
-        target=_number(entry, "target", where),
-        cost=_number(entry, "cost", where),
-        measured=_number(entry, "measured", where),
-        madds=cost.madds(spec) if madds is None else madds,
-        predicted=_number(entry, "predicted", where, 100),
-        uncertainty=_number(entry, "uncertainty", where, 100),
-        top1=_number(entry, "top1", where, 100),
-        split=_optional(entry, "split", str, where),
-        rewards=tuple(_reward(reward, f"{where}rewards[{i}]") for i, reward in enumerate(rewards)),
-        front=front,
-        steps=tuple(_step(step, f"{where}adapted[{i}].") for i, step in enumerate(steps)),
+        is_found=is_found,
+        spec=entry["spec"],
+        target=_finite(entry.get("target")),
+        cost=_finite(entry.get("cost")),
+        measured=_finite(entry.get("measured")),
+        madds=cost.madds(entry["spec"]) if madds is None else madds,
+        predicted=_finite(entry.get("predicted"), 100),
+        uncertainty=_finite(entry.get("uncertainty"), 100),
+        top1=_finite(entry.get("top1"), 100),
+        split=entry.get("split"),
+        rewards=tuple(math.nan if reward is None else reward for reward in rewards),
+        front=_pairs(front),
+        steps=tuple(
+            Step(step["change"], _finite(step.get("cost")), _finite(step.get("accuracy"), 100))
+            for step in entry.get("adapted") or ()
+        ),
     )
 
 
-def _reward(value: Any, where: str) -> float:
-    reward = _as_number(value, where)
-    return math.nan if reward is None else reward
+def _pairs(
+    points: Iterable[tuple[Number | None, Number | None]],
+) -> tuple[tuple[float, float], ...]:
+    """Returns (cost, accuracy in percent) of those that have both."""
+    pairs = [(_finite(price), _finite(accuracy, 100)) for price, accuracy in points]
+    return tuple((price, top1) for price, top1 in pairs if price is not None and top1 is not None)
 
 
-def _step(tree: Any, where: str) -> Step:
-    return Step(
-        change=_get(tree, "change", str, where),
-        cost=_number(tree, "cost", where),
-        accuracy=_number(tree, "accuracy", where, 100),
-    )
-
-
-_KINDS = {dict: "an object", list: "a list", str: "a string", int: "a whole number"}
-
-
-def _get(tree: Any, key: str, kind: type, where: str = "") -> Any:
-    """Returns tree[key] if it is of this type; else raises ValueError with its path."""
-    if not isinstance(tree, dict):
-        raise ValueError(f"{where.rstrip('.') or 'the file'}: got {tree!r}, expected an object")
-    value = tree.get(key)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        got = f"got {value!r}" if key in tree else "missing"
-        raise ValueError(f"{where}{key}: {got}, expected {_KINDS[kind]}")
-    return value
-
-
-def _optional(tree: Any, key: str, kind: type, where: str) -> Any:
-    """As `_get`, but None where there is nothing."""
-    if isinstance(tree, dict) and tree.get(key) is None:
-        return None
-    return _get(tree, key, kind, where)
-
-
-def _number(tree: Any, key: str, where: str, scale: float = 1) -> float | None:
-    if not isinstance(tree, dict):
-        raise ValueError(f"{where.rstrip('.')}: got {tree!r}, expected an object")
-    value = _as_number(tree.get(key), where + key)
-    return None if value is None else value * scale
-
-
-def _as_number(value: Any, where: str) -> float | None:
-    """Returns the number; None for null, NaN and the infinities."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{where}: got {value!r}, expected a number or null")
-    return value if math.isfinite(value) else None
+def _finite(value: Number | None, scale: float = 1) -> float | None:
+    """Returns the number times `scale`; None for null, NaN and the infinities."""
+    return value * scale if value is not None and math.isfinite(value) else None

@@ -27,8 +27,9 @@ from ml_collections import ConfigDict
 
 from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
 from mbv3_jax.core.errors import RunError, UsageError, first_line
-from mbv3_jax.core.files import check_storable, parse_json
+from mbv3_jax.core.files import check_storable
 from mbv3_jax.core.json_lines import say
+from mbv3_jax.core.json_values import parse_json
 from mbv3_jax.nn import functional
 from mbv3_jax.run import metrics
 from mbv3_jax.run.config import config_from_json, config_to_json
@@ -269,11 +270,16 @@ class Checkpoints:
           RunError: it does not exist, is damaged or is of another step.
         """
         args = ocp.args.Composite(spec=ocp.args.JsonRestore(), config=ocp.args.JsonRestore())
-        restored = self._read(step, lambda: self._manager.restore(step, args=args))
+
+        def read() -> tuple[NetSpec, ConfigDict]:
+            restored = self._manager.restore(step, args=args)
+            config = config_from_json(restored["config"]["json"])
+            return spec_from_json(restored["spec"]["json"]), config
+
+        described = self._read(step, read)
         folder = self.folder / str(step) / "state"
         self._check_step(step, self._read(step, lambda: read_arrays(folder, {"step": 0}))["step"])
-        spec = spec_from_json(restored["spec"]["json"])
-        return spec, config_from_json(restored["config"]["json"])
+        return described
 
     def _check_step(self, step: int, found: Any) -> None:
         """Holds the step that is in the state, under its checksum, to the name of the folder.
@@ -397,14 +403,16 @@ def check_digests(folder: epath.Path) -> None:
       ValueError: a file is missing, surplus or changed; the message names the first.
     """
     try:
-        expected = parse_json((folder / DIGESTS).read_text(), dict)
+        expected = parse_json((folder / DIGESTS).read_bytes(), dict[str, int])
     except (OSError, ValueError) as e:
         raise ValueError(f"its {DIGESTS} is missing or damaged") from e
     got = _digests(folder)
     for name in sorted(expected.keys() | got.keys()):
         if name not in got:
             raise ValueError(f"its file {name} is missing")
-        if got[name] != expected.get(name):
+        if name not in expected:
+            raise ValueError(f"its file {name} is not in its {DIGESTS}")
+        if got[name] != expected[name]:
             raise ValueError(f"its file {name} is damaged: other bytes than were written")
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from operator import getitem
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
@@ -25,7 +25,8 @@ from mbv3_jax.arch import NetSpec, build
 from mbv3_jax.arch.spec import spec_from_json
 from mbv3_jax.core.checks import check_number, check_whole
 from mbv3_jax.core.errors import UsageError
-from mbv3_jax.core.files import expand_user, parse_json, read_text
+from mbv3_jax.core.files import expand_user, read_bytes
+from mbv3_jax.core.json_values import Number, as_type, parse_json
 from mbv3_jax.run.shipped import call_file, find_file, split_argument
 
 # Fields of config.net that are None where config.init brings the network: as they are there.
@@ -244,17 +245,76 @@ def config_to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=1)
 
 
-def config_from_json(text: str) -> ConfigDict:
+def config_from_json(text: str | bytes) -> ConfigDict:
     """Reads what `config_to_json` wrote, now or in an older version, and locks it.
 
     Tuples have become lists. What an older version wrote is read as it would be written now.
 
     Raises:
-      ValueError: the text is not a JSON object.
+      ValueError: the text is not a JSON object, or an empty one.
     """
     tree = parse_json(text, dict)
+    if not tree:
+        raise ValueError("got {}, expected the fields of a configuration")
     _upgrade(tree)
     return ConfigDict(tree).lock()
+
+
+class _Compute(TypedDict):
+    dtype: str
+    depthwise: str
+
+
+class _Data(TypedDict):
+    name: str
+    crop_fraction: Number | None
+    interpolation: str | None
+    central: str | None
+    exif_rotate: bool | None
+
+
+class _Augment(TypedDict):
+    normalize: str | None
+
+
+class _Training(TypedDict):
+    """What readers of a run ask for, other than `train.plan`, which says itself what it misses."""
+
+    seed: int
+    seeds: NotRequired[list[int] | None]
+    net: dict
+    spec: NotRequired[str | None]
+    init: str | None
+    finetune: NotRequired[dict]
+    quant: NotRequired[dict]
+    compute: _Compute
+    data: _Data
+    augment: _Augment
+    optimizer: dict
+    schedule: dict
+    loss: NotRequired[dict]
+    batch_size: int
+    ema_decay: Number | None
+    keep_best: bool
+
+
+class _Search(TypedDict):
+    program: str
+    brief: NotRequired[_Training]
+
+
+def complete_config_from_json(text: str | bytes) -> ConfigDict:
+    """As `config_from_json`, of a configuration that is used, and not only compared.
+
+    Raises:
+      ValueError: the text is not such a JSON object; the message names the field.
+    """
+    tree = parse_json(text, dict)
+    if "program" in tree:
+        as_type(tree, _Search)
+    else:
+        as_type(tree, _Training)
+    return config_from_json(text)
 
 
 def _upgrade(tree: dict[str, Any]) -> None:
@@ -284,7 +344,7 @@ def flatten_config(config: ConfigDict) -> dict[str, object]:
             else:
                 yield inner, value
 
-    return dict(walk(json.loads(config_to_json(config)), ""))
+    return dict(walk(parse_json(config_to_json(config), dict), ""))
 
 
 def same_fields(config: ConfigDict, other: ConfigDict) -> bool:
@@ -359,7 +419,7 @@ def _spec_of_file(
     file: Path, options: dict[str, Any], parameters: Mapping[str, inspect.Parameter]
 ) -> NetSpec:
     try:
-        spec = spec_from_json(read_text(file))
+        spec = spec_from_json(read_bytes(file))
     except (OSError, ValueError) as e:
         raise UsageError(f"config.spec: {file}: {getattr(e, 'strerror', None) or e}") from e
     if options.pop("name") not in (None, spec.name):

@@ -25,27 +25,29 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
-from mbv3_jax.core.errors import InUse, RunError, UsageError
+from mbv3_jax.arch.spec import NetSpec, spec_to_json
+from mbv3_jax.core.errors import InUse, RunError, UsageError, counted
 from mbv3_jax.core.files import (
     check_storable,
     is_temporary,
     read_file,
-    read_json,
     remove_temporaries,
     write_atomically,
 )
 from mbv3_jax.core.json_lines import append_line
+from mbv3_jax.core.json_values import Number, as_type, parse_json, read_json
 from mbv3_jax.run.config import (
+    complete_config_from_json,
     config_differences,
     config_from_json,
     config_to_json,
@@ -67,6 +69,57 @@ _WRITTEN = (
 )  # fmt: skip
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _OTHER_WORKDIR = "choose another --workdir"
+
+
+class Measures(TypedDict):
+    """An evaluation; see `train.evaluate`."""
+
+    count: int
+    loss: Number
+    top1: Number
+    top5: NotRequired[Number]
+    unreadable: NotRequired[int]
+
+
+class _Best(TypedDict):
+    step: int
+    top1: Number
+
+
+class _Statistics(TypedDict):
+    mean: Number
+    std: Number | None
+    values: list[Number]
+
+
+class Times(TypedDict):
+    """What every summary.json holds; see `train.recorder` and `train.seeds`."""
+
+    steps: int
+    epochs: Number
+    weights: str
+    split: str
+    seconds: Number
+    images_per_second: Number
+
+
+class Summary(Times):
+    """summary.json of one run."""
+
+    eval: Measures
+    best: NotRequired[_Best]
+
+
+class SeedsSummary(Times):
+    """summary.json of a folder whose runs, of several seeds, were trained at once."""
+
+    seeds: list[int]
+    count: int
+    eval: dict[str, _Statistics]
+
+
+class _Format(TypedDict):
+    version: int
 
 
 def claim_folder(
@@ -102,9 +155,10 @@ def claim_folder(
     try:
         run.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            stored = read_config(run)
+            stored = _read_config(run, config_from_json)
             check_same_config(run, config, stored)
             _check_same_network(run, spec)
+            _check_class_names(run, class_names)
             lock = lock_folder(run)
             _remove_leftovers(run)
             if not same_fields(config, stored):  # where the data lies now, for example
@@ -159,9 +213,7 @@ def check_format(folder: Path) -> None:
     path = folder / FORMAT_FILE
     if not path.is_file():  # version 1
         return
-    version = read_json(path, dict, error=UsageError).get("version")
-    if not isinstance(version, int):
-        raise UsageError(f"{path} is damaged: version: got {version!r}, expected a whole number")
+    version = read_json(path, _Format, error=UsageError)["version"]
     if version > FORMAT_VERSION:
         raise UsageError(
             f"{folder} was written by a newer version of mbv3_jax, in format {version}; this one "
@@ -235,11 +287,24 @@ def _check_same_network(run: Path, spec: NetSpec) -> None:
     path = run / "spec.json"
     if not path.exists():  # killed before it was written
         return
-    stored = read_file(path, spec_from_json, error=UsageError, advice=_OTHER_WORKDIR)
+    stored = read_json(path, NetSpec, error=UsageError, advice=_OTHER_WORKDIR)
     if stored != spec:
         raise UsageError(
             f"{run} holds a run of another network than the configuration gives now, "
             f"{spec.name}; choose another folder with --workdir"
+        )
+
+
+def _check_class_names(run: Path, class_names: Sequence[str]) -> None:
+    """Finds a damaged classes.json now; `predict` reads it, when the run has been trained."""
+    path, advice = run / "classes.json", "remove it and run the same command again"
+    if not path.exists():
+        return
+    stored = read_json(path, list[str], error=UsageError, advice=advice)
+    if class_names and len(stored) != len(class_names):
+        raise UsageError(
+            f"{path} is damaged: got {counted(len(stored), 'name')}, expected the "
+            f"{len(class_names)} of the data; {advice}"
         )
 
 
@@ -250,16 +315,20 @@ def read_config(run: Path) -> ConfigDict:
       UsageError: it is not a run folder, its config.json is damaged, or it was written by a newer
         version.
     """
+    return _read_config(run, complete_config_from_json)
+
+
+def _read_config(run: Path, parse: Callable[[bytes], ConfigDict]) -> ConfigDict:
     path = run / "config.json"
     if not path.is_file():
         reason = "it has no config.json" if run.is_dir() else "there is no such folder"
         raise UsageError(f"{run} is not a run folder: {reason}")
     check_format(run)
-    return read_file(path, config_from_json, error=UsageError, advice=_OTHER_WORKDIR)
+    return read_file(path, parse, error=UsageError, advice=_OTHER_WORKDIR)
 
 
-def read_summary(run: Path) -> dict | None:
-    """The result of a run, see `train.loop.train`; None if the run has not ended.
+def read_summary(run: Path) -> dict[str, Any] | None:
+    """The result of a run or of several seeds, see `train.loop.train`; None if it has not ended.
 
     Raises:
       RunError: the file is damaged.
@@ -267,7 +336,17 @@ def read_summary(run: Path) -> dict | None:
     path = run / "summary.json"
     if not path.is_file():
         return None
-    return read_json(path, dict, advice="remove it and run the same command again")
+    return read_file(path, parse_summary, advice="remove it and run the same command again")
+
+
+def parse_summary(text: bytes) -> dict[str, Any]:
+    """Returns what is in a summary.json, a `Summary` or a `SeedsSummary`.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    tree = parse_json(text, dict)
+    return dict(as_type(tree, SeedsSummary) if "seeds" in tree else as_type(tree, Summary))
 
 
 def _write_session(run: Path) -> None:

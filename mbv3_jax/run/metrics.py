@@ -10,13 +10,14 @@ import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mbv3_jax.core.checks import check_whole
 from mbv3_jax.core.files import open_atomically, write_atomically
-from mbv3_jax.core.json_lines import parse_object, read_lines, say
+from mbv3_jax.core.json_lines import read_lines, say
+from mbv3_jax.core.json_values import Number, parse_json
 from mbv3_jax.core.packages import hidden
 
 # tensorboardX imports PyTorch if it is installed, which takes seconds and is of no use here.
@@ -27,6 +28,17 @@ with hidden("torch"):
 
 FILE = "metrics.jsonl"
 _EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d{1,12}(?:\.\d{1,12})?)\.")
+
+
+class Record(TypedDict):
+    """A line of metrics.jsonl, of which only what is read again is described."""
+
+    step: int
+    kind: str
+    loss: NotRequired[Number]
+    top1: NotRequired[Number]
+    epoch: NotRequired[Number]
+    images_per_second: NotRequired[Number]
 
 
 class Metrics:
@@ -87,7 +99,7 @@ class Metrics:
                 file.close()
 
 
-def best_record(run: Path) -> dict | None:
+def best_record(run: Path) -> Record | None:
     """The record of the evaluation with the best top-1, the first of several; None if none ran."""
     records = [r for r in read_metrics(run) if r["kind"] == "eval"]
     return max(records, key=lambda r: r["top1"], default=None)
@@ -137,7 +149,7 @@ def _set_aside(path: Path) -> str:
     return name
 
 
-def read_metrics(run: Path, *, note: Callable[[str], None] = say) -> list[dict]:
+def read_metrics(run: Path, *, note: Callable[[str], None] = say) -> list[Record]:
     """The records of a run folder, without a last line that a kill has cut short.
 
     Args:
@@ -147,18 +159,17 @@ def read_metrics(run: Path, *, note: Callable[[str], None] = say) -> list[dict]:
     return read_lines(run / FILE, parse_record, note=note)
 
 
-def parse_record(text: str) -> dict:
+def parse_record(text: str | bytes) -> Record:
     """The record of a line of metrics.jsonl.
 
     Raises:
       ValueError: it is none.
     """
-    record = parse_object(text)
-    check_whole("step", record.get("step"), at_least=0)
-    if not isinstance(record.get("kind"), str):
-        raise ValueError(f"kind: got {record.get('kind')!r}, expected 'train' or 'eval'")
-    if record["kind"] == "eval" and not isinstance(record.get("top1"), int | float):
-        raise ValueError(f"top1: got {record.get('top1')!r}, expected a number")
+    record = parse_json(text, Record)
+    if record["step"] < 0:
+        raise ValueError(f"step: got {record['step']}, expected a whole number of at least 0")
+    if record["kind"] == "eval" and "top1" not in record:
+        raise ValueError("top1: missing, expected a number")
     return record
 
 

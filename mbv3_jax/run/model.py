@@ -17,23 +17,18 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
+from mbv3_jax.arch.spec import NetSpec, spec_to_json
 from mbv3_jax.core.checks import choose, flag
 from mbv3_jax.core.errors import RunError, UsageError, first_line
-from mbv3_jax.core.files import (
-    check_storable,
-    parse_json,
-    read_file,
-    read_json,
-    replacing,
-)
+from mbv3_jax.core.files import check_storable, read_file, replacing
+from mbv3_jax.core.json_values import Number, as_type, parse_json, read_json
 from mbv3_jax.data import augment
 from mbv3_jax.data.decode import CENTRAL, CENTRAL_FRACTION, INTERPOLATIONS
 from mbv3_jax.nn import functional
@@ -216,9 +211,43 @@ def preprocessing_of_run(run: Path, config: ConfigDict) -> Preprocessing:
     """
     if config.init is None:
         return preprocessing_of_config(config)
-    return read_file(
-        run / "init.json", lambda text: Preprocessing(**parse_json(text, dict)["preprocessing"])
-    )
+    return read_init(run)[1]
+
+
+class InitRecord(TypedDict):
+    """What init.json of a run holds, which started from trained weights; see `train.warm_start`."""
+
+    folder: str
+    digest: str
+    network: str
+    new: list[str]
+    message: str
+    preprocessing: dict[str, Any]
+
+
+def read_init(run: Path) -> tuple[InitRecord, Preprocessing]:
+    """Reads init.json of a run folder.
+
+    Raises:
+      RunError: it is missing or damaged.
+    """
+
+    def parse(text: bytes) -> tuple[InitRecord, Preprocessing]:
+        record = parse_json(text, InitRecord)
+        return record, _preprocessing(record["preprocessing"], "preprocessing")
+
+    return read_file(run / "init.json", parse)
+
+
+class _Normalization(TypedDict):
+    mean: list[Number]
+    std: list[Number]
+
+
+def _preprocessing(tree: dict[str, Any], path: str = "") -> Preprocessing:
+    """Raises ValueError for what no version has written; the defaults are not for a lost field."""
+    as_type(tree, _Normalization, path)
+    return as_type(tree, Preprocessing, path)
 
 
 def crop_options(config: ConfigDict) -> dict[str, Any]:
@@ -245,10 +274,10 @@ def _load_run(run: Path, step: int | str | None, weights: str) -> Model:
 
 def _load_import(folder: Path) -> Model:
     check_storable(folder, "rename it", read_only=True)
-    spec = read_file(folder / _SPEC, spec_from_json)
+    spec = read_json(folder / _SPEC, NetSpec)
     names = read_json(folder / _CLASSES, list[str])
     preprocessing = read_file(
-        folder / _PREPROCESSING, lambda text: Preprocessing(**parse_json(text, dict))
+        folder / _PREPROCESSING, lambda text: _preprocessing(parse_json(text, dict))
     )
     try:
         check_digests(epath.Path(folder))

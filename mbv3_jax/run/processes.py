@@ -55,6 +55,7 @@ from mbv3_jax.core.errors import (
     UsageError,
     first_line,
 )
+from mbv3_jax.core.json_values import parse_json
 
 # SIGTERM announces the end of a machine (Kubernetes, Google's spot and maintenance notices, SLURM
 # before it kills); SIGUSR1 is what SLURM's --signal=USR1@SECONDS sends.
@@ -275,7 +276,7 @@ def from_first(action: Callable[[], Any]) -> Any:
     _agreed += 1
     key = f"first/{_agreed}"
     if _peers.index:
-        reply = json.loads(_peers.receive(key))
+        reply = parse_json(_peers.receive(key), dict)
         if "error" in reply:
             kind = UsageError if reply["error"] == "UsageError" else RunError
             raise kind(reply["message"])

@@ -10,7 +10,6 @@ it a `NetworkTable`.
 import gzip
 import hashlib
 import io
-import json
 import re
 import tarfile
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from mbv3_jax.core.download import DownloadError, download
 from mbv3_jax.core.errors import RunError, first_line
 from mbv3_jax.core.files import open_regular
+from mbv3_jax.core.json_values import parse_json
 from mbv3_jax.search.network_table import Column, NetworkTable, make_network_table
 from mbv3_jax.search.presets import accel_nasbench
 from mbv3_jax.search.space import Point, Space
@@ -117,7 +117,7 @@ def _read(archive: bytes) -> list[dict]:
                 raise ValueError(f"{member.name} has {member.size} bytes")
             file = tar.extractfile(member)
             assert file is not None  # a regular file
-            results[int(number[1])] = json.load(file)
+            results[int(number[1])] = parse_json(file.read(), dict, member.name)
     return [results[number] for number in sorted(results)]
 
 

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -18,12 +19,21 @@ from rich.console import Console
 from mbv3_jax.arch.spec import spec_to_json
 from mbv3_jax.core.errors import InUse
 from mbv3_jax.core.files import write_atomically
+from mbv3_jax.core.json_values import read_json
 from mbv3_jax.run.folder import lock_folder, read_summary
 from mbv3_jax.search.space import Point, Space
 from mbv3_jax.train.loop import train
 
 WANTED = "wanted.json"
 _PATIENCE = 2.0  # seconds until a training that another process holds is looked at again
+
+
+class _Entry(TypedDict):
+    """A training in wanted.json."""
+
+    spec: str
+    seed: int
+    run: str
 
 
 @dataclasses.dataclass
@@ -59,13 +69,13 @@ class Trainings:
         """Returns the run folder of a point's training."""
         return self.folder / f"{'-'.join(map(str, point))}_seed{seed}"
 
-    def _entry(self, point: Point, seed: int) -> dict:
+    def _entry(self, point: Point, seed: int) -> _Entry:
         """Writes the network's file; returns the entry of wanted.json."""
         specs = self.folder / "specs"
         specs.mkdir(parents=True, exist_ok=True)
         file = specs / f"{'-'.join(map(str, point))}.json"
         text = spec_to_json(self.space.to_spec(point))
-        if not file.exists() or file.read_text() != text:
+        if not file.exists() or file.read_bytes() != text.encode():
             write_atomically(file, text)
         return {"spec": str(file), "seed": seed, "run": str(self.run_folder(point, seed))}
 
@@ -90,7 +100,7 @@ def work(
     count = 0
     while not ended():
         path = folder / WANTED
-        entries = json.loads(path.read_text()) if path.exists() else []
+        entries = read_json(path, list[_Entry]) if path.exists() else []
         open_entries = [e for e in reversed(entries) if read_summary(Path(e["run"])) is None]
         done = next((e for e in open_entries if _train_entry(config, e, console)), None)
         count += done is not None
@@ -99,7 +109,7 @@ def work(
     return count
 
 
-def _train_entry(config: ConfigDict, entry: dict, console: Console | None) -> bool:
+def _train_entry(config: ConfigDict, entry: _Entry, console: Console | None) -> bool:
     """Does a training of wanted.json; returns False if another process is doing it."""
     run = Path(entry["run"])
     run.mkdir(parents=True, exist_ok=True)

@@ -42,10 +42,11 @@ import numpy as np
 from scipy import stats
 
 from mbv3_jax.arch import cost, tables
-from mbv3_jax.arch.spec import NetSpec, SESpec, spec_from_json, spec_to_json
+from mbv3_jax.arch.spec import NetSpec, SESpec
 from mbv3_jax.core.checks import check_number, choose, flag
 from mbv3_jax.core.errors import UsageError
-from mbv3_jax.core.files import open_regular, read_file, write_atomically
+from mbv3_jax.core.files import open_regular, write_atomically
+from mbv3_jax.core.json_values import as_type, parse_json, read_json
 from mbv3_jax.search.presets import PRESETS, preset
 from mbv3_jax.search.space import Point, Space, Stage
 
@@ -132,7 +133,7 @@ def open_network_table(path: Path) -> NetworkTable:
     """
     if not path.exists():
         raise UsageError(f"{path}: there is no such file")
-    tree = read_file(path, json.loads, error=UsageError, advice="expected a table as JSON")
+    tree = read_json(path, object, error=UsageError, advice="expected a table as JSON")
     try:
         return _parse(tree, path.parent)
     except ValueError as e:
@@ -149,7 +150,7 @@ def write_network_table(path: Path, table: NetworkTable) -> None:
     rows = []
     for i, network in enumerate(table.networks):
         row: dict[str, Any] = (
-            {"spec": json.loads(spec_to_json(network))}
+            {"spec": dataclasses.asdict(network)}
             if isinstance(network, NetSpec)
             else {"choices": _choices(table.space, network)}
         )
@@ -359,7 +360,7 @@ def _literal(cell: str) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
-        return json.loads(text)
+        return parse_json(text, object)
     except ValueError:
         return text
 
@@ -367,7 +368,7 @@ def _literal(cell: str) -> Any:
 def _network(row: Mapping, where: str, space: Space | None) -> Point | NetSpec:
     if space is None:
         try:
-            return spec_from_json(json.dumps(row["spec"]))
+            return as_type(row["spec"], NetSpec, "spec")
         except ValueError as e:
             raise ValueError(f"{where}: {e}") from e
     choices = _object(f"{where}, choices", row["choices"])
@@ -415,7 +416,7 @@ def _space_to_tree(space: Space) -> Any:
     tree = {
         field.name: getattr(space, field.name) for field in dataclasses.fields(space) if field.init
     }
-    tree["base"] = json.loads(spec_to_json(space.base))
+    tree["base"] = dataclasses.asdict(space.base)
     tree["stages"] = [dataclasses.asdict(stage) for stage in space.stages]
     tree["squeeze_excite"] = dataclasses.asdict(space.squeeze_excite)
     return tree
@@ -430,7 +431,7 @@ def _space_from_tree(tree: Any) -> Space:
     if isinstance(base, str):
         base = tables.TABLES[choose("space.base", base, tables.TABLES)]()
     else:
-        base = spec_from_json(json.dumps(base))
+        base = as_type(base, NetSpec, "space.base")
     if not isinstance(tree["stages"], list):
         raise ValueError(f"space.stages: got {tree['stages']!r}, expected a list")
     stages = tuple(

@@ -26,6 +26,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 import jax
 import numpy as np
@@ -33,10 +34,11 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from mbv3_jax.arch import cost
-from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
+from mbv3_jax.arch.spec import NetSpec, spec_to_json
 from mbv3_jax.core.checks import check_number, check_whole, choose, flag
 from mbv3_jax.core.errors import RunError, UsageError, plain
 from mbv3_jax.core.files import check_storable, write_atomically
+from mbv3_jax.core.json_values import Number, read_json
 from mbv3_jax.latency.measure import measure_spec
 from mbv3_jax.latency.table import read_table
 from mbv3_jax.run.config import config_to_json
@@ -65,10 +67,34 @@ from mbv3_jax.search.objective import (
 )
 from mbv3_jax.search.presets import preset
 from mbv3_jax.search.proxy import Proxy
-from mbv3_jax.search.selection import EVALUATORS, HELD_OUT
+from mbv3_jax.search.selection import EVALUATORS, HELD_OUT, Selection
 from mbv3_jax.search.space import Space
 from mbv3_jax.search.strategies import Strategy, config_strategy
 from mbv3_jax.train.loop import train
+
+_AGAIN = "remove it and run the same command again: it is made of what is in the folder"
+_CHOSEN = "the same command chooses again from what has been trained"
+
+
+class _Cost(TypedDict):
+    unit: str
+
+
+class _Entry(TypedDict):
+    cost: Number
+    target: Number
+    madds: Number
+    top1: NotRequired[Number]
+    split: NotRequired[str]
+    predicted: NotRequired[Number]
+    uncertainty: NotRequired[Number]
+
+
+class Result(TypedDict):
+    """What search.json holds, as far as `run` prints it; `report` reads all of it."""
+
+    cost: _Cost
+    found: dict[str, _Entry]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +159,7 @@ class Search:
         """Runs all stages that have not ended; returns the content of search.json."""
         file = self.folder / "search.json"
         if file.exists():
-            return json.loads(file.read_text())
+            return dict(read_json(file, Result, advice=_AGAIN))
         pricing = self.price()
         selection = self.choose(pricing.problem)
         if selection["agreement"]["text"]:
@@ -143,7 +169,7 @@ class Search:
             steps = self.adapt(pricing, name)
             path = self.folder / f"{name}.json"
             summary = self.train(name, path, self.config.final) if self.trains else None
-            entry = self.entry(pricing, spec_from_json(path.read_text()), summary)
+            entry = self.entry(pricing, read_json(path, NetSpec), summary)
             target = pricing.targets[name][pricing.problem.cost_name]
             networks[name] = choice | entry | {"target": target, "adapted": steps}
         for name, spec in self.comparisons(pricing).items():
@@ -238,7 +264,7 @@ class Search:
         """Chooses a network for each target; returns the content of found.json."""
         file = self.folder / "found.json"
         if file.exists():
-            return json.loads(file.read_text())
+            return self._read_selection(file)
         by_evaluator = EVALUATORS[self.config.evaluator]
         selection = by_evaluator(self.config, problem, self.strategy, self.folder, self.console)
         for name, choice in selection["found"].items():
@@ -247,10 +273,20 @@ class Search:
         write_atomically(file, json.dumps(selection))
         return selection
 
+    def _read_selection(self, file: Path) -> dict:
+        advice = f"remove it; {_CHOSEN}"
+        selection = read_json(file, Selection, advice=advice)
+        if selection["found"].keys() != set(self.config.targets):
+            raise RunError(
+                f"{file} is damaged: found: got {', '.join(selection['found']) or 'no network'}, "
+                f"expected {', '.join(self.config.targets)}; {advice}"
+            )
+        return dict(selection)
+
     def adapt(self, pricing: Pricing, name: str) -> list[dict]:
         """Narrows the chosen network down to the target, writes NAME.json; returns the steps."""
         path = self.folder / f"{name}_found.json"
-        spec, steps = spec_from_json(path.read_text()), []
+        spec, steps = read_json(path, NetSpec, advice=f"remove it and found.json; {_CHOSEN}"), []
         options = self.config.netadapt
         target = pricing.targets[name][pricing.problem.cost_name]
         if options.enabled and pricing.cost(spec) > target:
@@ -290,7 +326,7 @@ class Search:
             except ValueError:  # a reference outside the space of the proxy
                 costs[name] = None
         entry = {
-            "spec": json.loads(spec_to_json(spec)),
+            "spec": dataclasses.asdict(spec),
             "cost": costs[pricing.problem.cost_name],
             "costs": costs,
             "measured": self._measured(spec),

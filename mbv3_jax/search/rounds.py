@@ -2,12 +2,21 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import TypedDict
 
 import numpy as np
 
+from mbv3_jax.core.checks import check_number, check_whole
 from mbv3_jax.search.evaluators import Agreement, TrainBriefly, agreement
 from mbv3_jax.search.predictor import Predictor
 from mbv3_jax.search.space import Point, Space
+
+
+class State(TypedDict):
+    """What is kept of the rounds that have ended, as JSON can hold it."""
+
+    trained: list[tuple[tuple[int, ...], float]]
+    rounds_done: int
 
 
 @dataclasses.dataclass
@@ -84,9 +93,22 @@ class Rounds:
             "rounds_done": self.rounds_done,
         }
 
-    def load(self, state: dict) -> None:
-        """Continues from what `state` returned."""
-        self.trained = [(tuple(p), a) for p, a in state["trained"]]
+    def load(self, state: State) -> None:
+        """Continues from what `state` returned.
+
+        Raises:
+          ValueError: A network is not in the space, an accuracy is no fraction, or there is none.
+        """
+        for i, (point, accuracy) in enumerate(state["trained"]):
+            check_number(f"trained[{i}][1]", accuracy, at_least=0, at_most=1)
+            try:
+                self.space.check(point)
+            except ValueError as e:
+                raise ValueError(f"trained[{i}]: {e}") from e
+        check_whole("rounds_done", state["rounds_done"], 0)
+        if not state["trained"]:
+            raise ValueError("trained: got [], expected at least one network")
+        self.trained = [(tuple(point), accuracy) for point, accuracy in state["trained"]]
         self.rounds_done = state["rounds_done"]
 
     def _fitted(self, number: int) -> Predictor:

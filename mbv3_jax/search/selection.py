@@ -9,17 +9,19 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from mbv3_jax.core.files import write_atomically
+from mbv3_jax.core.files import read_file, write_atomically
+from mbv3_jax.core.json_values import Number, parse_json
 from mbv3_jax.search.candidates import Trainings
 from mbv3_jax.search.evaluators import Agreement, Corrected, Evaluator, agreement
 from mbv3_jax.search.objective import Problem
 from mbv3_jax.search.predictor import Predictor
-from mbv3_jax.search.rounds import Rounds
+from mbv3_jax.search.rounds import Rounds, State
 from mbv3_jax.search.searchers import front
 from mbv3_jax.search.space import Point, Space
 from mbv3_jax.search.strategies import (
@@ -54,6 +56,25 @@ class Choice:
     point: Point
     rewards: Sequence[float]
     front: Sequence[Point] | None = None
+
+
+class _Chosen(TypedDict):
+    point: list[int]
+    predicted: Number
+    uncertainty: Number
+    rewards: list[Number]
+
+
+class _AgreementText(TypedDict):
+    text: str
+
+
+class Selection(TypedDict):
+    """What found.json holds, as far as the stages after it use it."""
+
+    found: dict[str, _Chosen]
+    agreement: _AgreementText
+    candidates: list[dict]
 
 
 def by_supernet(
@@ -171,7 +192,8 @@ def by_surrogate(
     rounds = Rounds(problem.space, trainings, propose_in_turn, config.seed)
     file = folder / "rounds.json"
     if file.exists():
-        rounds.load(json.loads(file.read_text()))
+        advice = "remove it and run the same command again; no training is repeated"
+        read_file(file, lambda text: rounds.load(parse_json(text, State)), advice=advice)
 
     def save(rounds: Rounds) -> None:
         write_atomically(file, json.dumps(rounds.state()))

@@ -8,7 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mbv3_jax.core.errors import RunError, UsageError
-from mbv3_jax.core.files import expand_user
+from mbv3_jax.core.files import expand_user, read_file
 from mbv3_jax.run.config import config_differences, config_from_json, parse_config, spec_of
 from mbv3_jax.run.shipped import call_file
 from mbv3_jax.sweep.combinators import SEED, Sweep, Trial, group_of
@@ -189,11 +189,8 @@ def _check_folder(run: Path, config: ConfigDict) -> None:
     path = run / "config.json"
     if not path.is_file():
         return
-    try:
-        differences = config_differences(config, config_from_json(path.read_text()))
-    except ValueError as e:
-        raise UsageError(f"{path} is damaged ({e})") from e
-    if differences:
+    stored = read_file(path, config_from_json, error=UsageError)
+    if differences := config_differences(config, stored):
         listed = ", ".join(
             f"{field} {stored!r}, now {new!r}" for field, (new, stored) in differences.items()
         )

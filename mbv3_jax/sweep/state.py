@@ -20,13 +20,16 @@ import sys
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 from ml_collections import ConfigDict
 
-from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.core.files import write_atomically
-from mbv3_jax.core.json_lines import parse_object
+from mbv3_jax.core.json_values import Number, read_json
 from mbv3_jax.run.config import to_steps
+from mbv3_jax.run.metrics import Record as MetricsRecord
+from mbv3_jax.run.metrics import parse_record
 from mbv3_jax.sweep.plan import DESCRIPTIONS, Job
 
 RECORD, RESULTS = "sweep.json", "results.csv"
@@ -69,6 +72,26 @@ class Entry:
     error: str | None = None
 
 
+class _Version(TypedDict):
+    format: NotRequired[int]  # since version 2
+
+
+class _Stored(TypedDict):
+    executor: NotRequired[str]
+    trials: NotRequired[dict[str, Entry]]
+
+
+class _Eval(TypedDict):
+    top1: Number
+    loss: Number
+
+
+class _Summary(TypedDict):
+    """summary.json of a run, as far as the results of a sweep need it."""
+
+    eval: _Eval
+
+
 class Record:
     """The trials of a sweep as sweep.json has them; `save` writes the file.
 
@@ -91,7 +114,7 @@ class Record:
         }
         stored = _read_record(folder / RECORD)
         self.previous_executor = stored.get("executor")
-        self.entries = {name: Entry(**e) for name, e in stored.get("trials", {}).items()}
+        self.entries = dict(stored.get("trials", {}))
         for job in jobs:
             entry = self.entries.setdefault(job.name, Entry(overrides={}))
             entry.overrides = dict(job.overrides)
@@ -106,22 +129,17 @@ class Record:
         write_atomically(self.folder / RECORD, text)
 
 
-def _read_record(path: Path) -> dict:
+def _read_record(path: Path) -> _Stored:
     if not path.is_file():
         return {}
-    try:
-        stored = json.loads(path.read_text())
-        version = stored.get("format", 1)
-    except (ValueError, AttributeError) as e:
-        raise UsageError(
-            f"{path} is damaged ({e}); remove it: the run folders say which trials have finished"
-        ) from e
+    advice = "remove it: the run folders say which trials have finished"
+    version = read_json(path, _Version, error=UsageError, advice=advice).get("format", 1)
     if version > FORMAT_VERSION:
         raise UsageError(
             f"{path} was written by a newer version of mbv3_jax, in format {version}; this one "
             f"reads formats up to {FORMAT_VERSION}"
         )
-    return stored
+    return read_json(path, _Stored, error=UsageError, advice=advice)
 
 
 @contextlib.contextmanager
@@ -150,7 +168,7 @@ def claim(folder: Path) -> Iterator[typing.TextIO]:
         yield lock
 
 
-def summaries(run: Path) -> dict[str, dict]:
+def summaries(run: Path) -> dict[str, _Summary]:
     """The results of a finished trial, by seed folder; "" for an ordinary run.
 
     A trial over `config.seeds` has a run folder for each seed inside its own, and has finished
@@ -159,8 +177,8 @@ def summaries(run: Path) -> dict[str, dict]:
     result = {}
     for folder in _run_folders(run):
         try:
-            summary = json.loads((folder / "summary.json").read_text())
-        except (OSError, ValueError):
+            summary = read_json(folder / "summary.json", _Summary)
+        except RunError:  # none yet; a damaged one is named by the trial when it resumes
             return {}
         result["" if folder == run else folder.name] = summary
     return result
@@ -208,7 +226,7 @@ class ProgressReader:
         return cached[1]
 
 
-def _newest_records(path: Path) -> list[dict]:
+def _newest_records(path: Path) -> list[MetricsRecord]:
     """The last complete records of a metrics.jsonl."""
     with path.open("rb") as f:
         size = f.seek(0, 2)
@@ -218,12 +236,12 @@ def _newest_records(path: Path) -> list[dict]:
     # The first line may be cut, and the last is still being written.
     for line in lines[1 if start else 0 : -1]:
         # A damaged line is named by the trial when it resumes, and by a report.
-        with contextlib.suppress(ValueError, RecursionError):
-            records.append(parse_object(line.decode()))
+        with contextlib.suppress(ValueError):
+            records.append(parse_record(line))
     return records
 
 
-def _progress(records: list[dict], config: ConfigDict) -> Progress:
+def _progress(records: list[MetricsRecord], config: ConfigDict) -> Progress:
     newest = {record["kind"]: record for record in records}
     top1 = newest["eval"]["top1"] if "eval" in newest else None
     if "train" not in newest:
@@ -259,7 +277,7 @@ def rows(jobs: Iterable[Job]) -> list[dict]:
                     "seed": int(part.removeprefix("seed")) if part else job.config.seed,
                     **{f"config.{field}": value for field, value in job.overrides.items()},
                     **{f"eval.{name}": value for name, value in summary["eval"].items()},
-                    **{name: summary[name] for name in kept if name in summary},
+                    **{name: value for name, value in summary.items() if name in kept},
                 }
             )
     return result

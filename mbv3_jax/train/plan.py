@@ -12,8 +12,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mbv3_jax.arch.spec import NetSpec
-from mbv3_jax.core.checks import check_whole, choose, flag
-from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.checks import check_number, check_whole, choose, flag
+from mbv3_jax.core.errors import UsageError, first_line
+from mbv3_jax.core.json_values import as_type
 from mbv3_jax.data import loader
 from mbv3_jax.run.config import UNITS, Duration, spec_of
 from mbv3_jax.run.model import Preprocessing, preprocessing_of_config
@@ -161,12 +162,14 @@ def read_plan(config: ConfigDict, run: Path | None = None) -> Plan:
         what would be right.
       RunError: the folder that the run starts from is damaged.
     """
-    warm_start = read_warm_start(config, run)
-    spec = warm_start.spec if warm_start else spec_of(config)
     try:
+        warm_start = read_warm_start(config, run)
+        spec = warm_start.spec if warm_start else spec_of(config)
         return _read_plan(config, spec, warm_start)
     except ValueError as e:
         raise UsageError(f"config: {e}") from e
+    except (AttributeError, KeyError) as e:  # as a ConfigDict says what it has not
+        raise UsageError(f"config: has no field {first_line(e)}") from e
 
 
 def _read_plan(config: ConfigDict, spec: NetSpec, warm_start: WarmStart | None) -> Plan:
@@ -179,12 +182,12 @@ def _read_plan(config: ConfigDict, spec: NetSpec, warm_start: WarmStart | None) 
     check_whole("keep_checkpoints", config.keep_checkpoints, at_least=1)
     for field in ("keep_best", "save_predictions"):
         flag(field, config[field])
-    compute = ComputePlan(**config.compute.to_dict())
+    compute = as_type(config.compute.to_dict(), ComputePlan, "compute")
     choose("compute.batch_norm", compute.batch_norm, BATCH_NORMS)
     flag("compute.shard_optimizer", compute.shard_optimizer)
     flag("finetune.freeze_bn", config.finetune.freeze_bn)
     finetune = config.finetune.to_dict()
-    finetune["lr_factors"] = tuple(finetune["lr_factors"] or ())
+    finetune["lr_factors"] = list(finetune["lr_factors"] or ())
     warmup_fields = tuple(f"warmup_{unit}" for unit in UNITS)
     return Plan(
         seed=config.seed,
@@ -193,7 +196,7 @@ def _read_plan(config: ConfigDict, spec: NetSpec, warm_start: WarmStart | None) 
         num_classes=config.net.num_classes,
         preprocessing=preprocessing,
         warm_start=warm_start,
-        finetune=FinetunePlan(**finetune),
+        finetune=as_type(finetune, FinetunePlan, "finetune"),
         quant=_quant(config),
         compute=compute,
         data=DataPlan.read(config.data),
@@ -244,5 +247,5 @@ def _quant(config: ConfigDict) -> QuantPlan | None:
     return QuantPlan(
         delay=Duration.read(group, "delay", "quant."),
         freeze=Duration.read(group, "freeze", "quant."),
-        range_decay=float(group.range_decay),
+        range_decay=check_number("quant.range_decay", group.range_decay),
     )

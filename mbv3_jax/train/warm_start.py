@@ -16,9 +16,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mbv3_jax.arch import build
-from mbv3_jax.arch.spec import NetSpec, spec_from_json
+from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.errors import RunError, UsageError
-from mbv3_jax.core.files import expand_user, parse_json, read_file
+from mbv3_jax.core.files import expand_user
+from mbv3_jax.core.json_values import read_json
 from mbv3_jax.nn import functional
 from mbv3_jax.run.config import INIT_FIELDS
 from mbv3_jax.run.model import (
@@ -27,6 +28,7 @@ from mbv3_jax.run.model import (
     crop_options,
     load_model,
     preprocessing_of_config,
+    read_init,
 )
 
 INIT_FILE = "init.json"
@@ -138,16 +140,11 @@ def read_warm_start(config: ConfigDict, run: Path | None = None) -> WarmStart | 
     if config.init is None:
         return None
     if run and (run / INIT_FILE).is_file():
-        spec = read_file(run / "spec.json", spec_from_json)
-
-        def parse(text: str) -> WarmStart:
-            stored = parse_json(text, dict)
-            preprocessing = Preprocessing(**stored["preprocessing"])
-            return WarmStart(
-                folder=stored["folder"], spec=spec, preprocessing=preprocessing, stored=stored
-            )
-
-        return read_file(run / INIT_FILE, parse)
+        spec = read_json(run / "spec.json", NetSpec)
+        stored, preprocessing = read_init(run)
+        return WarmStart(
+            folder=stored["folder"], spec=spec, preprocessing=preprocessing, stored=dict(stored)
+        )
     folder = expand_user(config.init, "config.init", error=UsageError).absolute()
     try:
         model = load_model(folder)

@@ -1,14 +1,12 @@
-"""Files are replaced whole, neighbours are not touched, and JSON is read with its type."""
+"""Files are replaced whole, and neighbours are not touched."""
 
 import json
 
 import pytest
 
-from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.core.files import (
     is_temporary,
     open_atomically,
-    read_json,
     remove_temporaries,
     replacing,
     write_atomically,
@@ -101,35 +99,6 @@ def test_writing_replaces_the_whole_text(tmp_path):
         write_atomically(path, text)
         assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
         assert path.read_text() == text
-
-
-@pytest.mark.parametrize(
-    ("text", "kind"),
-    [('{"a": 1}', dict), ('{"a": 1}', dict[str, int]), ('["a"]', list[str]), ("[[1]]", list)],
-)
-def test_json_of_the_expected_type(tmp_path, text, kind):
-    (tmp_path / "f.json").write_text(text)
-    assert read_json(tmp_path / "f.json", kind) == json.loads(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "kind", "reason"),
-    [
-        ("{", dict, "Expecting property name"),
-        ("[]", dict, r"got \[\], expected a JSON value of type dict"),
-        ("[1]", list[str], r"got \[1\], expected a JSON value of type list\[str\]"),
-        ('{"a": "b"}', dict[str, int], r"expected a JSON value of type dict\[str, int\]"),
-        (None, dict, "No such file or directory"),
-    ],
-)
-def test_a_damaged_file_is_named_with_the_reason(tmp_path, text, kind, reason):
-    path = tmp_path / "f.json"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(RunError, match=f"^{path} is damaged: .*{reason}"):
-        read_json(path, kind)
-    with pytest.raises(UsageError, match=r"; remove it$"):
-        read_json(path, kind, error=UsageError, advice="remove it")
 
 
 def test_no_file_of_the_user_is_touched(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from time_limit import time_limit
 
 from mbv3_jax.core.errors import RunError
-from mbv3_jax.core.files import expand_user, open_regular, read_bytes, read_json, read_text
+from mbv3_jax.core.files import expand_user, open_regular, read_bytes, read_text
+from mbv3_jax.core.json_values import read_json
 
 
 def _fifo(path: Path) -> None:

@@ -186,7 +186,7 @@ class TestRefused:
         (tmp_path / "config.json").write_text('{"program": "search"}')
         said = self.refused(capsys, tmp_path)
         assert "no network has been chosen yet (found.json)" in said and "same command" in said
-        (tmp_path / "found.json").write_text('{"small": {}, "large": {}}')
+        (tmp_path / "found.json").write_text('{"found": {"small": {}, "large": {}}}')
         (tmp_path / "runs" / "small").mkdir(parents=True)
         (tmp_path / "runs" / "small" / "summary.json").write_text("{}")
         assert "to be trained: runs/large;" in self.refused(capsys, tmp_path)
@@ -223,4 +223,4 @@ class TestRefused:
         (tmp_path / "search.json").write_text("{")
         assert "search.json is damaged" in self.refused(capsys, tmp_path)
         (tmp_path / "search.json").write_text("[]")
-        assert "the file: got [], expected an object" in self.refused(capsys, tmp_path)
+        assert "of another version: got [], expected an object" in self.refused(capsys, tmp_path)

@@ -195,18 +195,24 @@ DAMAGE = {
         r"not a complete import folder: it has",
     ),
     "digests": (lambda f: (f / "digests.json").write_text("["), r"its digests.json is missing or"),
-    "spec": (lambda f: (f / "spec.json").write_text("{}"), r"spec.json is damaged: spec: unknown"),
+    "spec": (lambda f: (f / "spec.json").write_text("{}"), r"spec.json is damaged: unknown"),
     "classes": (
         lambda f: (f / "classes.json").write_text("[1]"),
-        r"classes.json is damaged: got \[1\]",
+        r"classes.json is damaged: \[0\]: got 1, expected a string",
     ),
     "number": (
         lambda f: (f / "classes.json").write_text('["a", "b"]'),
         r"does not fit together: class_names: got 2, expected the 10 of the network tiny",
     ),
     "preprocessing": (
-        lambda f: (f / "preprocessing.json").write_text('{"crop": 1}'),
+        lambda f: (f / "preprocessing.json").write_text(
+            '{"mean": [0, 0, 0], "std": [1, 1, 1], "crop": 1}'
+        ),
         r"preprocessing.json is damaged: .*'crop'",
+    ),
+    "no preprocessing": (  # which the defaults must not stand for
+        lambda f: (f / "preprocessing.json").write_text("{}"),
+        r"preprocessing.json is damaged: mean: missing, expected a list",
     ),
 }
 

@@ -184,8 +184,8 @@ def test_a_folder_without_a_format_is_of_version_1(tmp_path, tiny_config, tiny_s
             '{"version": 99}',
             r"was written by a newer version of mbv3_jax, in format 99; this one reads formats up ",
         ),
-        ("{}", r"format.json is damaged: version: got None, expected a whole number"),
-        ("[]", r"format.json is damaged: got \[\], expected a JSON value of type dict"),
+        ("{}", r"format.json is damaged: version: missing, expected a whole number"),
+        ("[]", r"format.json is damaged: got \[\], expected an object"),
     ],
 )
 def test_a_folder_of_a_newer_version_is_refused(tmp_path, tiny_config, tiny_spec, text, message):

@@ -12,6 +12,10 @@ def write(run, *records, end=""):
     (run / "metrics.jsonl").write_text(text + end)
 
 
+def summary(steps):
+    return {"steps": steps, "eval": {"top1": 0.5, "loss": 1.0}}
+
+
 TRAIN = {"step": 40, "kind": "train", "loss": 1.0, "top1": 0.1, "images_per_second": 80.0}
 
 
@@ -48,8 +52,10 @@ def test_a_run_has_ended_when_it_has_a_result(tmp_path):
     assert summaries(run) == {}
     (run / "summary.json").write_text('{"ste')
     assert summaries(run) == {}
-    (run / "summary.json").write_text('{"steps": 1}')
-    assert summaries(run) == {"": {"steps": 1}}
+    (run / "summary.json").write_text('{"eval": {}}')
+    assert summaries(run) == {}
+    (run / "summary.json").write_text(json.dumps(summary(1)))
+    assert summaries(run) == {"": summary(1)}
 
 
 def test_a_run_over_seeds_has_ended_when_all_have(tmp_path, tiny_config):
@@ -57,7 +63,7 @@ def test_a_run_over_seeds_has_ended_when_all_have(tmp_path, tiny_config):
         write(tmp_path / f"seed{seed}", {**TRAIN, "step": 6})
         (tmp_path / f"seed{seed}" / "config.json").write_text("{}")
     assert ProgressReader()(tmp_path, tiny_config()).step == 6
-    (tmp_path / "seed0" / "summary.json").write_text('{"steps": 1}')
+    (tmp_path / "seed0" / "summary.json").write_text(json.dumps(summary(1)))
     assert summaries(tmp_path) == {}
-    (tmp_path / "seed1" / "summary.json").write_text('{"steps": 2}')
-    assert summaries(tmp_path) == {"seed0": {"steps": 1}, "seed1": {"steps": 2}}
+    (tmp_path / "seed1" / "summary.json").write_text(json.dumps(summary(2)))
+    assert summaries(tmp_path) == {"seed0": summary(1), "seed1": summary(2)}

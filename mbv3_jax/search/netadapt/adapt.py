@@ -20,22 +20,25 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
 from etils import epath
 from rich.console import Console
 
-from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
+from mbv3_jax.arch.spec import NetSpec, spec_to_json
 from mbv3_jax.core.checks import check_number, check_whole, choose
 from mbv3_jax.core.errors import RunError, UsageError, first_line
 from mbv3_jax.core.files import (
     check_storable,
     is_temporary,
+    read_file,
     remove_temporaries,
     replacing,
     write_atomically,
 )
+from mbv3_jax.core.json_values import Number, as_type, parse_json
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.functional import Variables
 from mbv3_jax.run.checkpoint import check_digests, read_arrays, write_arrays, write_digests
@@ -165,6 +168,41 @@ def _is_same(value, stored) -> bool:
     return value == stored
 
 
+class _State(TypedDict):
+    cost: Number
+    accuracy: Number
+
+
+class _Tried(TypedDict):
+    change: str
+    saved: Number
+    accuracy: Number
+
+
+class _Step(_State):
+    change: str
+    proposals: list[_Tried]
+
+
+class _Network(TypedDict):
+    spec: NetSpec
+    kept: dict[str, list[int]]
+
+
+class _Settings(TypedDict):
+    config: dict[str, Any]
+
+
+class _Stored(TypedDict):
+    """What netadapt.json holds."""
+
+    settings: _Settings
+    seed: dict[str, Any]  # a _State, once it is known
+    steps: list[_Step]
+    pending: list[_Tried]
+    network: _Network | None
+
+
 class Log:
     """The folder of a NetAdapt run, which may be empty at first.
 
@@ -189,36 +227,41 @@ class Log:
         self.seed: dict = {}
         self.steps: list[dict] = []
         self.pending: list[dict] = []
-        self._network: dict | None = None
+        self._network: _Network | None = None
         check_storable(folder, "choose another --out")
         path = folder / FILE
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder} is not a folder; choose another --out")
         if path.is_file():
             check_format(folder)
-            try:
-                tree = json.loads(path.read_text())
-                stored = tree["settings"]
-                self.seed, self.steps, self.pending, self._network = (
-                    tree[name] for name in ("seed", "steps", "pending", "network")
-                )
-            except (OSError, ValueError, KeyError, TypeError) as e:
-                raise RunError(f"{path} is damaged ({e!r}); choose another --out") from e
-            self._compare(stored)
+            self._compare(read_file(path, self._load, advice="choose another --out"))
         elif folder.exists():
             names = [p.name for p in folder.iterdir() if p.name not in (LOCK, FORMAT_FILE)]
             foreign = [name for name in names if not is_temporary(name, (FILE, FORMAT_FILE))]
             if foreign:
                 raise UsageError(f"{folder} holds {foreign[0]} and no {FILE}; choose another --out")
 
-    def _compare(self, stored: dict) -> None:
+    def _load(self, text: bytes) -> dict[str, Any]:
+        """Takes over what netadapt.json holds; returns the settings, "config" a ConfigDict."""
+        tree = parse_json(text, _Stored)
+        if tree["seed"]:
+            self.seed = dict(as_type(tree["seed"], _State, "seed"))
+        self.steps = [dict(step) for step in tree["steps"]]
+        self.pending = [dict(proposal) for proposal in tree["pending"]]
+        self._network = tree["network"]
+        if self.steps and not (self.seed and self._network):
+            raise ValueError("seed, network: missing, expected those of the steps")
+        config = config_from_json(json.dumps(tree["settings"]["config"]))
+        return {**tree["settings"], "config": config}
+
+    def _compare(self, stored: dict[str, Any]) -> None:
         different = {
             name: (value, stored.get(name))
             for name, value in self.settings.items()
             if name != "config" and not _is_same(value, stored.get(name))
         }
-        configs = [json.dumps(settings["config"]) for settings in (self.settings, stored)]
-        different |= config_differences(*map(config_from_json, configs))
+        config = config_from_json(json.dumps(self.settings["config"]))
+        different |= config_differences(config, stored["config"])
         if different:
             listed = "\n".join(
                 f"  {name}: this command {value!r}, the folder {stored_value!r}"
@@ -251,12 +294,28 @@ class Log:
         if weights.parent.is_dir():
             remove_temporaries(weights.parent, (weights.name,))
 
-    @property
-    def network(self) -> tuple[NetSpec, Kept]:
-        """The network after the finished steps, of which there must be one, and its channels."""
+    def network(self, seed: NetSpec) -> tuple[NetSpec, Kept]:
+        """The network after the finished steps, of which there must be one, and its channels.
+
+        Args:
+          seed: The network at the start.
+
+        Raises:
+          RunError: They do not belong together.
+        """
         assert self._network is not None, "no step has been finished"
-        kept = {name: np.array(found, int) for name, found in self._network["kept"].items()}
-        return spec_from_json(json.dumps(self._network["spec"])), kept
+        spec, kept = self._network["spec"], self._network["kept"]
+        of_seed, of_spec = masks.widths(seed), masks.widths(spec)
+        if {name: len(set(channels)) for name, channels in kept.items()} != of_spec or not all(
+            0 <= channel < of_seed.get(name, 0)
+            for name, channels in kept.items()
+            for channel in channels
+        ):
+            raise RunError(
+                f"{self.folder / FILE} is damaged: network.kept: not the channels of network.spec; "
+                "choose another --out"
+            )
+        return spec, {name: np.array(channels) for name, channels in kept.items()}
 
     def weights(self, seed: NetSpec) -> Variables:
         """Reads the seed network's variables after the finished steps, of which there must be one.
@@ -289,7 +348,7 @@ class Log:
         except Exception as e:  # whatever the storage raises
             raise RunError(f"cannot write {new}: {first_line(e)}") from e
         self._network = {
-            "spec": json.loads(spec_to_json(spec)),
+            "spec": spec,
             "kept": {name: channels.tolist() for name, channels in kept.items()},
         }
         self.steps, self.pending = [*self.steps, step], []
@@ -306,7 +365,8 @@ class Log:
             "network": self._network
         }
         try:
-            write_atomically(self.folder / FILE, json.dumps(tree, indent=1))
+            text = json.dumps(tree, indent=1, default=dataclasses.asdict)  # of the spec
+            write_atomically(self.folder / FILE, text)
         except OSError as e:
             raise RunError(f"cannot write {self.folder / FILE}: {e.strerror}") from e
 
@@ -336,7 +396,7 @@ class _Adapt:
         last = log.seed
         self.console.print(self._line("seed", last))
         if log.steps:
-            (spec, kept), variables = log.network, log.weights(self.model.spec)
+            (spec, kept), variables = log.network(self.model.spec), log.weights(self.model.spec)
             last = log.steps[-1]
             self.console.print(self._line(f"resuming after step {len(log.steps)}", last))
         while last["cost"] > settings["target"]:

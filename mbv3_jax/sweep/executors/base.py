@@ -14,11 +14,14 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from mbv3_jax.core import packages
 from mbv3_jax.core.errors import EXIT_INTERRUPTED, EXIT_RESTART, RunError, UsageError
+from mbv3_jax.core.json_values import parse_json
 from mbv3_jax.sweep.plan import Job
+
+T = TypeVar("T")
 
 QUEUED, RUNNING, ENDED, STOPPED = "queued", "running", "ended", "stopped"
 
@@ -54,6 +57,14 @@ def ended(code: int, reason: str = "") -> Status:
     """The status of a trial that exited with this code and is not restarted."""
     stopped = code in (EXIT_RESTART, EXIT_INTERRUPTED)
     return Status(STOPPED if stopped else ENDED, code, reason)
+
+
+def parse_answer(program: str, text: str, kind: type[T]) -> T:
+    """What a program has answered in JSON; raises RunError if it is something else."""
+    try:
+        return parse_json(text, kind)
+    except ValueError as e:
+        raise RunError(f"cannot read what {program} answers: {e}") from e
 
 
 class Executor(Protocol):

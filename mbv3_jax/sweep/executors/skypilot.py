@@ -1,13 +1,13 @@
 """Trials as managed jobs of SkyPilot: machines of any cloud, with recovery from preemption."""
 
 import dataclasses
-import json
 import shlex
 import subprocess
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 import yaml
 
@@ -23,9 +23,19 @@ from mbv3_jax.sweep.executors.base import (
     label,
     need,
     next_free,
+    parse_answer,
     run,
 )
 from mbv3_jax.sweep.plan import Job
+
+
+class _ManagedJob(TypedDict):
+    """What is read of a job in SkyPilot's queue."""
+
+    job_name: str | None
+    status: str
+    failure_reason: NotRequired[str | None]
+
 
 _ADVICE = f"{packages.install('skypilot')}, in an environment of its own"
 _MOUNT = "/sweeps"
@@ -142,7 +152,8 @@ class SkyPilot:
         done = subprocess.run(listing, capture_output=True, text=True)
         if done.returncode:  # SkyPilot's server does not answer at the moment
             return {}
-        queue = {job["job_name"]: job for job in json.loads(done.stdout)}
+        answer = parse_answer("sky", done.stdout, list[_ManagedJob])
+        queue = {job["job_name"]: job for job in answer}
         gone = Status(ENDED, None, "SkyPilot no longer knows the job")
         return {
             name: _status(queue[handle]) if handle in queue else gone
@@ -155,7 +166,7 @@ class SkyPilot:
             run([program, "jobs", "cancel", "--yes", f"--name={handle}"], what="cancelling")
 
 
-def _status(job: Mapping) -> Status:
+def _status(job: _ManagedJob) -> Status:
     state, reason = job["status"], job.get("failure_reason") or ""
     if state == "SUCCEEDED":
         return Status(ENDED, 0)

@@ -1,13 +1,13 @@
 """Trials as xpk workloads: JobSets on a GKE cluster with Kueue, for slices of TPU pods."""
 
 import dataclasses
-import json
 import shlex
 import subprocess
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 from mbv3_jax.core.checks import check_whole
 from mbv3_jax.core.packages import install
@@ -20,9 +20,41 @@ from mbv3_jax.sweep.executors.base import (
     label,
     need,
     next_free,
+    parse_answer,
     run,
 )
 from mbv3_jax.sweep.plan import Job
+
+
+class _Metadata(TypedDict):
+    name: str
+
+
+class _Condition(TypedDict):
+    type: str
+    status: str
+    message: NotRequired[str]
+
+
+class _JobSetStatus(TypedDict):
+    conditions: NotRequired[list[_Condition]]
+
+
+class _JobSetSpec(TypedDict):
+    suspend: NotRequired[bool]
+
+
+class _JobSet(TypedDict):
+    metadata: _Metadata
+    spec: _JobSetSpec
+    status: NotRequired[_JobSetStatus]
+
+
+class _JobSets(TypedDict):
+    """What is read of what kubectl lists."""
+
+    items: list[_JobSet]
+
 
 _NAME_LIMIT = 39  # xpk's validators.py: less than 40 characters
 _XPK = f"{install('xpk')}, in an environment of its own"
@@ -134,7 +166,8 @@ class Xpk:
         done = subprocess.run(listing, capture_output=True, text=True)
         if done.returncode:  # the cluster does not answer at the moment
             return {}
-        jobsets = {item["metadata"]["name"]: item for item in json.loads(done.stdout)["items"]}
+        answer = parse_answer("kubectl", done.stdout, _JobSets)
+        jobsets = {item["metadata"]["name"]: item for item in answer["items"]}
         gone = Status(ENDED, None, "the JobSet is no longer on the cluster")
         return {
             name: _status(jobsets[handle]) if handle in jobsets else gone
@@ -148,9 +181,9 @@ class Xpk:
             run([*arguments, *handles.values()], what="cancelling")
 
 
-def _status(jobset: Mapping) -> Status:
-    status = jobset.get("status", {})
-    conditions = {c["type"]: c for c in status.get("conditions", ()) if c["status"] == "True"}
+def _status(jobset: _JobSet) -> Status:
+    listed = jobset.get("status", {}).get("conditions", [])
+    conditions = {c["type"]: c for c in listed if c["status"] == "True"}
     if "Completed" in conditions:
         return Status(ENDED, 0)
     if "Failed" in conditions:
