@@ -191,6 +191,8 @@ def expansions(spec: NetSpec, widths: Sequence[int] | None) -> NetSpec:
     """
     if widths is None:
         return spec
+    if not isinstance(widths, Sequence):
+        raise ValueError(f"expansions: got {widths!r}, expected a whole number for each block")
     if len(widths) != len(spec.blocks):
         raise ValueError(
             f"expansions: got {len(widths)}, but {spec.name} has {len(spec.blocks)} blocks here"

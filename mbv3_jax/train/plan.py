@@ -187,7 +187,8 @@ def _read_plan(config: ConfigDict, spec: NetSpec, warm_start: WarmStart | None) 
     flag("compute.shard_optimizer", compute.shard_optimizer)
     flag("finetune.freeze_bn", config.finetune.freeze_bn)
     finetune = config.finetune.to_dict()
-    finetune["lr_factors"] = list(finetune["lr_factors"] or ())
+    if isinstance(factors := finetune["lr_factors"], tuple | None):
+        finetune["lr_factors"] = list(factors or ())  # as JSON has it
     warmup_fields = tuple(f"warmup_{unit}" for unit in UNITS)
     return Plan(
         seed=config.seed,
