@@ -182,9 +182,9 @@ def _read_plan(config: ConfigDict, spec: NetSpec, warm_start: WarmStart | None) 
     check_whole("keep_checkpoints", config.keep_checkpoints, at_least=1)
     for field in ("keep_best", "save_predictions"):
         flag(field, config[field])
+    flag("compute.shard_optimizer", config.compute.shard_optimizer)
     compute = as_type(config.compute.to_dict(), ComputePlan, "compute")
     choose("compute.batch_norm", compute.batch_norm, BATCH_NORMS)
-    flag("compute.shard_optimizer", compute.shard_optimizer)
     flag("finetune.freeze_bn", config.finetune.freeze_bn)
     finetune = config.finetune.to_dict()
     if isinstance(factors := finetune["lr_factors"], tuple | None):

@@ -180,6 +180,28 @@ def test_a_folder_without_a_format_is_of_version_1(tmp_path, tiny_config, tiny_s
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('["a", "b"', r"not JSON \(Expecting ',' delimiter: column 10\)"),
+        ('["a", 5]', r"\[1\]: got 5, expected a string"),
+        ('["a"]', "got 1 name, expected the 2 of the data"),
+    ],
+)
+def test_damaged_class_names_are_found_when_a_run_resumes(
+    tmp_path, tiny_config, tiny_spec, text, message
+):
+    claim_folder(tmp_path, tiny_config(), tiny_spec, ["a", "b"]).close()
+    path = tmp_path / "classes.json"
+    before = path.read_text()
+    path.write_text(text)
+    with pytest.raises(UsageError, match=f"^{path} is damaged: {message}; remove it and run"):
+        claim_folder(tmp_path, tiny_config(), tiny_spec, ["a", "b"])
+    path.unlink()
+    claim_folder(tmp_path, tiny_config(), tiny_spec, ["a", "b"]).close()
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
         (
             '{"version": 99}',
             r"was written by a newer version of mbv3_jax, in format 99; this one reads formats up ",

@@ -240,6 +240,18 @@ def test_a_damaged_log_is_named(run, target, tmp_path):
         adapt.shrink(run, cost.madds, target, tmp_path, **OPTIONS)
 
 
+@pytest.mark.parametrize("channels", [[], [0, 0], [-1], [10**6]])
+def test_channels_that_a_network_does_not_have_are_named(run, whole, tmp_path, channels):
+    out, _ = whole
+    tree = json.loads((out / "netadapt.json").read_text())
+    name = next(iter(tree["network"]["kept"]))
+    tree["network"]["kept"][name] = channels
+    (tmp_path / "netadapt.json").write_text(json.dumps(tree))
+    log = adapt.Log(tmp_path, tree["settings"])
+    with pytest.raises(RunError, match=r"netadapt\.json is damaged: network\.kept: "):
+        log.network(load_model(run).spec)
+
+
 def test_it_says_what_is_reached_where_nothing_saves_enough(run, target, tmp_path):
     with pytest.raises(RunError, match=r"after 0 steps no proposal saves .* reached .*, not"):
         adapt.shrink(run, cost.madds, target, tmp_path / "out", **OPTIONS | {"delta": 0.9})

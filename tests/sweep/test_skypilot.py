@@ -16,6 +16,7 @@ from paths import ROOT
 from sweep_tools import jobs_of, sweep_file
 
 from mbv3_jax.cli import sweep
+from mbv3_jax.core.errors import RunError
 from mbv3_jax.sweep.combinators import trial
 from mbv3_jax.sweep.executors import base, skypilot
 
@@ -115,6 +116,9 @@ def test_states_are_those_of_the_queue(tmp_path, monkeypatch, state, expected):
     executor = skypilot.make(tmp_path, None, accelerators="A100:1", bucket="s3://b")
     assert executor.poll({"a": "a-1"}) == {"a": expected}
     assert executor.poll({"a": "b-1"})["a"].state == "ended"
+    sky.write_text("#!/bin/sh\necho '[3]'\n")
+    with pytest.raises(RunError, match=r"what sky answers: \[0\]: got 3, expected an object"):
+        executor.poll({"a": "a-1"})
 
 
 def test_without_skypilot_it_says_so(tmp_path, monkeypatch, capfd):

@@ -13,6 +13,7 @@ import yaml
 from sweep_tools import jobs_of, sweep_file
 
 from mbv3_jax.cli import sweep
+from mbv3_jax.core.errors import RunError
 from mbv3_jax.sweep.combinators import product, seeds, trial
 from mbv3_jax.sweep.executors import base, xpk
 
@@ -80,6 +81,9 @@ def test_states_are_those_of_the_jobset(tmp_path, monkeypatch, executor, spec, s
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert executor.poll({"a": "w-1"}) == {"a": expected}
     assert executor.poll({"a": "w-2"})["a"].reason == "the JobSet is no longer on the cluster"
+    answer.write_text('{"items": 5}')
+    with pytest.raises(RunError, match="what kubectl answers: items: got 5, expected a list"):
+        executor.poll({"a": "w-1"})
     kubectl.write_text("#!/bin/sh\nexit 1\n")
     assert executor.poll({"a": "w-1"}) == {}
 
