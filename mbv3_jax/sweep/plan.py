@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -62,10 +63,11 @@ def of_seeds(sweep: Sweep, wanted: Sequence[int]) -> Sweep:
     Raises:
       UsageError: a seed is not one of the sweep's, or a trial has none of its own.
     """
-    trials, known = [], set()
+    trials: list[Trial] = []
+    known: set[int] = set()
     for trial in sweep.trials:
         together = "seeds" in trial.overrides
-        own = trial.overrides["seeds"] if together else [trial.overrides.get(SEED)]
+        own: Any = trial.overrides["seeds"] if together else [trial.overrides.get(SEED)]
         if None in own:
             raise UsageError(
                 f"--seeds: trial {trial.name!r} has no seeds of its own; set --config.seed=N"
