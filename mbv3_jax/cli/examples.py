@@ -35,6 +35,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "import": (
         "import --from=timm --weights=mobilenetv3_large_100.ra_in1k --out=imported",
         "import --from=torchvision --weights=mobilenet_v3_small.pth --out=imported",
+        "import --from=timm --weights=checkpoint.pth.tar --dry-run",
     ),
     "export-weights": ("export-weights --run=runs/small --to=timm --out=small.safetensors",),
     "export": (

@@ -11,6 +11,7 @@ from mbv3_jax.core.files import check_storable
 from mbv3_jax.core.packages import program
 
 _LIBRARIES = ("timm", "torchvision", "keras")
+_MOST_NAMES = 12
 
 
 def add_parsers(commands) -> None:
@@ -24,7 +25,11 @@ def add_parsers(commands) -> None:
         "--from", required=True, choices=_LIBRARIES, dest="library", help="the other library"
     )
     take.add_argument("--weights", required=True, help="FILE, or the NAME of published weights")
-    take.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
+    where = take.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path, metavar="DIR", help="a new folder")
+    where.add_argument(
+        "--dry-run", action="store_true", help="say what would be read and left out, write nothing"
+    )
     take.add_argument(
         "--network",
         help="the library's name of the network, NETWORK or NETWORK.TAG, if the file does not tell",
@@ -67,9 +72,11 @@ def add_parsers(commands) -> None:
 
 def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     no_more(overrides, "import")
-    check_storable(flags.out, "give another --out")  # before anything is downloaded
-    if flags.out.exists() and (not flags.out.is_dir() or any(flags.out.iterdir())):
-        raise UsageError(f"--out={flags.out}: exists already; give a folder that is new or empty")
+    out = flags.out
+    if out is not None:  # before anything is downloaded
+        check_storable(out, "give another --out")
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError(f"--out={out}: exists already; give a folder that is new or empty")
     from mbv3_jax.arch import cost
     from mbv3_jax.interop.convert import import_weights
     from mbv3_jax.run.model import save_model
@@ -83,13 +90,20 @@ def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         revision=flags.revision,
         sha256=flags.sha256,
     )
-    save_model(flags.out, imported.model, origin=imported.origin)
+    if out is not None:
+        save_model(out, imported.model, origin=imported.origin)
     spec, view, origin = imported.model.spec, imported.model.preprocessing, imported.origin
     published = f", {origin['weights']}" if origin["weights"] else ""
     print(
-        f"imported {flags.library}'s {imported.network.label}{published}: "
+        f"{'would import' if out is None else 'imported'} "
+        f"{flags.library}'s {imported.network.label}{published}: "
         f"{cost.params(spec):,} parameters, {counted(spec.num_classes, 'class')}"
     )
+    place = ", ".join(origin[key] for key in ("part", "prefix") if origin[key])
+    if place:
+        print(f"found under: {place}")
+    if origin["left_out"]:
+        print(f"left out: {_listed(origin['left_out'])}")
     if "revision" in origin:
         revision = origin["revision"]
         print(f"revision: {revision} (to import the same again: --revision={revision})")
@@ -99,7 +113,14 @@ def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         f"{view.interpolation}, mean {view.mean}, std {view.std}; {origin['preprocessing']}"
     )
     print(f"class names: {origin['class_names']}")
-    print(f"next: {program()} predict --import={shlex.quote(str(flags.out))} IMAGES...")
+    if out is not None:
+        print(f"next: {program()} predict --import={shlex.quote(str(out))} IMAGES...")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The names, of which a network has hundreds, on one line."""
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _export(flags: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.errors import UsageError
-from mbv3_jax.interop import download, mapping, networks, weight_files
+from mbv3_jax.interop import download, layout, mapping, networks, weight_files
 from mbv3_jax.interop.class_names import find_class_names
 from mbv3_jax.interop.networks import Network
 from mbv3_jax.interop.pretrained import (
@@ -98,6 +98,8 @@ def import_weights(
         "weights": entry.name if entry else None,
         "file": path.name,
         "part": file.part,
+        "prefix": file.prefix,
+        "left_out": [*layout.summary(file.beside), *file.left_out],
         "sha256": file.sha256,
         **download_origin,
         "preprocessing": preprocessing_source,

@@ -1,0 +1,154 @@
+"""Reads Keras' files, of version 3 and older ones, with the names of version 3.
+
+`layers/conv2d_3/vars/0` is the first variable of the fourth Conv2D; a network that is a layer of
+another is `layers/functional/layers/conv2d_3/vars/0`. Only layers are read.
+"""
+
+import io
+import math
+import re
+import zipfile
+import zlib
+from typing import Any
+
+import numpy as np
+
+from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.limits import Total, check_archive
+from mbv3_jax.core.packages import need
+
+Tensors = dict[str, np.ndarray]
+
+
+def read_keras(data: bytes) -> tuple[str | None, Tensors, list[str]]:
+    """Reads the bytes of a .weights.h5, .keras or .h5 file.
+
+    Returns:
+      None, for Keras has one network in a file; its tensors by name, in their own types; and the
+      names of what is left out.
+
+    Raises:
+      UsageError: it is not a file of Keras, or refers to other files.
+      OverLimit: unpacked, it is too large.
+    """
+    h5py = need("h5py", "reading Keras' files", "weights")
+    if data[:2] == b"PK":  # .keras: a zip archive
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            check_archive(archive)
+            data = archive.read("model.weights.h5")
+    with h5py.File(io.BytesIO(data), "r") as file:
+        _check_self_contained(h5py, file)
+        if "layers" in file and "layer_names" not in file.attrs:
+            return None, _read_datasets(h5py, file), []
+        group = file.get("model_weights", file)
+        if "layer_names" not in group.attrs:
+            raise UsageError("it is not a Keras file: it has neither layers nor layer_names")
+        return None, _read_older(group), []
+
+
+def _check_self_contained(h5py: Any, file: Any) -> None:
+    """Checks that all values lie in the file itself.
+
+    HDF5 reads what a file refers to like the file's own values: a file from a stranger could so
+    bring bytes of any file of this machine into weights that are then passed on. Keras writes no
+    links but hard ones, so that soft ones need not be followed to find out where they lead.
+
+    Raises:
+      UsageError: they do not; the message has the name of the first such dataset or link.
+    """
+
+    # HDF5 stops at the first name that one of these returns; it does not pass exceptions on.
+    def find_link(name: bytes, link: Any) -> str | None:
+        if link.type == h5py.h5l.TYPE_HARD:
+            return None
+        kind = "a soft" if link.type == h5py.h5l.TYPE_SOFT else "an external"
+        return f"{name.decode(errors='backslashreplace')} is {kind} link"
+
+    def find_dataset(name: str, item: Any) -> str | None:
+        if not isinstance(item, h5py.Dataset) or not (item.is_virtual or item.external):
+            return None
+        return f"{name} is a dataset with {'virtual' if item.is_virtual else 'external'} storage"
+
+    outside = file.id.links.visit(find_link, info=True)  # also links that lead nowhere
+    outside = outside or file.visititems(find_dataset)
+    if outside:
+        raise UsageError(f"{outside}, expected only datasets in the file itself")
+
+
+def _read_datasets(h5py: Any, file: Any) -> Tensors:
+    """Reads a Keras 3 file: layers/CLASS_NUMBER/vars/NUMBER.
+
+    The states of optimizers and dropout are left out.
+    """
+    tensors: Tensors = {}
+    total = Total("MBV3_MAX_UNPACKED_BYTES", "as float32, its tensors have")
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and not re.search(r"^optimizer/|/seed_generator/", name):
+            tensors[name] = _read_dataset(item, total)
+
+    file.visititems(visit)
+    return tensors
+
+
+def _read_older(group: Any) -> Tensors:
+    """Reads a Keras 2 file, which lists its layers in order, with the names of Keras 3."""
+    tensors: Tensors = {}
+    total = Total("MBV3_MAX_UNPACKED_BYTES", "as float32, its tensors have")
+    counts: dict[str, int] = {}
+    for layer in group.attrs["layer_names"]:
+        layer = _text(layer)
+        names = [_text(n) for n in group[layer].attrs["weight_names"]]
+        if not names:
+            continue
+        values = [_read_dataset(group[layer][n], total) for n in names]
+        if len(values) == 4:
+            kind = "batch_normalization"
+        elif "depthwise" in names[0].rpartition("/")[2] or "depthwise" in layer:
+            kind = "depthwise_conv2d"
+        else:
+            kind = "dense" if values[0].ndim == 2 else "conv2d"
+        number = counts[kind] = counts.get(kind, -1) + 1
+        place = f"layers/{kind}" + (f"_{number}" if number else "")
+        tensors |= {f"{place}/vars/{i}": value for i, value in enumerate(values)}
+    return tensors
+
+
+def _read_dataset(dataset: Any, total: Total) -> np.ndarray:
+    # HDF5 unpacks whole chunks, which may be larger than what they are chunks of.
+    count = max(dataset.size or 0, math.prod(dataset.chunks or ()))
+    total.add(count * max(4, dataset.dtype.itemsize))
+    _check_packed_chunks(dataset)
+    return dataset[()]
+
+
+def _check_packed_chunks(dataset: Any) -> None:
+    """Refuses chunks that hold more than they declare, which HDF5 unpacks to whatever they hold.
+
+    Raises:
+      UsageError: a chunk is larger, or is packed by anything but gzip, whose size can be found
+        without unpacking it all.
+    """
+    from h5py import h5z
+
+    plist = dataset.id.get_create_plist()
+    filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+    packers = [f for f in filters if f not in (h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32)]
+    if not packers:
+        return
+    if packers != [h5z.FILTER_DEFLATE]:
+        raise UsageError(f"{dataset.name} is packed by another method than gzip")
+    declared = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    places: list[tuple[int, ...]] = []
+    dataset.id.chunk_iter(lambda chunk: places.append(chunk.chunk_offset))
+    for place in places:
+        skipped, packed = dataset.id.read_direct_chunk(place)
+        if skipped >> filters.index(h5z.FILTER_DEFLATE) & 1:  # stored as it is
+            continue
+        most = declared + 4  # with the checksum of FILTER_FLETCHER32
+        if len(zlib.decompressobj().decompress(packed, most + 1)) > most:
+            raise UsageError(f"{dataset.name}: a part of it holds more than {declared:,} bytes")
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
