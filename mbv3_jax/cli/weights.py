@@ -97,13 +97,16 @@ def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     print(
         f"{'would import' if out is None else 'imported'} "
         f"{flags.library}'s {imported.network.label}{published}: "
-        f"{cost.params(spec):,} parameters, {counted(spec.num_classes, 'class')}"
+        f"{cost.params(spec):,} parameters, "
+        f"{'no head' if origin['new'] else counted(spec.num_classes, 'class')}"
     )
     place = ", ".join(origin[key] for key in ("part", "prefix") if origin[key])
     if place:
         print(f"found under: {place}")
     if origin["left_out"]:
         print(f"left out: {_listed(origin['left_out'])}")
+    if origin["new"]:
+        print(f"new: {', '.join(origin['new'])}, to be trained: the file has none that is read")
     if "revision" in origin:
         revision = origin["revision"]
         print(f"revision: {revision} (to import the same again: --revision={revision})")
@@ -114,7 +117,11 @@ def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     )
     print(f"class names: {origin['class_names']}")
     if out is not None:
-        print(f"next: {program()} predict --import={shlex.quote(str(out))} IMAGES...")
+        folder = shlex.quote(str(out))
+        if origin["new"]:
+            print(f"next: {program()} train --config=finetune:folder=DIR --config.init={folder}")
+        else:
+            print(f"next: {program()} predict --import={folder} IMAGES...")
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -131,6 +138,7 @@ def _export(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     weight_files.check_writable(flags.library, flags.out)
     folder = flags.run or flags.imported
     model = load_model(folder, step=flags.step, weights=flags.weights)
+    model.require_head(folder)
     network = convert.export_weights(model, flags.library, flags.out, width=flags.width)
     print(
         f"wrote {flags.out}: {flags.library}'s {network.label}, {model.spec.num_classes} classes; "

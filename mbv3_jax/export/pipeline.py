@@ -85,6 +85,7 @@ def export(
     """
     _check_out(out, formats.SUFFIXES[target.file_format])
     model = load_model(folder, step=step, weights=weights)
+    model.require_head(folder)
     if model.spec.in_channels != 3:
         raise UsageError(f"{folder}: has {model.spec.in_channels} channels, but images have 3")
     run = folder if (folder / "config.json").is_file() else None

@@ -1,7 +1,7 @@
 """From a file of another library to a model of ours, and back."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.interop import download, layout, mapping, networks, weight_files
 from mbv3_jax.interop.class_names import find_class_names
+from mbv3_jax.interop.identify import BESIDE, identify
 from mbv3_jax.interop.networks import Network
 from mbv3_jax.interop.pretrained import (
     PRETRAINED,
@@ -19,13 +20,10 @@ from mbv3_jax.interop.pretrained import (
 )
 from mbv3_jax.run.model import Model, Preprocessing
 
-_MOST_PROBLEMS = 12  # that are listed for a network that was not named
 _MOST_DIFFERENCES = 8
 # Fields in which our network may differ from a library's, because no layer depends on them.
 _FREE_FIELDS = ("name", "resolution", "num_classes", "bn_decay", "dropout", "drop_path")
 _INCEPTION = Preprocessing()
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,16 +45,22 @@ def import_weights(
     revision: str | None = None,
     sha256: str | None = None,
 ) -> Imported:
-    """Imports weights of another library, strictly: every tensor and every variable is used once.
+    """Imports weights of another library.
+
+    Every tensor of stem, blocks and last 1x1 is used once, and every variable is filled once. A
+    head that is not the library's is taken over if it is a single dense layer, see `identify`.
 
     Args:
       library: "timm", "torchvision" or "keras".
       weights: a file, or the name of published weights: NETWORK or NETWORK.TAG.
       network: NETWORK or NETWORK.TAG, if the tensors fit several networks.
       width: the scaling argument of torchvision or Keras; None tries `networks.WIDTHS`.
-      classes: a file of class names.
+      classes: a file of class names; not for a network without a head.
       revision: a commit of the Hub repository.
       sha256: the hash that the file must have, or its first digits.
+
+    Returns:
+      The model; without a head to take over, it has no class names, and logits that are zero.
 
     Raises:
       UsageError: the file does not fit the network, or an option does not fit the file.
@@ -77,12 +81,19 @@ def import_weights(
         raise UsageError(f"{path}: its SHA-256 is {file.sha256}, expected {sha256}")
     entry = entry or pretrained_of_file(library, file.sha256, file.md5)
     entry, name, width = _settle(library, path, entry, network, width)
-    shapes = {n: t.shape for n, t in file.tensors.items()}
-    identified = identify(library, shapes, name, width, str(path))
+    tensors = file.tensors | {BESIDE + n: t for n, t in file.beside.items()}
+    fit = identify(library, {n: t.shape for n, t in tensors.items()}, name, width, str(path))
+    identified, table = fit.network, fit.table
     resolution = entry.resolution if entry else identified.spec.resolution
     spec = identified.spec.replace(resolution=resolution)
-    variables = mapping.to_ours(mapping.pairs(library, spec), file.tensors)
-    class_names, names_source = find_class_names(spec.num_classes, classes)
+    used = [pair.theirs for pair in table if pair.theirs is not None]
+    variables = mapping.to_ours(table, {n: tensors[n] for n in used})
+    if "logits" not in fit.new:
+        class_names, names_source = find_class_names(spec.num_classes, classes)
+    elif classes is None:
+        class_names, names_source = (), "none, for the network has no head"
+    else:
+        raise UsageError(f"--classes={classes}: {path} has no head that is read, so no classes")
     if entry:
         preprocessing, preprocessing_source = entry.preprocessing, f"of {entry.name}"
     else:
@@ -99,7 +110,8 @@ def import_weights(
         "file": path.name,
         "part": file.part,
         "prefix": file.prefix,
-        "left_out": [*layout.summary(file.beside), *file.left_out],
+        "left_out": [*layout.summary(fit.left_out), *file.left_out],
+        "new": list(fit.new),
         "sha256": file.sha256,
         **download_origin,
         "preprocessing": preprocessing_source,
@@ -147,80 +159,6 @@ def _settle(
     if width is None and library != "timm" and not entry.network.startswith("mnasnet"):
         width = entry.width
     return entry, entry.network, width
-
-
-def identify(
-    library: str,
-    shapes: Shapes,
-    name: str | None = None,
-    width: float | None = None,
-    what: str = "the file",
-) -> Network:
-    """Finds the network that tensors of these shapes belong to.
-
-    Args:
-      library: the library whose names the tensors have.
-      shapes: the shape of each tensor, by name.
-      name: the name of the network, if it is known.
-      width: the width of the network, if it is known.
-      what: the origin of the tensors, for messages.
-
-    Returns:
-      The network, with as many classes as the tensors have.
-
-    Raises:
-      UsageError: no network fits (the message lists every tensor that does not fit), or several
-        networks fit equally well.
-    """
-    fitting: dict[NetSpec, Network] = {}
-    misfits: list[tuple[list[str], Network]] = []
-    for network in networks.candidates(library, name, width):
-        network = _with_classes(network, shapes)
-        if problems := mapping.problems(mapping.pairs(library, network.spec), shapes):
-            misfits.append((problems, network))
-        else:
-            fitting.setdefault(network.spec, network)
-    if len(fitting) == 1:
-        return next(iter(fitting.values()))
-    if fitting:
-        names = ", ".join(n.name for n in fitting.values())
-        raise UsageError(
-            f"{what} fits several networks equally well: {names}. They have the same tensors and "
-            "differ in padding or BatchNorm; choose one with --network=NAME or NAME.TAG"
-        )
-    problems, nearest = min(misfits, key=lambda misfit: len(misfit[0]))
-    if name is not None:
-        head = f"{what} is not {library}'s {nearest.label}"
-    else:
-        for other in networks.LIBRARIES:
-            if other != library and (match := _first_fitting(other, shapes)):
-                raise UsageError(
-                    f"{what} does not fit any network of {library}; its tensors are those of "
-                    f"{other}'s {match.label}: use --from={other}"
-                )
-        head = f"{what} does not fit any network of {library}; the nearest is {nearest.label}"
-        more = len(problems) - _MOST_PROBLEMS
-        if more > 0:
-            rest = f"... and {more} more; --network={nearest.name} lists them all"
-            problems = [*problems[:_MOST_PROBLEMS], rest]
-    raise UsageError(f"{head}:\n  " + "\n  ".join(problems))
-
-
-def _first_fitting(library: str, shapes: Shapes) -> Network | None:
-    for network in networks.candidates(library):
-        network = _with_classes(network, shapes)
-        if not mapping.problems(mapping.pairs(library, network.spec), shapes):
-            return network
-    return None
-
-
-def _with_classes(network: Network, shapes: Shapes) -> Network:
-    """The network with as many classes as the tensors of its logits have."""
-    logits_bias = mapping.pairs(network.library, network.spec)[-1].theirs
-    shape = shapes.get(logits_bias, ()) if logits_bias else ()
-    if len(shape) != 1 or shape[0] < 1:
-        return network
-    return dataclasses.replace(network, spec=network.spec.replace(num_classes=int(shape[0])))
 
 
 def export_weights(model: Model, library: str, out: Path, *, width: float | None = None) -> Network:

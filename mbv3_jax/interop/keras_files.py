@@ -19,6 +19,14 @@ from mbv3_jax.core.packages import need
 
 Tensors = dict[str, np.ndarray]
 
+# What is saved beside the layers; tf.keras 2 has metrics there once a network is compiled.
+_STATES = re.compile(r"_?(optimizer|loss_tracker|(compiled?_)?(metrics|loss))")
+_MOST_VARIABLES = 4  # of one layer: those of BatchNorm
+# The order of the variables of a layer in Keras 3.
+_VARIABLES = {
+    name: i for i, name in enumerate(("gamma", "beta", "moving_mean", "moving_variance"))
+} | {"kernel": 0, "depthwise_kernel": 0, "bias": 1}
+
 
 def read_keras(data: bytes) -> tuple[str | None, Tensors, list[str]]:
     """Reads the bytes of a .weights.h5, .keras or .h5 file.
@@ -38,12 +46,13 @@ def read_keras(data: bytes) -> tuple[str | None, Tensors, list[str]]:
             data = archive.read("model.weights.h5")
     with h5py.File(io.BytesIO(data), "r") as file:
         _check_self_contained(h5py, file)
-        if "layers" in file and "layer_names" not in file.attrs:
-            return None, _read_datasets(h5py, file), []
         group = file.get("model_weights", file)
-        if "layer_names" not in group.attrs:
+        if "layer_names" in group.attrs:
+            return None, _read_older(group), []
+        tensors, left_out = _read_datasets(h5py, file)
+        if not tensors:
             raise UsageError("it is not a Keras file: it has neither layers nor layer_names")
-        return None, _read_older(group), []
+        return None, tensors, left_out
 
 
 def _check_self_contained(h5py: Any, file: Any) -> None:
@@ -75,24 +84,35 @@ def _check_self_contained(h5py: Any, file: Any) -> None:
         raise UsageError(f"{outside}, expected only datasets in the file itself")
 
 
-def _read_datasets(h5py: Any, file: Any) -> Tensors:
-    """Reads a Keras 3 file: layers/CLASS_NUMBER/vars/NUMBER.
+def _read_datasets(h5py: Any, file: Any) -> tuple[Tensors, list[str]]:
+    """Reads a Keras 3 file: layers/CLASS_NUMBER/vars/NUMBER, at any depth.
 
-    The states of optimizers and dropout are left out.
+    Returns:
+      The tensors, and the groups that are no layers: the optimizer, metrics, the state of dropout.
     """
     tensors: Tensors = {}
+    left_out: dict[str, None] = {}
     total = Total("MBV3_MAX_UNPACKED_BYTES", "as float32, its tensors have")
 
     def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and not re.search(r"^optimizer/|/seed_generator/", name):
-            tensors[name] = _read_dataset(item, total)
+        place = name.replace("\\", "/").replace("_layer_checkpoint_dependencies/", "layers/")
+        first = place.partition("/")[0]
+        if not isinstance(item, h5py.Dataset) or "/seed_generator/" in place:
+            return
+        if _STATES.match(first):
+            left_out[first] = None
+        elif "/vars/" in place:
+            tensors[place] = _read_dataset(item, total)
 
     file.visititems(visit)
-    return tensors
+    return tensors, list(left_out)
 
 
 def _read_older(group: Any) -> Tensors:
-    """Reads a Keras 2 file, which lists its layers in order, with the names of Keras 3."""
+    """Reads a Keras 2 file, which lists its layers in order, with the names of Keras 3.
+
+    A layer that is a network lists all its variables, those that are trained before the others.
+    """
     tensors: Tensors = {}
     total = Total("MBV3_MAX_UNPACKED_BYTES", "as float32, its tensors have")
     counts: dict[str, int] = {}
@@ -101,17 +121,62 @@ def _read_older(group: Any) -> Tensors:
         names = [_text(n) for n in group[layer].attrs["weight_names"]]
         if not names:
             continue
-        values = [_read_dataset(group[layer][n], total) for n in names]
-        if len(values) == 4:
-            kind = "batch_normalization"
-        elif "depthwise" in names[0].rpartition("/")[2] or "depthwise" in layer:
-            kind = "depthwise_conv2d"
-        else:
-            kind = "dense" if values[0].ndim == 2 else "conv2d"
-        number = counts[kind] = counts.get(kind, -1) + 1
-        place = f"layers/{kind}" + (f"_{number}" if number else "")
-        tensors |= {f"{place}/vars/{i}": value for i, value in enumerate(values)}
+        values = {n: _read_dataset(group[layer][n], total) for n in dict.fromkeys(names)}
+        if len(names) <= _MOST_VARIABLES:
+            tensors |= _as_layer("", layer, values, counts)
+            continue
+        # A network: its layers in the order of the pass.
+        place = f"layers/{_number('functional', counts)}/"
+        layers: dict[str, dict[str, np.ndarray]] = {}
+        for name, value in values.items():
+            layers.setdefault(name.rpartition("/")[0], {})[name] = value
+        inner: dict[str, int] = {}
+        for name in sorted(layers, key=_order):
+            tensors |= _as_layer(place, name, layers[name], inner)
     return tensors
+
+
+def _as_layer(
+    place: str, layer: str, values: dict[str, np.ndarray], counts: dict[str, int]
+) -> Tensors:
+    """The variables of a layer under the name that Keras 3 gives it."""
+    first, value = next(iter(values.items()))
+    if len(values) == 4:
+        kind = "batch_normalization"
+    elif "depthwise" in first.rpartition("/")[2] or "depthwise" in layer:
+        kind = "depthwise_conv2d"
+    else:
+        kind = "dense" if value.ndim == 2 else "conv2d"
+    ordered = sorted(values, key=lambda name: _VARIABLES.get(_leaf(name), 0))
+    place += f"layers/{_number(kind, counts)}"
+    return {f"{place}/vars/{i}": values[name] for i, name in enumerate(ordered)}
+
+
+def _number(kind: str, counts: dict[str, int]) -> str:
+    number = counts[kind] = counts.get(kind, -1) + 1
+    return f"{kind}_{number}" if number else kind
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition("/")[2].partition(":")[0]
+
+
+def _order(layer: str) -> tuple[int, int]:
+    """Where a layer of keras.applications' MobileNets is in the pass, by its name.
+
+    Such names are `expanded_conv_3_squeeze_excite_conv_1` or, before Keras 3,
+    `expanded_conv_3/squeeze_excite/Conv_1`; `block_3_expand_BN`; outside the blocks `Conv`,
+    `Conv_1_bn`, `bn_Conv1`. Layers with other names keep their places after these.
+    """
+    name = layer.lower().replace("/", "_")
+    if block := re.search(r"(?:^|_)(?:expanded_conv|block)(?:_(\d+))?_(.*)", name):
+        parts = ("expand", "depthwise", "squeeze_excite_conv_1", "squeeze_excite", "project")
+        part = next((i for i, p in enumerate(parts) if block[2].startswith(p)), len(parts))
+        return 1 + int(block[1] or 0), {2: 3, 3: 2}.get(part, part)
+    if re.search(r"(^|_)conv1?(_bn|_batchnorm.*)?$", name):
+        return 0, 0
+    last = re.search(r"(?:^|_)conv_(\d+)(?:_bn|_batchnorm.*)?$", name)
+    return 10_000, int(last[1]) if last else 10_000
 
 
 def _read_dataset(dataset: Any, total: Total) -> np.ndarray:
@@ -119,7 +184,12 @@ def _read_dataset(dataset: Any, total: Total) -> np.ndarray:
     count = max(dataset.size or 0, math.prod(dataset.chunks or ()))
     total.add(count * max(4, dataset.dtype.itemsize))
     _check_packed_chunks(dataset)
-    return dataset[()]
+    value = dataset[()]
+    if dataset.attrs.get("dtype") == "bfloat16" and value.dtype.itemsize == 2:
+        import ml_dtypes
+
+        return value.view(ml_dtypes.bfloat16)  # a type that HDF5 does not have
+    return value
 
 
 def _check_packed_chunks(dataset: Any) -> None:

@@ -6,6 +6,7 @@ import and export both read it.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -181,7 +182,7 @@ class Pair:
 
     ours: the path of our variable, such as "params/block1/depthwise/conv/kernel".
     theirs: the name of the library's tensor, such as "blocks.0.0.conv_dw.weight"; None if the
-      library has no such tensor, because it is zero there.
+      library has no such tensor, because it is zero there, or the file has no such layer.
     shape: the shape of our variable.
     axes: for kernels, the position of each of our axes in the library's tensor.
     flat: whether the library's kernel is a matrix, as in a dense layer.
@@ -218,18 +219,22 @@ class Pair:
         )
 
 
-def pairs(library: str, spec: NetSpec) -> list[Pair]:
+def pairs(library: str, spec: NetSpec, names: Names | None = None) -> list[Pair]:
     """Lists every variable of a network once, in the order of the forward pass.
 
     Args:
       library: "timm", "torchvision" or "keras".
       spec: a network of that library; its name decides how the library numbers the layers.
+      names: our layers -> theirs, of a network with another head; layers that are not among them
+        have no tensors.
     """
     choose("library", library, NAMES)
     kind, separator = ("keras", "/") if library == "keras" else ("torch", ".")
     kernels = _kernels(spec)
     table = []
-    for path, (name, is_dense) in NAMES[library](spec).items():
+    names = NAMES[library](spec) if names is None else names
+    for path in parameter_paths(spec):
+        name, is_dense = names.get(path, (None, False))
         if path.endswith("/bn"):
             width = kernels[path[: -len("bn")] + "conv"][3]
             for ours, theirs in _BATCH_NORM[kind].items():
@@ -237,7 +242,7 @@ def pairs(library: str, spec: NetSpec) -> list[Pair]:
                 table.append(
                     Pair(
                         ours=f"{collection}/{path}/{leaf}",
-                        theirs=f"{name}{separator}{theirs}",
+                        theirs=name and f"{name}{separator}{theirs}",
                         shape=(width,),
                     )
                 )
@@ -253,10 +258,11 @@ def pairs(library: str, spec: NetSpec) -> list[Pair]:
                 axes = _HWOI if path.endswith("/depthwise/conv") else _HWIO
             is_kernel = leaf == "kernel"
             lacks_bias = path == "head" and spec.name == "mobilenet_v3_rw"
+            has_tensor = name is not None and (is_kernel or not lacks_bias)
             table.append(
                 Pair(
                     ours=f"{collection}/{path}/{leaf}",
-                    theirs=None if lacks_bias and not is_kernel else f"{name}{separator}{theirs}",
+                    theirs=f"{name}{separator}{theirs}" if has_tensor else None,
                     shape=shape if is_kernel else shape[3:],
                     axes=axes if is_kernel else None,
                     flat=is_dense and is_kernel,
@@ -299,6 +305,9 @@ def problems(table: list[Pair], shapes: Mapping[str, tuple[int, ...]]) -> list[s
 def to_ours(table: list[Pair], tensors: Mapping[str, np.ndarray]) -> dict[str, dict]:
     """Converts a library's tensors to our variables; each is used once, and each is filled once.
 
+    Variables without a tensor are zero, but for the last 1x1, through which a network can be
+    trained: its kernel is drawn as `nn.functional.init` draws it, its BatchNorm changes nothing.
+
     Returns:
       {"params", "batch_stats"}, float32.
 
@@ -314,10 +323,18 @@ def to_ours(table: list[Pair], tensors: Mapping[str, np.ndarray]) -> dict[str, d
         for parent in parents:
             node = node.setdefault(parent, {})
         if pair.theirs is None:
-            node[leaf] = np.zeros(pair.shape, np.float32)
+            node[leaf] = _new_value(pair)
         else:
             node[leaf] = pair.to_ours(np.asarray(tensors[pair.theirs], np.float32))
     return variables
+
+
+def _new_value(pair: Pair) -> np.ndarray:
+    *_, layer, leaf = pair.ours.split("/")
+    if layer == "conv":
+        deviation = math.sqrt(2 / pair.shape[3])
+        return np.random.default_rng(0).normal(0, deviation, pair.shape).astype(np.float32)
+    return np.full(pair.shape, 1 if leaf in ("scale", "var") else 0, np.float32)
 
 
 def to_theirs(table: list[Pair], variables: Mapping[str, dict]) -> dict[str, np.ndarray]:

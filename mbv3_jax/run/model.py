@@ -109,7 +109,7 @@ class Model:
     spec: the network.
     variables: {"params", "batch_stats"}, float32 arrays of NumPy or JAX.
     preprocessing: from an image file to its input.
-    class_names: one per label.
+    class_names: one per label; none for a network without a head, whose logits mean nothing yet.
     """
 
     spec: NetSpec
@@ -118,12 +118,28 @@ class Model:
     class_names: tuple[str, ...]
 
     def __post_init__(self):
-        if len(self.class_names) != self.spec.num_classes:
+        headless = not self.class_names and self.spec.num_classes == 1
+        if len(self.class_names) != self.spec.num_classes and not headless:
             raise ValueError(
                 f"class_names: got {len(self.class_names)}, expected the "
                 f"{self.spec.num_classes} of the network {self.spec.name}"
             )
         functional.check(self.spec, self.variables)
+
+    def require_head(self, folder: Path) -> None:
+        """Checks that the network has classes.
+
+        Args:
+          folder: of the model, for the message.
+
+        Raises:
+          UsageError: it was imported without a head.
+        """
+        if not self.class_names:
+            raise UsageError(
+                f"{folder}: a network without a head, so without classes; embed and training "
+                f"(--config.init={folder}) take it"
+            )
 
 
 def save_model(folder: Path, model: Model, *, origin: Mapping) -> None:

@@ -75,6 +75,7 @@ class Inference:
         weights: str = "auto",
         batch: int = 32,
     ):
+        self.folder = Path(folder)
         self.model = load_model(folder, step=step, weights=weights)
         if self.model.spec.in_channels != 3:
             raise UsageError(
@@ -100,7 +101,11 @@ class Inference:
         Args:
           paths: of the image files.
           **options: of `make_predict_step`.
+
+        Raises:
+          UsageError: the network has no head.
         """
+        self.model.require_head(self.folder)
         return Results(self, make_predict_step, paths, **options)
 
     def embeddings(self, paths: Sequence[str]) -> "Results":
@@ -216,6 +221,7 @@ def evaluate_on(
     """
     inference = Inference(folder, step=step, weights=weights, batch=batch)
     model = inference.model
+    model.require_head(folder)
     options = {key: value for key, value in data.items() if value is not None}
     loading = {key: options.pop(key) for key in LOADER_OPTIONS if key in options}
     name, on_error = options.pop("name"), options.get("on_error", "raise")

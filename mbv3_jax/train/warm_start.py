@@ -82,7 +82,8 @@ class WarmStart:
         model = self.load()
         new = _new_stages(spec, model)
         if new:
-            why = f"{spec.num_classes} classes, {model.spec.num_classes} there"
+            there = f"{model.spec.num_classes} there" if model.class_names else "no head there"
+            why = f"{spec.num_classes} classes, {there}"
             message = f"the weights of {self.folder}, but new {', '.join(new)} ({why})"
         elif model.class_names != tuple(class_names):
             message = (
@@ -119,7 +120,8 @@ class WarmStart:
 
 def _new_stages(spec: NetSpec, model: Model) -> list[str]:
     """The stages of the network `spec` that `model` has no weights for."""
-    return [] if spec.num_classes == model.spec.num_classes else ["logits"]
+    has_logits = model.class_names and spec.num_classes == model.spec.num_classes
+    return [] if has_logits else ["logits"]
 
 
 def read_warm_start(config: ConfigDict, run: Path | None = None) -> WarmStart | None:

@@ -1,0 +1,239 @@
+"""Which network the tensors of a file belong to: a library's own, or one with another head or none.
+
+Fine-tuning keeps stem, blocks and last 1x1, and replaces what follows. A single dense layer there
+can be taken over whatever its name; of anything else, tensors do not tell what it computes (they
+have no nonlinearities), so that it is left out and the network gets new logits.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+
+from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.errors import UsageError
+from mbv3_jax.interop import mapping, networks
+from mbv3_jax.interop.mapping import Names
+from mbv3_jax.interop.networks import Network
+
+BESIDE = "../"  # before the names of tensors that are not inside the network, see `layout`
+_MOST_PROBLEMS = 12  # that are listed for a network that was not named
+# The modules of networks, and of wrappers around them, that may be heads.
+_HEADS = {
+    "torch": re.compile(r"(classifier|conv_head|head|fc|linear|last_linear)\."),
+    "keras": re.compile(
+        r"layers/(dense|conv2d|batch_normalization|layer_normalization|p_re_lu)(_\d+)?/"
+    ),
+}
+_NO_LAYER = re.compile(r"(criterion|loss|metric|accuracy|optimizer)")
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A network whose variables a file has.
+
+    network: the library's network, with the head, classes and channels of the file.
+    names: our layers -> the file's, as `mapping.pairs` takes them.
+    new: the stages that the file has no tensors for: "logits", and maybe "last".
+    left_out: the tensors that are not used, by their names in the file.
+    """
+
+    network: Network
+    names: Names
+    new: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def table(self) -> list[mapping.Pair]:
+        """See `mapping.pairs`."""
+        return mapping.pairs(self.network.library, self.network.spec, self.names)
+
+
+def identify(
+    library: str,
+    shapes: Shapes,
+    name: str | None = None,
+    width: float | None = None,
+    what: str = "the file",
+) -> Fit:
+    """Finds the network that tensors of these shapes belong to.
+
+    Args:
+      library: the library whose names the tensors have.
+      shapes: the shape of each tensor, by name; names of tensors outside the network begin with
+        `BESIDE`.
+      name: the name of the network, if it is known.
+      width: the width of the network, if it is known.
+      what: the origin of the tensors, for messages.
+
+    Returns:
+      The network, with as many classes as the tensors have; without a head that can be taken over
+      it has one class and "logits" among the new stages.
+
+    Raises:
+      UsageError: no network fits (the message lists every tensor that does not fit), or several
+        networks fit equally well.
+    """
+    misfits: list[tuple[list[str], Network]] = []
+    for fit_one in (_fit_whole, _fit_backbone):
+        fitting: dict[NetSpec, Fit] = {}
+        for network in networks.candidates(library, name, width):
+            fit, problems = fit_one(network, shapes)
+            if fit is not None:
+                fitting.setdefault(fit.network.spec, fit)
+            elif fit_one is _fit_whole:
+                misfits.append((problems, network))
+        if len(fitting) == 1:
+            return next(iter(fitting.values()))
+        if fitting:
+            names = ", ".join(fit.network.name for fit in fitting.values())
+            raise UsageError(
+                f"{what} fits several networks equally well: {names}. They have the same tensors "
+                "and differ in padding or BatchNorm; choose one with --network=NAME or NAME.TAG"
+            )
+    problems, nearest = min(misfits, key=lambda misfit: len(misfit[0]))
+    if name is not None:
+        head = f"{what} is not {library}'s {nearest.label}"
+    else:
+        for other in networks.LIBRARIES:
+            if other != library and (match := _first_fitting(other, shapes)):
+                raise UsageError(
+                    f"{what} does not fit any network of {library}; its tensors are those of "
+                    f"{other}'s {match.label}: use --from={other}"
+                )
+        head = f"{what} does not fit any network of {library}; the nearest is {nearest.label}"
+        more = len(problems) - _MOST_PROBLEMS
+        if more > 0:
+            rest = f"... and {more} more; --network={nearest.name} lists them all"
+            problems = [*problems[:_MOST_PROBLEMS], rest]
+    raise UsageError(f"{head}:\n  " + "\n  ".join(problems))
+
+
+def _first_fitting(library: str, shapes: Shapes) -> Network | None:
+    fits: tuple[Callable[[Network, Shapes], tuple[Fit | None, list[str]]], ...]
+    fits = (_fit_whole, _fit_backbone)
+    for fit_one in fits:
+        for network in networks.candidates(library):
+            if (fit := fit_one(network, shapes)[0]) is not None:
+                return fit.network
+    return None
+
+
+def _inside(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    return {name: shape for name, shape in shapes.items() if not name.startswith(BESIDE)}
+
+
+def _fit_whole(network: Network, shapes: Shapes) -> tuple[Fit | None, list[str]]:
+    """Fits the network with the library's head, which may have any number of classes.
+
+    Returns:
+      The fit or None, and what does not fit.
+    """
+    inside = _inside(shapes)
+    network = _with_classes(network, inside)
+    if problems := mapping.problems(mapping.pairs(network.library, network.spec), inside):
+        return None, problems
+    names = mapping.NAMES[network.library](network.spec)
+    beside = tuple(n.removeprefix(BESIDE) for n in shapes if n not in inside)
+    return Fit(network=network, names=names, left_out=beside), []
+
+
+def _with_classes(network: Network, shapes: Shapes) -> Network:
+    """The network with as many classes as the tensors of its logits have."""
+    logits_bias = mapping.pairs(network.library, network.spec)[-1].theirs
+    shape = shapes.get(logits_bias, ()) if logits_bias else ()
+    if len(shape) != 1 or shape[0] < 1:
+        return network
+    return dataclasses.replace(network, spec=network.spec.replace(num_classes=int(shape[0])))
+
+
+def _fit_backbone(network: Network, shapes: Shapes) -> tuple[Fit | None, list[str]]:
+    """Fits stem, blocks and last 1x1, and what can be taken over of the head.
+
+    Returns:
+      The fit or None, and what does not fit.
+    """
+    library, spec, inside = network.library, network.spec, _inside(shapes)
+    names = mapping.NAMES[library](spec)
+    kept: Names = {layer: n for layer, n in names.items() if layer not in ("head", "logits")}
+    new = ["logits"]
+    if not any(inside.keys() & _tensors(network, "last")):
+        kept = {layer: n for layer, n in kept.items() if not layer.startswith("last/")}
+        new = ["last", "logits"]
+    table = mapping.pairs(library, spec.replace(head=None), kept)
+    trunk = {pair.theirs for pair in table}
+    heads = _HEADS["keras" if library == "keras" else "torch"]
+    rest = {name for name in inside if name not in trunk and heads.match(name)}
+    if problems := mapping.problems(table, {n: s for n, s in inside.items() if n not in rest}):
+        return None, problems
+    used = trunk
+    features = spec.last.out
+    head = None
+    if own := _own_head(network, inside, rest):
+        kept["head"], head, features = names["head"], spec.head, spec.head.out if spec.head else 0
+        rest -= own
+        used = used | own
+    others = [n for n in shapes if (n in rest or n not in inside) and not _NO_LAYER.search(n)]
+    classes = 1
+    if "last" not in new and (layer := _only_dense(library, others, shapes, features)):
+        name, classes = layer
+        kept["logits"], new = (name, True), []
+        used = used | set(others)
+    changed = spec.replace(head=head, num_classes=classes)
+    fit = Fit(
+        network=dataclasses.replace(network, spec=changed),
+        names=kept,
+        new=tuple(new),
+        left_out=tuple(n.removeprefix(BESIDE) for n in shapes if n not in used),
+    )
+    return fit, []
+
+
+def _tensors(network: Network, stage: str) -> dict[str, tuple[int, ...]]:
+    """The library's tensors of one of our stages, with their shapes."""
+    table = mapping.pairs(network.library, network.spec)
+    return {
+        pair.theirs: pair.their_shape
+        for pair in table
+        if pair.theirs is not None and pair.ours.split("/")[1] == stage
+    }
+
+
+def _own_head(network: Network, inside: Shapes, rest: set[str]) -> set[str]:
+    """The tensors of the library's layer between pooling and logits, if the file has that layer.
+
+    torchvision numbers it inside its classifier, so that a layer of the same number and shape may
+    be one of another classifier; it is its own where nothing else is new in there but the logits.
+    """
+    if network.spec.head is None:
+        return set()
+    own = _tensors(network, "head")
+    if any(inside.get(name) != shape for name, shape in own.items()):
+        return set()
+    if network.library == "torchvision":
+        logits = mapping.NAMES["torchvision"](network.spec)["logits"][0]
+        if any(not name.startswith(f"{logits}.") for name in rest - own.keys()):
+            return set()
+    return set(own)
+
+
+def _only_dense(
+    library: str, names: list[str], shapes: Shapes, features: int
+) -> tuple[str, int] | None:
+    """The layer and its number of outputs, if these are the tensors of one dense layer.
+
+    Args:
+      library: whose names these are.
+      names: of tensors.
+      shapes: of all tensors.
+      features: the number of inputs that the layer must have.
+    """
+    kernel, bias = ("/vars/0", "/vars/1") if library == "keras" else (".weight", ".bias")
+    layer = next((n.removesuffix(kernel) for n in names if n.endswith(kernel)), None)
+    if layer is None or sorted(names) != sorted((layer + kernel, layer + bias)):
+        return None
+    shape = shapes[layer + kernel] if library != "keras" else shapes[layer + kernel][::-1]
+    if len(shape) != 2 or shape[1] != features or shapes[layer + bias] != shape[:1]:
+        return None
+    return layer, shape[0]
