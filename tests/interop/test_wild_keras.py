@@ -11,7 +11,7 @@ from peer_compare import TOLERANCE, error, import_peer, keras_peers
 from peer_values import redraw
 
 from mbv3_jax import __main__
-from mbv3_jax.interop import weight_files
+from mbv3_jax.interop import mapping, networks, weight_files
 from mbv3_jax.nn import functional
 from mbv3_jax.run.model import load_model
 
@@ -155,3 +155,44 @@ def test_squeeze_and_excite_and_v2_in_older_files(tmp_path):
             same = {layer.name for layer in base.layers if type(layer) is kind}
             back = [n for n in sorted(shuffled, key=keras_files._order) if n in same]
             assert back == [n for n in layers if n in same]
+
+
+def test_only_layers_of_compiled_networks_are_read(tmp_path, capsys):
+    """As tf.keras 2.12 to 2.15 and Keras 3 with mixed precision save them after `fit`."""
+    h5py = import_peer("h5py", "files of Keras")
+    spec = networks.get("keras", "MobileNetV2", width=0.35).spec.replace(num_classes=3)
+    rng = np.random.default_rng(0)
+    tensors = {
+        p.theirs: rng.uniform(0.5, 1, p.their_shape).astype(np.float32)
+        for p in mapping.pairs("keras", spec)
+    }
+    states = {
+        "metrics/mean/vars/0": np.zeros((), np.float32),
+        "metrics/mean_metric_wrapper/vars/1": np.full(2, np.nan, np.float32),
+        "optimizer/vars/0": np.zeros((), np.int64),
+        "optimizer/inner_optimizer/vars/3": np.zeros((3, 3, 3, 16), np.float32),
+        "optimizer/average/layers/conv2d/vars/0": np.zeros((3, 3, 3, 16), np.float32),
+    }
+    for i, layers in enumerate(("layers/", "_layer_checkpoint_dependencies/", "layers\\")):
+        file = tmp_path / f"{i}.weights.h5"
+        with h5py.File(file, "w") as made:
+            for name, value in (tensors | states).items():
+                made[name.replace("layers/", layers, 1)] = value
+        got = weight_files.read("keras", file)
+        assert got.tensors.keys() == tensors.keys()
+        assert all(np.array_equal(got.tensors[n], tensors[n]) for n in tensors)
+        assert run("import", "--from=keras", f"--weights={file}", "--dry-run") == 0
+        said = capsys.readouterr().out
+        assert "would import keras's MobileNetV2 (width 0.35): " in said and "3 classes" in said
+        assert "left out: metrics, optimizer\n" in said
+
+
+def test_bfloat16_layers(tmp_path):
+    h5py = import_peer("h5py", "files of Keras")
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    values = np.random.default_rng(0).normal(size=(3, 3, 3, 16)).astype(ml_dtypes.bfloat16)
+    with h5py.File(tmp_path / "x.weights.h5", "w") as file:
+        made = file.create_dataset("layers/conv2d/vars/0", data=values)
+        made.attrs["dtype"] = "bfloat16"  # as Keras 3 marks it
+    got = weight_files.read("keras", tmp_path / "x.weights.h5").tensors
+    assert np.array_equal(got["layers/conv2d/vars/0"], values.astype(np.float32))
