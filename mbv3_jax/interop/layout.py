@@ -69,15 +69,19 @@ def locate(library: str, shapes: Shapes) -> Located:
         names = {name: name for name in shapes if not is_counter(name)}
     by_name = {new: shapes[old] for new, old in names.items()}
     others = [stem for key in STEMS if key != library for stem in STEMS[key]]
+    prefixes = _prefixes(by_name, STEMS[library])
+    own = ""
+    if not prefixes and library == "torchvision" and (prefixes := _features(by_name)):
+        own = "features."
     # The names may be those of another library, which is then said.
-    prefixes = _prefixes(by_name, STEMS[library]) or _prefixes(by_name, others)
+    prefixes = prefixes or _prefixes(by_name, others)
     if len(prefixes) > 1:
         prefixes = [p for p in prefixes if _AVERAGED.search(p.lower())] or prefixes
     if len(prefixes) > 1:
         listed = ", ".join(printable(p.rstrip("./") or "the top level") for p in prefixes)
         raise UsageError(f"it holds several networks ({listed}); save the one to read by itself")
     prefix = prefixes[0] if prefixes else ""
-    inside = {n.removeprefix(prefix): old for n, old in names.items() if n.startswith(prefix)}
+    inside = {own + n.removeprefix(prefix): old for n, old in names.items() if n.startswith(prefix)}
     beside = tuple(old for n, old in names.items() if not n.startswith(prefix))
     return Located(inside=inside, beside=beside, prefix=prefix)
 
@@ -90,6 +94,22 @@ def summary(names: Iterable[str]) -> list[str]:
 
 def _unwrapped(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _INNER)
+
+
+def _features(shapes: Shapes) -> list[str]:
+    """What stands before `0.0.weight`, where torchvision's `model.features` was saved alone.
+
+    Segmentation networks have it as `backbone`, an nn.Sequential by a number.
+    """
+    found = [
+        name.removesuffix("0.0.weight")
+        for name, shape in shapes.items()
+        if re.search(r"(^|\.)0\.0\.weight$", name) and len(shape) == 4
+    ]
+    shortest = min(found, key=len, default="")
+    is_stem = f"{shortest}0.1.running_mean" in shapes and f"{shortest}1.block.0.0.weight" in shapes
+    is_stem = is_stem or f"{shortest}1.conv.0.0.weight" in shapes
+    return [shortest] if found and is_stem else []
 
 
 def _prefixes(shapes: Shapes, stems: Iterable[str]) -> list[str]:
