@@ -118,7 +118,12 @@ def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     print(f"class names: {origin['class_names']}")
     if out is not None:
         folder = shlex.quote(str(out))
-        if origin["new"]:
+        if spec.in_channels != 3:
+            print(
+                f"next: mbv3_jax.load({str(out)!r}) in Python: the network takes "
+                f"{counted(spec.in_channels, 'channel')}, the commands read images of 3"
+            )
+        elif origin["new"]:
             print(f"next: {program()} train --config=finetune:folder=DIR --config.init={folder}")
         else:
             print(f"next: {program()} predict --import={folder} IMAGES...")

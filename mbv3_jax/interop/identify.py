@@ -27,6 +27,7 @@ _HEADS = {
 _NO_LAYER = re.compile(r"(criterion|loss|metric|accuracy|optimizer)")
 
 Shapes = Mapping[str, tuple[int, ...]]
+_Fitting = Callable[[Network, Shapes], tuple["Fit | None", list[str]]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,8 +69,8 @@ def identify(
       what: the origin of the tensors, for messages.
 
     Returns:
-      The network, with as many classes as the tensors have; without a head that can be taken over
-      it has one class and "logits" among the new stages.
+      The network, with as many classes and input channels as the tensors have. Without a head that
+      can be taken over, it has one class and "logits" among the new stages.
 
     Raises:
       UsageError: no network fits (the message lists every tensor that does not fit), or several
@@ -79,7 +80,7 @@ def identify(
     for fit_one in (_fit_whole, _fit_backbone):
         fitting: dict[NetSpec, Fit] = {}
         for network in networks.candidates(library, name, width):
-            fit, problems = fit_one(network, shapes)
+            fit, problems = _fit(fit_one, network, shapes)
             if fit is not None:
                 fitting.setdefault(fit.network.spec, fit)
             elif fit_one is _fit_whole:
@@ -111,13 +112,26 @@ def identify(
 
 
 def _first_fitting(library: str, shapes: Shapes) -> Network | None:
-    fits: tuple[Callable[[Network, Shapes], tuple[Fit | None, list[str]]], ...]
-    fits = (_fit_whole, _fit_backbone)
-    for fit_one in fits:
+    for fit_one in (_fit_whole, _fit_backbone):
         for network in networks.candidates(library):
-            if (fit := fit_one(network, shapes)[0]) is not None:
+            if (fit := _fit(fit_one, network, shapes)[0]) is not None:
                 return fit.network
     return None
+
+
+def _fit(fit_one: _Fitting, network: Network, shapes: Shapes) -> tuple[Fit | None, list[str]]:
+    """Fits a network, with another number of input channels if nothing but its stem differs."""
+    fit, problems = fit_one(network, shapes)
+    if len(problems) == 1:
+        stem = next(p for p in mapping.pairs(network.library, network.spec) if p.axes is not None)
+        shape = shapes.get(stem.theirs or "", ())
+        if stem.axes is not None and len(shape) == 4 and shape[stem.axes[2]] > 0:
+            try:
+                spec = network.spec.replace(in_channels=shape[stem.axes[2]])
+            except ValueError:  # far more channels than pixels can have
+                return None, problems
+            fit, _ = fit_one(dataclasses.replace(network, spec=spec), shapes)
+    return fit, problems
 
 
 def _inside(shapes: Shapes) -> dict[str, tuple[int, ...]]:

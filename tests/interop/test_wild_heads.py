@@ -277,3 +277,32 @@ def test_what_is_no_head_is_still_refused(torch, peers, tmp_path, capsys):
     arguments = ["import", "--from=timm", f"--weights={tmp_path / 'x.pth'}", "--dry-run"]
     assert __main__.main(arguments) == UsageError.exit_code
     assert "blocks.9.0.conv.weight: surplus, has (3, 3, 1, 1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("channels", "has_head"), [(1, True), (5, True), (1, False)])
+def test_other_numbers_of_channels(torch, tmp_path, capsys, channels, has_head):
+    timm = torch_peers().timm
+    network = timm.create_model(TIMM, in_chans=channels, num_classes=4 if has_head else 0).eval()
+    model, said = imported(capsys, tmp_path, "timm", network.state_dict())
+    assert model.spec.in_channels == channels
+    assert f"the network takes {channels} channel{'s' * (channels > 1)}, the commands" in said
+    kernel = network.conv_stem.weight.detach().numpy().transpose(2, 3, 1, 0)
+    assert np.array_equal(model.variables["params"]["stem"]["conv"]["kernel"], kernel)
+    if channels == 1 and has_head:
+        images = np.random.default_rng(0).normal(size=(2, 64, 64, 1)).astype(np.float32)
+        with torch.no_grad():
+            x = network.forward_features(images_of(torch, images))
+            x = network.forward_head(x, pre_logits=True).numpy()
+        assert error(ours(model, images), x, varied=True) < TOLERANCE
+
+
+def test_one_channel_of_keras(tmp_path, capsys):
+    h5py = import_peer("h5py", "files of Keras")
+    spec = networks.get("keras", "MobileNetV2", width=0.35).spec.replace(in_channels=1)
+    with h5py.File(tmp_path / "x.weights.h5", "w") as made:
+        for p in mapping.pairs("keras", spec):
+            made[p.theirs] = np.ones(p.their_shape, np.float32)
+    arguments = ["import", "--from=keras", f"--weights={tmp_path / 'x.weights.h5'}"]
+    assert __main__.main([*arguments, f"--out={tmp_path / 'out'}"]) == 0
+    assert "MobileNetV2 (width 0.35)" in capsys.readouterr().out
+    assert load_model(tmp_path / "out").spec.in_channels == 1
