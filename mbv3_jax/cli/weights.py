@@ -107,6 +107,8 @@ def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         print(f"left out: {_listed(origin['left_out'])}")
     if origin["new"]:
         print(f"new: {', '.join(origin['new'])}, to be trained: the file has none that is read")
+    if origin["note"]:
+        print(f"note: {origin['note']}")
     if "revision" in origin:
         revision = origin["revision"]
         print(f"revision: {revision} (to import the same again: --revision={revision})")

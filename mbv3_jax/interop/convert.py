@@ -21,6 +21,11 @@ from mbv3_jax.interop.pretrained import (
 from mbv3_jax.run.model import Model, Preprocessing
 
 _MOST_DIFFERENCES = 8
+# torchvision's models/mobilenetv3.py `_mobilenet_v3_conf`.
+_DILATED = (
+    "a network built with dilated=True, as in torchvision's segmentation, has the same tensors and "
+    "computes something else; the file does not tell, and this is the network without it"
+)
 # Fields in which our network may differ from a library's, because no layer depends on them.
 _FREE_FIELDS = ("name", "resolution", "num_classes", "bn_decay", "dropout", "drop_path")
 _INCEPTION = Preprocessing()
@@ -102,6 +107,7 @@ def import_weights(
     model = Model(
         spec=spec, variables=variables, preprocessing=preprocessing, class_names=class_names
     )
+    is_v3 = identified.name.startswith("mobilenet_v3")
     origin = {
         "library": library,
         "network": identified.name,
@@ -112,6 +118,7 @@ def import_weights(
         "prefix": file.prefix,
         "left_out": [*layout.summary(fit.left_out), *file.left_out],
         "new": list(fit.new),
+        "note": _DILATED if entry is None and is_v3 and library == "torchvision" else None,
         "sha256": file.sha256,
         **download_origin,
         "preprocessing": preprocessing_source,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.interop import mapping, networks
+from mbv3_jax.interop.look_alikes import look_alike
 from mbv3_jax.interop.mapping import Names
 from mbv3_jax.interop.networks import Network
 
@@ -94,6 +95,17 @@ def identify(
                 "and differ in padding or BatchNorm; choose one with --network=NAME or NAME.TAG"
             )
     problems, nearest = min(misfits, key=lambda misfit: len(misfit[0]))
+    if other_network := look_alike(_inside(shapes)):
+        raise UsageError(
+            f"{what} holds a network of another kind: {other_network}; those that are imported are "
+            "MobileNetV2, MobileNetV3 and MnasNet"
+        )
+    if width is None and (scaled := _scaled(library, shapes, name)):
+        tried = ", ".join(f"{w:g}" for w in networks.WIDTHS)
+        raise UsageError(
+            f"{what} has the layers of {library}'s {scaled} in a width that is not tried "
+            f"({tried}); give its width_mult or alpha: --network={scaled} --width=NUMBER"
+        )
     if name is not None:
         head = f"{what} is not {library}'s {nearest.label}"
     else:
@@ -109,6 +121,16 @@ def identify(
             rest = f"... and {more} more; --network={nearest.name} lists them all"
             problems = [*problems[:_MOST_PROBLEMS], rest]
     raise UsageError(f"{head}:\n  " + "\n  ".join(problems))
+
+
+def _scaled(library: str, shapes: Shapes, name: str | None) -> str | None:
+    """The network whose layers the tensors are, each in another shape; None if there is none."""
+    for each in networks.NAMES[library] if name is None else (name,):
+        if library != "timm" and not each.startswith("mnasnet"):  # these have fixed widths
+            _, problems = _fit_backbone(networks.get(library, each), shapes)
+            if problems and all(re.search(r"\): has \(.*\), expected ", p) for p in problems):
+                return each
+    return None
 
 
 def _first_fitting(library: str, shapes: Shapes) -> Network | None:

@@ -21,6 +21,8 @@ Tensors = dict[str, np.ndarray]
 
 # What is saved beside the layers; tf.keras 2 has metrics there once a network is compiled.
 _STATES = re.compile(r"_?(optimizer|loss_tracker|(compiled?_)?(metrics|loss))")
+# Of random layers, and of Normalization.
+_COUNTER = re.compile(r"/seed_generator/|/normalization(_\d+)?/vars/2$")
 _MOST_VARIABLES = 4  # of one layer: those of BatchNorm
 # The order of the variables of a layer in Keras 3.
 _VARIABLES = {
@@ -97,7 +99,7 @@ def _read_datasets(h5py: Any, file: Any) -> tuple[Tensors, list[str]]:
     def visit(name: str, item: Any) -> None:
         place = name.replace("\\", "/").replace("_layer_checkpoint_dependencies/", "layers/")
         first = place.partition("/")[0]
-        if not isinstance(item, h5py.Dataset) or "/seed_generator/" in place:
+        if not isinstance(item, h5py.Dataset) or _COUNTER.search(place):
             return
         if _STATES.match(first):
             left_out[first] = None
