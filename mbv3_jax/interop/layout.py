@@ -121,6 +121,12 @@ def _prefixes(shapes: Shapes, stems: Iterable[str]) -> list[str]:
         if name.endswith(stem) and len(shape) == 4
     ]
     prefixes = [p for p in dict.fromkeys(found) if not p or p[-1] in "./"]
+    # Of Keras, a convolution before the network has the name of a stem.
+    prefixes = [
+        p
+        for p in prefixes
+        if f"{p}{STEMS['keras'][0]}" not in shapes or f"{p}layers/depthwise_conv2d/vars/0" in shapes
+    ]
     # MNASNet's stages are named like its stem.
     stages = tuple(f"{p}layers." for p in prefixes)
     return [p for p in prefixes if not p.startswith(stages)]

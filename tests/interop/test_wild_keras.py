@@ -97,6 +97,17 @@ def test_a_nested_backbone_computes_the_same(tuned, tmp_path, capsys):
     assert error(np.asarray(embedding) @ kernel + bias, logits, varied=True) < TOLERANCE
 
 
+def test_a_convolution_before_the_backbone_is_left_out(tuned, tmp_path, capsys):
+    h5py = import_peer("h5py", "files of Keras")
+    file = tmp_path / "x.weights.h5"
+    file.write_bytes((tuned[0] / "functional" / "x.weights.h5").read_bytes())
+    with h5py.File(file, "a") as made:
+        made["layers/conv2d/vars/0"] = np.ones((1, 1, 1, 3), np.float32)  # grey to colours
+    assert run("import", "--from=keras", f"--weights={file}", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "left out: layers/conv2d, layers/dense, optimizer\n" in said and "new: logits" in said
+
+
 def test_sequential(tuned, tmp_path):
     folder = tuned[0]
     wanted = weight_files.read("keras", folder / "functional" / "x.keras")
