@@ -93,11 +93,14 @@ def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     if out is not None:
         save_model(out, imported.model, origin=imported.origin)
     spec, view, origin = imported.model.spec, imported.model.preprocessing, imported.origin
+    parameters = cost.params(spec)
+    if origin["new"]:  # less the logits of the one class that stands for none
+        parameters -= (spec.head or spec.last).out + 1
     published = f", {origin['weights']}" if origin["weights"] else ""
     print(
         f"{'would import' if out is None else 'imported'} "
         f"{flags.library}'s {imported.network.label}{published}: "
-        f"{cost.params(spec):,} parameters, "
+        f"{parameters:,} parameters, "
         f"{'no head' if origin['new'] else counted(spec.num_classes, 'class')}"
     )
     place = ", ".join(origin[key] for key in ("part", "prefix") if origin[key])

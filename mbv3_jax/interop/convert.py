@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mbv3_jax.arch.spec import NetSpec
-from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.errors import UsageError, printable
 from mbv3_jax.interop import download, layout, mapping, networks, weight_files
 from mbv3_jax.interop.class_names import find_class_names
 from mbv3_jax.interop.identify import BESIDE, identify
@@ -114,8 +114,8 @@ def import_weights(
         "width": identified.width,
         "weights": entry.name if entry else None,
         "file": path.name,
-        "part": file.part,
-        "prefix": file.prefix,
+        "part": file.part and printable(file.part),
+        "prefix": printable(file.prefix),
         "left_out": [*layout.summary(fit.left_out), *file.left_out],
         "new": list(fit.new),
         "note": _DILATED if entry is None and is_v3 and library == "torchvision" else None,

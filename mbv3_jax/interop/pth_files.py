@@ -27,7 +27,7 @@ from mbv3_jax.interop.layout import has_stem
 _KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "module")
 _AVERAGED = {"ema", "swa", "averaged", "average"}
 _MOST_DEPTH = 4
-_MOST_CLASSES = 200  # a checkpoint of a training framework names about twenty
+_MOST_CLASSES = 64  # a checkpoint of a training framework names about twenty
 _SAVE = "torch.save(model.state_dict(), FILE.pth)"
 
 

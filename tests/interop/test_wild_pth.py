@@ -95,6 +95,15 @@ def test_averaged_weights_come_first(torch, state, tmp_path):
     assert got.tensors.keys() == state.keys()
 
 
+def test_names_that_are_no_text_are_escaped(torch, state, tmp_path, capsys):
+    hostile = {"net\x1b[2J\n": {f"a\ud800\x1b.{n}": v for n, v in state.items()}, "\x1b]0;x": 1}
+    torch.save(hostile, tmp_path / "x.pth")
+    arguments = ["import", "--from=timm", f"--weights={tmp_path / 'x.pth'}"]
+    assert __main__.main([*arguments, f"--out={tmp_path / 'out'}"]) == 0
+    said = capsys.readouterr().out
+    assert "found under: net\\x1b[2J\\n, a\\ud800\\x1b.\nleft out: \\x1b]0;x\n" in said
+
+
 def test_several_networks_are_refused(torch, state, tmp_path, capsys):
     torch.save({"student": state, "teacher": dict(state)}, tmp_path / "x.pth")
     twice = {f"{who}.{n}": v for who in ("student", "teacher") for n, v in state.items()}
