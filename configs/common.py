@@ -183,6 +183,8 @@ def default(network: str) -> ConfigDict:
     config.checkpoint_every_epochs = placeholder(float)
     config.checkpoint_every_examples = placeholder(int)
     config.keep_checkpoints = 3
+    # Where the newest checkpoint is damaged: earlier (go on from the last intact one), refuse.
+    config.on_damaged = "earlier"
     config.keep_best = False  # also the checkpoint with the best held-out top-1: --step=best
     config.save_predictions = False  # of every held-out image, at the end: predictions.npz
     return config.lock()

@@ -11,6 +11,7 @@ one of them a run would silently resume from other weights. Hence the checksums.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import sys
 import zlib
@@ -36,6 +37,7 @@ from mbv3_jax.run.config import config_from_json, config_to_json
 from mbv3_jax.run.folder import read_config
 
 FOLDER = "checkpoints"
+DAMAGED = "damaged"  # where those that cannot be read are kept
 DIGESTS = "digests.json"
 _CHUNK = 1 << 24  # bytes
 
@@ -174,6 +176,28 @@ class Checkpoints:
             if later > step:
                 self._manager.delete(later)
 
+    def damage(self, step: int) -> str | None:
+        """What is wrong with the files of a checkpoint; None if they are what was written."""
+        try:
+            check_digests(self.folder / str(step))
+        except (OSError, ValueError) as e:
+            return first_line(e)
+        return None
+
+    def set_aside(self, step: int) -> Path:
+        """Moves a checkpoint to where it is not looked for; returns its new folder."""
+        folder = Path(self.folder.parent) / DAMAGED
+        folder.mkdir(exist_ok=True)
+        names = itertools.chain([str(step)], (f"{step}-{n}" for n in itertools.count(2)))
+        kept = next(folder / name for name in names if not (folder / name).exists())
+        Path(self.folder / str(step)).rename(kept)
+        self.look_again()
+        return kept
+
+    def look_again(self) -> None:
+        """Looks which checkpoints there are: another process has moved some."""
+        self._manager.reload()
+
     def save(self, state: State, progress: Progress, spec: NetSpec, config: ConfigDict) -> None:
         """Starts to write a checkpoint; the state may be donated as soon as this returns.
 
@@ -217,7 +241,7 @@ class Checkpoints:
         """For messages: how to resume, and from which checkpoint."""
         with contextlib.suppress(Exception):
             self._manager.wait_until_finished()
-        self._manager.reload()
+        self.look_again()
         steps = self.steps()
         if not steps:
             return "run the same command again to start over"
@@ -306,6 +330,34 @@ class Checkpoints:
                 f"the checkpoint {self.folder / str(step)} cannot be read: {first_line(e)}; "
                 f"{advice} that folder and run the same command again"
             ) from e
+
+
+def newest_intact(runs: Sequence[Checkpoints], *, note: Callable[[str], None] = say) -> int | None:
+    """The newest step of which all runs have a checkpoint whose files are what was written.
+
+    Later ones are set aside where they are damaged. If none is intact nothing is moved, and the
+    newest step is returned: reading it says what is wrong with it.
+
+    Args:
+      runs: one or more, in the only process, or the first one.
+      note: called with a message for each checkpoint that was set aside.
+
+    Returns:
+      The step; None if there is none that all have.
+    """
+    common = sorted(set.intersection(*(set(run.steps()) for run in runs)), reverse=True)
+    damaged: list[tuple[Checkpoints, int, str]] = []
+    for step in common:
+        found = [(run, step, damage) for run in runs if (damage := run.damage(step))]
+        if not found:
+            break
+        damaged += found
+    else:
+        return max(common, default=None)
+    for run, later, damage in damaged:
+        where = run.folder / str(later)
+        note(f"the checkpoint {where} cannot be read: {damage}; it is now {run.set_aside(later)}")
+    return step
 
 
 @dataclasses.dataclass

@@ -10,9 +10,11 @@ Where a run starts. The rules apply in this order, and the code below follows th
    of which finished by themselves, the command is refused.
 4. A run that has a checkpoint resumes from the newest one that is complete; what a killed process
    has half written does not count. With several seeds it is the newest that all of them have, and
-   later ones are deleted. A damaged checkpoint, or one of a network of another shape, is refused
-   (`run/checkpoint.py`): the message says which to remove in order to resume from an earlier one.
-   So is a checkpoint that was trained on other data. None of them is ever skipped silently.
+   later ones are deleted. Checkpoints whose files are damaged are moved to the folder `damaged`,
+   which is said, and the run resumes from the last intact one; with `config.on_damaged` "refuse",
+   or if none is intact, the run is refused (`run/checkpoint.py`): the message says which to remove.
+   So is a checkpoint of a network of another shape, or one that was trained on other data. None is
+   ever skipped silently.
 5. A run without a checkpoint whose configuration names a folder to start from (`config.init`)
    takes the weights of that folder (`train/warm_start.py`). If the run has started before, the
    weights must still be the same ones. It writes a checkpoint of step 0 first, so that rule 4
@@ -35,6 +37,7 @@ from rich.console import Console
 from mbv3_jax.arch import cost
 from mbv3_jax.core.errors import Preempted, RunError, UsageError, counted, plain, printable
 from mbv3_jax.data.source import BadExample
+from mbv3_jax.run.checkpoint import newest_intact
 from mbv3_jax.run.folder import claim_folder, read_summary, wait_for_folder
 from mbv3_jax.run.interrupt import Interrupt, Interrupted
 from mbv3_jax.run.metrics import ProgressBar
@@ -162,19 +165,26 @@ def _claim_folders(
 def _newest_step(
     workdir: Path, recorders: Sequence[Recorder], experiment: Experiment
 ) -> int | None:
-    """The newest step that all runs have a complete checkpoint of; None if they share none."""
-    steps = [set(recorder.checkpoints.steps()) for recorder in recorders]
-    common = max(set.intersection(*steps), default=None)
+    """The newest step that all runs can resume from; None if they share no checkpoint (rule 4)."""
+    checkpoints = [recorder.checkpoints for recorder in recorders]
+    common = set.intersection(*(set(c.steps()) for c in checkpoints))
+    newest = from_first(lambda: max(common, default=None))
     if len(recorders) > 1:
         finished = [r.run.folder.name for r in recorders if read_summary(r.run.folder)]
-        if finished and common != experiment.data.total_steps:  # rule 3
+        if finished and newest != experiment.data.total_steps:  # rule 3
             raise UsageError(
                 f"{workdir}: {', '.join(finished)} ended, the others did not: not of one command; "
                 "choose another --workdir"
             )
-        for recorder in recorders:  # a kill came between the checkpoints of two runs
-            recorder.checkpoints.discard_after(-1 if common is None else common)
-    return from_first(lambda: common)
+    step = newest
+    if experiment.plan.on_damaged == "earlier":
+        step = from_first(lambda: newest_intact(checkpoints))
+    for run in checkpoints:
+        if step != newest:
+            run.look_again()
+        if len(recorders) > 1:  # a kill came between the checkpoints of two runs
+            run.discard_after(-1 if step is None else step)
+    return step
 
 
 def _initial_state(experiment: Experiment, recorder: Recorder, step: int | None) -> TrainState:

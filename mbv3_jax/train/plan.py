@@ -143,6 +143,7 @@ class Plan:
     eval_every: Duration
     checkpoint_every: Duration
     keep_checkpoints: int
+    on_damaged: str
     keep_best: bool
     save_predictions: bool
 
@@ -182,6 +183,8 @@ def _read_plan(config: ConfigDict, spec: NetSpec, warm_start: WarmStart | None) 
     check_whole("keep_checkpoints", config.keep_checkpoints, at_least=1)
     for field in ("keep_best", "save_predictions"):
         flag(field, config[field])
+    on_damaged = config.get("on_damaged", "earlier")  # absent in older folders
+    choose("on_damaged", on_damaged, ("earlier", "refuse"))
     flag("compute.shard_optimizer", config.compute.shard_optimizer)
     compute = as_type(config.compute.to_dict(), ComputePlan, "compute")
     choose("compute.batch_norm", compute.batch_norm, BATCH_NORMS)
@@ -216,6 +219,7 @@ def _read_plan(config: ConfigDict, spec: NetSpec, warm_start: WarmStart | None) 
         eval_every=Duration.read(config, "eval_every"),
         checkpoint_every=Duration.read(config, "checkpoint_every"),
         keep_checkpoints=config.keep_checkpoints,
+        on_damaged=on_damaged,
         keep_best=config.keep_best,
         save_predictions=config.save_predictions,
     )

@@ -146,20 +146,58 @@ def test_metrics_that_cannot_be_written(config, tmp_path, monkeypatch):
     )
 
 
-def test_following_the_advice_on_a_damaged_checkpoint(finished, config, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
-    (run / "summary.json").unlink()
-    newest = run / "checkpoints" / "24"
-    (newest / "position" / "metadata").unlink()
-    before = snapshot(run / "checkpoints")
-    with pytest.raises(RunError, match=f"{newest} cannot be read: .* from step 18, remove that"):
-        loop.train(config, run)
-    assert snapshot(run / "checkpoints") == before
-    shutil.rmtree(newest)
+@pytest.fixture
+def damaged(finished, tmp_path):
+    """damaged(*steps): the finished run without its summary, and with these checkpoints damaged."""
+
+    def make(*steps):
+        run = tmp_path / "run"
+        shutil.copytree(finished, run)
+        (run / "summary.json").unlink()
+        for step in steps:
+            (run / "checkpoints" / str(step) / "position" / "metadata").unlink()
+        return run
+
+    return make
+
+
+@pytest.mark.parametrize("steps", [(24,), (18, 24)])
+def test_a_damaged_checkpoint_is_set_aside(finished, config, damaged, steps, capsys):
+    run = damaged(*steps)
+    before = {step: snapshot(run / "checkpoints" / str(step)) for step in steps}
     loop.train(config, run)
     assert_same_end(run, finished)
     assert_same_records(run, finished)
+    lines = capsys.readouterr().err.splitlines()
+    notes = [line for line in lines if line.startswith("note: the checkpoint ")]
+    for step, note in zip(sorted(steps, reverse=True), notes, strict=True):
+        kept = run / "damaged" / str(step)
+        assert f"{step} cannot be read: its file position/metadata is missing; it is" in note
+        assert note.endswith(f"now {kept}") and snapshot(kept) == before[step]
+    assert f"resuming from step {24 - 6 * len(steps)} in {run}" in lines
+
+
+@pytest.mark.parametrize(
+    ("steps", "option", "advice"),
+    [
+        ((24,), "refuse", " from step 18, remove that"),
+        ((12, 18, 24), "earlier", "; to resume from step 18, remove that"),
+    ],
+)
+def test_damaged_checkpoints_are_left_where_they_are(
+    tiny_config, damaged, finished, steps, option, advice
+):
+    run, newest = damaged(*steps), steps[-1]
+    before = snapshot(run / "checkpoints")
+    config = tiny_config(f"--config.on_damaged={option}")
+    with pytest.raises(RunError, match=f"checkpoints/{newest} cannot be read: .*{advice}"):
+        loop.train(config, run)
+    assert snapshot(run / "checkpoints") == before
+    if option == "refuse":
+        shutil.rmtree(run / "checkpoints" / str(newest))
+        loop.train(config, run)
+        assert_same_end(run, finished)
+        assert_same_records(run, finished)
 
 
 def test_damaged_and_deleted_metrics_are_mentioned_at_resume(

@@ -56,8 +56,11 @@ def test_a_run_moves_between_processes_and_devices(lone, tmp_path):
         run(1, workdir, signals=["SIGTERM@step5"]),
         run(2, workdir, signals=["never", "SIGUSR1@step4"]),
         run(1, workdir, SHARDED, signals=["SIGTERM@step3"], devices=8),
-        run(2, workdir, SHARDED, devices=2),
     ]
+    newest = checkpoint_steps(folder)[-1]
+    (folder / "checkpoints" / str(newest) / "position" / "metadata").unlink()
+    moved.append(run(2, workdir, SHARDED, devices=2))  # both go on from the one before it
+    assert f"it is now {folder}/damaged/{newest}\n" in moved[-1][0][1]
     codes = [[code for code, _ in processes] for processes in moved]
     assert codes == [[75], [75, 75], [75], [0, 0]]
     assert "preempted; run the same command again to resume from its last" in moved[0][0][1]

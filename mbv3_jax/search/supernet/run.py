@@ -17,7 +17,7 @@ from mbv3_jax.core.errors import Preempted, RunError, UsageError
 from mbv3_jax.core.files import write_atomically
 from mbv3_jax.data import loader
 from mbv3_jax.data.source import BadExample, Source
-from mbv3_jax.run.checkpoint import Checkpoints, Progress
+from mbv3_jax.run.checkpoint import Checkpoints, Progress, newest_intact
 from mbv3_jax.run.interrupt import Interrupt, Interrupted
 from mbv3_jax.run.metrics import ProgressBar
 from mbv3_jax.run.processes import other_processes
@@ -220,17 +220,16 @@ class _Session:
 
     def _begin(self) -> tuple[TrainState, int]:
         """Returns the state of the newest checkpoint, or a fresh one, and its step."""
-        steps = self.checkpoints.steps()
-        if not steps:
+        step = newest_intact([self.checkpoints])
+        if step is None:
             return self.experiment.create_state(), 0
         abstract = self.experiment.abstract_state()
-        state, position = self.checkpoints.restore(steps[-1], abstract)
-        where = f"step {steps[-1]} of {self.checkpoints.folder}"
-        position.check_data(self._position(steps[-1]), where)
+        state, position = self.checkpoints.restore(step, abstract)
+        position.check_data(self._position(step), f"step {step} of {self.checkpoints.folder}")
         assert position.extra is not None, "`_save` stores the controllers"
         self.controllers.load(position.extra)
-        self.console.print(f"shared weights: resuming from step {steps[-1]}")
-        return state, steps[-1]
+        self.console.print(f"shared weights: resuming from step {step}")
+        return state, step
 
     def _position(self, step: int, extra: dict | None = None) -> Progress:
         return Progress(
