@@ -10,12 +10,13 @@
     model = mbv3_jax.load("runs/small")
 
 Importing the package imports only the standard library; JAX follows at the first call of `init`,
-`apply` or `load`.
+`apply`, `features` or `load`.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,11 @@ from mbv3_jax.arch import NetSpec, build, cost
 if TYPE_CHECKING:
     import jax
 
-    from mbv3_jax.nn.functional import Variables
+    from mbv3_jax.nn.functional import FeatureMap, Variables
     from mbv3_jax.nn.modules import Compute
     from mbv3_jax.run.model import Model
 
-__all__ = ["NetSpec", "apply", "build", "cost", "init", "load"]
+__all__ = ["NetSpec", "apply", "build", "cost", "features", "init", "load"]
 
 
 def init(spec: NetSpec, key: jax.Array) -> Variables:
@@ -76,16 +77,45 @@ def apply(
       ValueError: the images or the variables do not fit the network, or the key is missing.
     """
     options = {} if compute is None else {"compute": compute}
-    return _compiled_apply()(spec, variables, images, train=train, key=key, **options)
+    run = _compiled("apply", "train", "compute")
+    return run(spec, variables, images, train=train, key=key, **options)
+
+
+def features(
+    spec: NetSpec,
+    variables: Variables,
+    images: jax.Array,
+    *,
+    stages: Sequence[str] | None = None,
+    compute: Compute | None = None,
+) -> tuple[FeatureMap, ...]:
+    """Runs a network as a backbone, compiled once for each spec, image shape and `stages`.
+
+    Args:
+      spec, variables, images: as for `apply`.
+      stages: names from `spec.strides()`: "stem", "block1", ..., "last". None takes the last stage
+        of each stride that the network has (usually 2, 4, 8, 16 and 32).
+      compute: types and forms of computation; None for float32.
+
+    Returns:
+      For each of `stages` a map with `values` [batch, height, width, channels], `stage` and
+      `stride`.
+
+    Raises:
+      ValueError: a stage is unknown, or the images do not fit the network.
+    """
+    options = {} if compute is None else {"compute": compute}
+    run = _compiled("features", "stages", "compute")
+    return run(spec, variables, images, stages=tuple(stages) if stages else None, **options)
 
 
 @functools.cache
-def _compiled_apply():
+def _compiled(name: str, *static: str):
     import jax
 
     from mbv3_jax.nn import functional
 
-    return jax.jit(functional.apply, static_argnums=0, static_argnames=("train", "compute"))
+    return jax.jit(getattr(functional, name), static_argnums=0, static_argnames=static)
 
 
 def load(folder: str | Path, *, step: int | str | None = None, weights: str = "auto") -> Model:

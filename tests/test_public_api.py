@@ -23,7 +23,8 @@ def images():
 
 
 def test_the_names_are_there():
-    assert sorted(mbv3_jax.__all__) == ["NetSpec", "apply", "build", "cost", "init", "load"]
+    names = ["NetSpec", "apply", "build", "cost", "features", "init", "load"]
+    assert sorted(mbv3_jax.__all__) == names
     spec = mbv3_jax.build("mobilenet_v3_large")
     assert isinstance(spec, mbv3_jax.NetSpec)
     assert round(mbv3_jax.cost.madds(spec) / 1e6) == 217
@@ -54,14 +55,30 @@ def test_init_and_apply_are_those_of_functional(tiny_spec, images):
     np.testing.assert_allclose(logits, eager, rtol=1e-5, atol=1e-6)
 
 
+def test_features_are_those_of_functional_and_compiled_once(tiny_spec, images):
+    variables = mbv3_jax.init(tiny_spec, KEY)
+    for stages in (None, ["stem", "last"]):
+        ours = mbv3_jax.features(tiny_spec, variables, images, stages=stages)
+        theirs = functional.features(tiny_spec, variables, images, stages=stages)
+        assert [(f.stage, f.stride) for f in ours] == [(f.stage, f.stride) for f in theirs]
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a.values, b.values, rtol=1e-4, atol=1e-5)
+    count = mbv3_jax._compiled("features", "stages", "compute")._cache_size
+    before = count()
+    mbv3_jax.features(tiny_spec, variables, images + 1, stages=("stem", "last"))
+    assert count() == before
+    with pytest.raises(ValueError, match="block99"):
+        mbv3_jax.features(tiny_spec, variables, images, stages=["block99"])
+
+
 def test_apply_compiles_once_for_each_shape(tiny_spec, images):
     variables = mbv3_jax.init(tiny_spec, KEY)
     mbv3_jax.apply(tiny_spec, variables, images)
-    before = mbv3_jax._compiled_apply()._cache_size()
+    before = mbv3_jax._compiled("apply", "train", "compute")._cache_size()
     mbv3_jax.apply(tiny_spec.replace(), variables, images + 1)
-    assert mbv3_jax._compiled_apply()._cache_size() == before
+    assert mbv3_jax._compiled("apply", "train", "compute")._cache_size() == before
     mbv3_jax.apply(tiny_spec, variables, images[:1])
-    assert mbv3_jax._compiled_apply()._cache_size() == before + 1
+    assert mbv3_jax._compiled("apply", "train", "compute")._cache_size() == before + 1
 
 
 def test_dropout_takes_a_key_and_compute_a_type(tiny_spec, images):
