@@ -134,6 +134,18 @@ def opening(experiment: Experiment, workdir: Path) -> list[str]:
     devices = jax.devices()
     kind = f"{devices[0].platform} device"
     runs = f", {counted(len(plan.seeds), 'seed')} together" if plan.seeds else ""
+    notes = []
+    if plan.batch_size > len(training):
+        notes.append(
+            f"note: a batch of {plan.batch_size:,} holds more than all {len(training):,} training "
+            f"images: {plain(data.total_steps / data.steps_per_epoch)} epochs are only "
+            f"{counted(data.total_steps, 'step')}; a smaller batch_size would train for longer"
+        )
+    for every, what in ((plan.eval_every, "evaluates"), (plan.checkpoint_every, "saves")):
+        if every.value == 0:
+            notes.append(f"note: {every.field}=0 {what} after every step")
+    if plan.schedule.options["base_lr"] == 0:
+        notes.append("note: schedule.base_lr is 0: only BatchNorm's statistics will change")
     return [
         f"data: {printable(training.name)}, "
         f"{counted(len(training), 'training image')} of {classes}",
@@ -144,6 +156,7 @@ def opening(experiment: Experiment, workdir: Path) -> list[str]:
         f"{plain(data.total_steps / data.steps_per_epoch)} epochs, on "
         f"{counted(len(devices), kind)}{runs}",
         f"run folder: {printable(str(workdir))}",
+        *notes,
     ]
 
 

@@ -250,4 +250,13 @@ def test_the_first_lines_say_what_always_answering_one_class_would_get(tiny_conf
     assert lines[0].endswith("40 training images of 2 classes, 10 to 30 each")
     assert lines[1] == "held out: 3 val images; always answering cat would be right for 66.7%"
     steps = experiment.data.total_steps
-    assert lines[3].startswith(f"training: {steps} steps of ")
+    assert lines[3].startswith(f"training: {steps} steps of ") and len(lines) == 5
+    overrides += ["--config.batch_size=100", "--config.schedule.base_lr=0.0"]
+    overrides += ["--config.eval_every_steps=0"]
+    experiment = make_experiment(tiny_config(*overrides))
+    assert loop.opening(experiment, tmp_path / "run")[5:] == [
+        f"note: a batch of 100 holds more than all 40 training images: {2.5 * steps:g} epochs are "
+        f"only {steps} steps; a smaller batch_size would train for longer",
+        "note: eval_every_steps=0 evaluates after every step",
+        "note: schedule.base_lr is 0: only BatchNorm's statistics will change",
+    ]
