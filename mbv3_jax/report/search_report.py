@@ -127,6 +127,8 @@ def _agreement(search: Search) -> str:
     """A sentence on how well the evaluator ranks candidates that it was not trained on."""
     spearman = "not known" if search.spearman is None else f"{search.spearman:.2f}"
     count = "" if search.count is None else f"{search.count} "
+    if search.spearman is not None and search.interval:
+        spearman += f" (95%: {search.interval[0]:.2f} to {search.interval[1]:.2f})"
     return (
         f"Evaluator: {search.evaluator}. Spearman's rank correlation with the accuracies of "
         f"{count}held-out candidates: {spearman}."
@@ -154,6 +156,7 @@ def _record(search: Search) -> dict:
             "evaluator": search.evaluator,
             "spearman": search.spearman,
             "count": search.count,
+            "interval": search.interval,
             "trusted": search.trusted,
         },
         "adapted": {n.name: step_rows(n) for n in search.found if n.steps},

@@ -61,6 +61,7 @@ class Search:
     cost_name: "ms" or "madds".
     unit, source: the unit of costs, and how they were obtained.
     spearman, count: rank correlation of the evaluator with held-out candidates, and their number.
+    interval: its 95% interval; None in searches of before it was noted.
     candidates: (cost, top-1 in percent) of each brief training.
     networks: the found networks, then the references.
     """
@@ -75,6 +76,7 @@ class Search:
     evaluator: str
     spearman: float | None
     count: int | None
+    interval: tuple[float, float] | None
     candidates: tuple[tuple[float, float], ...]
     networks: tuple[Network, ...]
 
@@ -155,6 +157,7 @@ class _Cost(TypedDict):
 class _Agreement(TypedDict):
     spearman: NotRequired[Number | None]
     count: NotRequired[int | None]
+    interval: NotRequired[tuple[float, float] | None]
 
 
 class _Point(TypedDict):
@@ -212,6 +215,7 @@ def _search(folder: Path, tree: _Result) -> Search:
         evaluator=tree["evaluator"],
         spearman=_finite(tree["agreement"].get("spearman")),
         count=tree["agreement"].get("count"),
+        interval=tree["agreement"].get("interval"),
         candidates=_pairs((point.get("cost"), point.get("top1")) for point in tree["candidates"]),
         networks=tuple(
             _network(name, entry, is_found)

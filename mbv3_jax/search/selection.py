@@ -351,6 +351,7 @@ def _result(
         "agreement": {
             "spearman": trust.spearman if np.isfinite(trust.spearman) else None,
             "count": trust.count,
+            "interval": list(trust.interval) if trust.interval else None,
             "text": trust.describe() if trust.count else "",
         },
         "candidates": [

@@ -99,7 +99,7 @@ def test_as_markdown(folder, said):
         "63.00",
         "test",
     ]
-    assert "16 held-out candidates: 0.71" in out
+    assert "16 held-out candidates: 0.71 (95%: 0.30 to 0.90)." in out
     assert "### NetAdapt: small & $quick$" in out and "### NetAdapt: large" not in out
     assert "| 1 | block3 expansion 88 -> 80 | 1.20 | 61.00 |" in out
 
@@ -113,6 +113,7 @@ def test_as_json(folder, said):
         "evaluator": "surrogate",
         "spearman": 0.71,
         "count": 16,
+        "interval": [0.3, 0.9],
         "trusted": True,
     }
     (steps,) = record["adapted"].values()
