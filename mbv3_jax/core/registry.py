@@ -131,9 +131,10 @@ def bind_options(
     listed = ", ".join(known) or "none"
     unknown = sorted(set(kwargs) - set(known))
     if unknown:
-        raise ValueError(
-            f"{path}: {name!r} has no option {', '.join(unknown)}; its options: {listed}"
-        )
+        message = f"{path}: {name!r} has no option {', '.join(unknown)}; its options: {listed}"
+        if not path.startswith("--"):  # a configuration has set them for another one
+            message += f"; {' '.join(f'--config.{path}.{key}=None' for key in unknown)} clears them"
+        raise ValueError(message)
     required = {p.name for p in _options(factory) if p.default is p.empty}
     missing = sorted(required - set(kwargs))
     if missing:

@@ -7,6 +7,7 @@ typed plan; everything else takes typed arguments.
 """
 
 import dataclasses
+import difflib
 import functools
 import inspect
 import json
@@ -203,12 +204,45 @@ def _field_path(override: str) -> list[str]:
     return path if root == "config" else []
 
 
+# What people call fields elsewhere.
+_ELSEWHERE = {
+    "batchsize": "batch_size",
+    "dataset": "data.name",
+    "epochs": "total_epochs",
+    "learningrate": "schedule.base_lr",
+    "lr": "schedule.base_lr",
+    "model": "net.name",
+    "momentum": "optimizer.momentum",
+    "steps": "total_steps",
+    "warmup": "schedule.warmup_epochs",
+    "wd": "optimizer.weight_decay",
+    "workers": "data.num_workers",
+}
+
+
+def _near(path: Sequence[str], fields: Sequence[str]) -> str:
+    """The flag of the field that was probably meant by a path that is none; "" if none is near."""
+
+    def plain(name: str) -> str:
+        return name.replace(".", "").replace("_", "").lower()
+
+    wanted = {plain(path[-1]), plain(".".join(path))}
+    known: dict[str, str] = {}
+    for field in sorted(fields, key=lambda f: (f.count("."), f)):  # outer ones before others
+        for name in (plain(field), plain(field.rpartition(".")[2])):
+            known.setdefault(name, field)
+    known = {name: field for name, field in _ELSEWHERE.items() if field in fields} | known
+    close = [n for w in wanted for n in difflib.get_close_matches(w, known, n=1, cutoff=0.8)]
+    found = sorted(wanted & known.keys()) or close
+    return f"--config.{known[found[0]]}" if found else ""
+
+
 def _clears(override: str, config: ConfigDict) -> bool:
     """Whether the override sets a field to None.
 
     Raises:
-      UsageError: the field does not exist (ml_collections suggests one similar name, this lists
-        all of them), or it cannot be None.
+      UsageError: the field does not exist (one like it in any group is suggested, or else all of
+        its group are listed), or it cannot be None.
     """
     path = _field_path(override)
     if not path:
@@ -218,7 +252,9 @@ def _clears(override: str, config: ConfigDict) -> bool:
         if not isinstance(node, ConfigDict) or part not in node:
             where = ".".join(["config", *path[:i]])
             names = ", ".join(sorted(node)) if isinstance(node, ConfigDict) else "none"
-            raise UsageError(f"{override}: {where} has no field {part!r}; its fields: {names}")
+            near = _near(path, [*flatten_config(config)])
+            advice = f"did you mean {near}?" if near else f"its fields: {names}"
+            raise UsageError(f"{override}: {where} has no field {part!r}; {advice}")
         group, node = node, node[part]
     if isinstance(node, ConfigDict):
         raise UsageError(f"{override}: a group of fields; set one of: {', '.join(sorted(node))}")

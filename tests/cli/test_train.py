@@ -34,6 +34,25 @@ def test_default_run_folder(config, folder):
 
 
 @pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("ema.decay", "ema_decay"),
+        ("num_workers", "data.num_workers"),
+        ("data.batch_size", "batch_size"),
+        ("net.widht", "net.width"),
+        ("lr", "schedule.base_lr"),
+        ("schedule.learning_rate", "schedule.base_lr"),
+        ("epochs", "total_epochs"),
+        ("optimizer.weight-decay", "optimizer.weight_decay"),
+    ],
+)
+def test_a_field_that_is_none_is_answered_by_the_one_that_was_meant(tmp_path, capfd, wrong, right):
+    assert main(f"--workdir={tmp_path / 'run'}", f"--config.{wrong}=1") == 2
+    err = capfd.readouterr().err
+    assert err.endswith(f"; did you mean --config.{right}?\n") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("flag", "message"),
     [
         ("--config.nope=1", "--config.nope=1: config has no field 'nope'; its fields: accum_steps"),

@@ -32,7 +32,11 @@ def test_options_reach_the_factory_and_none_means_not_given():
         ("plain", {"colour": 1, "size": 1}, r"no option size"),
         ("plain", {"rate": 1}, r"^paint: 'plain' needs colour; its options: colour, rate$"),
         ("plain", {"colour": None}, r"needs colour"),
-        ("bare", {"rate": 1}, r"^paint: 'bare' has no option rate; its options: none$"),
+        (
+            "bare",
+            {"rate": 1},
+            r"^paint: 'bare' has no option rate; its options: none; --config\.paint\.rate=None c",
+        ),
     ],
 )
 def test_wrong_names_and_options_list_the_valid_ones(name, options, message):

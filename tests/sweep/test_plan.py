@@ -43,7 +43,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path):
     for line, start in zip(
         lines,
         [
-            "  field: --config.net.widht=1.0: config.net has no field 'widht'; its fields: bn_",
+            "  field: --config.net.widht=1.0: config.net has no field 'widht'; did you mean --",
             "  type: --config.seed: got 'x', expected a value of type int",
             "  value: config.net.se: got 'some', expected one of 'paper'",
             "  network: config.net.width: 0.01 gives",
