@@ -21,11 +21,12 @@ def default(network: str) -> ConfigDict:
       The configuration, locked.
     """
     config = ConfigDict()
-    config.seed = 0
+    config.seed = 0  # of weights, order and augmentation
     config.seeds = placeholder(tuple)  # (0, 1, 2): one run for each, trained at once
 
     # The network: the arguments of mbv3_jax.arch.build, which documents them.
     config.net = dict(
+        # mobilenet_v3_small, mobilenet_v3_large, both with _minimalistic, mobilenet_v2, mnasnet_a1
         name=network,
         width=1.0,
         width_rule="slim",  # slim, keras, torchvision, timm
@@ -35,22 +36,22 @@ def default(network: str) -> ConfigDict:
         padding="same",  # same (TensorFlow), symmetric (PyTorch)
         nonlinearity="paper",  # paper, relu, relu6, swish, h_swish, swish_for_h_swish, h_swish@N
         se="paper",  # paper, none, everywhere
-        se_ratio=placeholder(float),
+        se_ratio=placeholder(float),  # squeezed channels over those of se_of; None: as in the paper
         se_of=placeholder(str),  # expansion, input
-        se_divisor=placeholder(int),
+        se_divisor=placeholder(int),  # of the squeezed channels: 8, or 1 in MnasNet
         se_gate=placeholder(str),  # hard_sigmoid, sigmoid
-        stem_filters=placeholder(int),
+        stem_filters=placeholder(int),  # of the first layer; None: as in the paper
         stem_act=placeholder(str),  # relu, relu6, h_swish, swish
         last_stage="paper",  # paper, efficient, original
         kernels="paper",  # paper, 3x3, 5x5, 7x7
         expansions=placeholder(tuple),  # of every block
-        shortcut=True,
-        head_filters=placeholder(int),
-        last_se=False,
-        bn_eps=1e-3,
-        bn_decay=0.99,
-        dropout=0.2,
-        drop_path=0.0,
+        shortcut=True,  # where stride and channels allow it
+        head_filters=placeholder(int),  # of the layer before the logits; None: as in the paper
+        last_se=False,  # squeeze-and-excite after the last 1x1, before pooling
+        bn_eps=1e-3,  # added to the variance in BatchNorm
+        bn_decay=0.99,  # of the running statistics, a step
+        dropout=0.2,  # before the logits
+        drop_path=0.0,  # of the last block with a shortcut; earlier ones have less
     )
 
     # A spec.json to train instead of a table of config.net, see `configs/found.py`. Then name,
@@ -74,14 +75,14 @@ def default(network: str) -> ConfigDict:
 
     # Training in simulated int8; see mbv3_jax.nn.fake_quant. The durations are None if it is off.
     config.quant = dict(
-        enabled=False,
+        enabled=False,  # whether to train in simulated int8
         range_decay=0.99,  # of the moving averages of minima and maxima
         delay_steps=placeholder(int),  # trained in float before anything is rounded
-        delay_epochs=placeholder(float),
-        delay_examples=placeholder(int),
+        delay_epochs=placeholder(float),  # the same in epochs
+        delay_examples=placeholder(int),  # the same in examples
         freeze_steps=placeholder(int),  # after these, ranges and BatchNorm statistics are fixed
-        freeze_epochs=placeholder(float),
-        freeze_examples=placeholder(int),
+        freeze_epochs=placeholder(float),  # the same in epochs
+        freeze_examples=placeholder(int),  # the same in examples
     )
 
     # How the network is computed; see mbv3_jax.nn.modules.Compute.
@@ -112,8 +113,8 @@ def default(network: str) -> ConfigDict:
         exif_rotate=placeholder(bool),  # True for a folder, else False
         # How the data is read, which does not change what is read.
         num_workers=placeholder(int),  # processes that decode; None: one per core if it helps
-        num_threads=1,
-        prefetch_batches=4,
+        num_threads=1,  # that read, in each process
+        prefetch_batches=4,  # read ahead of the device
     )
 
     # Augmentation on the device; see mbv3_jax.data.augment.make_preprocess.
@@ -144,9 +145,9 @@ def default(network: str) -> ConfigDict:
 
     config.batch_size = 64  # over all devices
     config.accum_steps = 1  # parts of a batch, whose gradients are averaged before an update
-    config.total_steps = placeholder(int)
-    config.total_epochs = placeholder(float)
-    config.total_examples = placeholder(int)
+    config.total_steps = placeholder(int)  # updates; of the three durations one is given
+    config.total_epochs = placeholder(float)  # the same in epochs
+    config.total_examples = placeholder(int)  # the same in examples
 
     # The options of an optimizer, a schedule and a loss are those of its entry in
     # mbv3_jax.train.optimizers, .schedules and .losses. An option that the chosen one does not have
@@ -161,28 +162,32 @@ def default(network: str) -> ConfigDict:
     config.schedule = dict(
         name="cosine",  # constant, exponential, cosine, step
         base_lr=0.1,  # for the whole batch
-        warmup_steps=placeholder(int),
-        warmup_epochs=placeholder(float),
-        warmup_examples=placeholder(int),
+        warmup_steps=placeholder(int),  # of the three durations one is given
+        warmup_epochs=placeholder(float),  # the same in epochs
+        warmup_examples=placeholder(int),  # the same in examples
         # decay_rate, decay_epochs, decay_from, final_lr_factor, boundary_epochs, factor
         **_options(SCHEDULES),
     )
     config.loss = dict(
-        name="cross_entropy",
+        name="cross_entropy",  # cross_entropy
         **_options(LOSSES, without=("label_smoothing",)),
     )
-    config.label_smoothing = 0.0
+    config.label_smoothing = 0.0  # of losses that have it
     config.ema_decay = placeholder(float)  # of weights and BatchNorm statistics; None: no average
 
-    config.log_every_steps = 10
-    config.eval_batch_size = 256
-    config.eval_every_steps = placeholder(int)
-    config.eval_every_epochs = placeholder(float)
-    config.eval_every_examples = placeholder(int)
-    config.checkpoint_every_steps = placeholder(int)
-    config.checkpoint_every_epochs = placeholder(float)
-    config.checkpoint_every_examples = placeholder(int)
-    config.keep_checkpoints = 3
+    config.log_every_steps = 10  # a record is the mean of the steps since the last one
+    config.eval_batch_size = 256  # over all devices
+    config.eval_every_steps = placeholder(
+        int
+    )  # between evaluations; of the three durations one is given
+    config.eval_every_epochs = placeholder(float)  # the same in epochs
+    config.eval_every_examples = placeholder(int)  # the same in examples
+    config.checkpoint_every_steps = placeholder(
+        int
+    )  # between checkpoints; of the three durations one is given
+    config.checkpoint_every_epochs = placeholder(float)  # the same in epochs
+    config.checkpoint_every_examples = placeholder(int)  # the same in examples
+    config.keep_checkpoints = 3  # the newest ones
     # Where the newest checkpoint is damaged: earlier (go on from the last intact one), refuse.
     config.on_damaged = "earlier"
     config.keep_best = False  # also the checkpoint with the best held-out top-1: --step=best

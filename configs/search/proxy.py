@@ -23,9 +23,9 @@ from configs import found
 def get_config(argument: str = "imagenet"):
     """`argument`: what the networks are trained on where that is asked for, as for found.py."""
     config = ConfigDict()
-    config.program = "search"
+    config.program = "search"  # what main.py runs
     config.seed = 0
-    config.evaluator = "proxy"
+    config.evaluator = "proxy"  # a predictor that is fitted to a table of networks
     # A table of networks with their space (mbv3 search table): accel_nasbench or a file. archive:
     # the downloaded archive of accel_nasbench. accuracy: a column; None for the first accuracy.
     config.proxy = dict(table="accel_nasbench", archive=placeholder(str), accuracy=placeholder(str))
@@ -46,6 +46,7 @@ def get_config(argument: str = "imagenet"):
     # is a fraction of the median of the space ("space") or of the network `relative_to`, or, if
     # that is None, in the unit of the cost.
     config.relative_to = placeholder(str)
+    # By the name of the network.
     config.targets = dict(small=placeholder(object), large=placeholder(object))
     config.targets.small = "mobilenet_v3_small"
     config.targets.large = "mobilenet_v3_large"

@@ -27,13 +27,15 @@ def get_config(argument: str = "clutter"):
     if argument not in ("clutter", "imagenet"):
         raise ValueError(f"argument {argument!r}: expected clutter or imagenet")
     config = ConfigDict()
-    config.program = "search"
+    config.program = "search"  # what main.py runs
     config.seed = 0
     # A preset (python -m mbv3_jax search spaces), with the constants of its networks.
     config.space = dict(name="tiny", resolution=32, num_classes=15, bn_decay=0.9)
     # The cost: "madds", or "ms" by a latency table. The table is measured first, or is the file
     # latency.table from `latency measure`, or from a phone's figures by `latency csv`.
     config.cost = "ms"
+    # target: litert or xla; None: LiteRT if it is installed. networks, check: how many random ones
+    # are measured for the model to learn from and to be checked by. threads: that run them.
     config.latency = dict(
         table=placeholder(str), target=placeholder(str), networks=12, check=8, threads=1
     )
@@ -43,6 +45,7 @@ def get_config(argument: str = "clutter"):
     # of the cost of a published network, by name; with None in ms or multiply-adds.
     config.relative_to = placeholder(str)
     config.relative_to = "space"
+    # By the name of the network.
     config.targets = dict(small=0.5, large=1.6)
     # Networks for 15 letters differ by 10 points and more at equal cost, not by ImageNet's one or
     # two. With TuNAS's -0.07 the cost would hardly count.
@@ -54,9 +57,9 @@ def get_config(argument: str = "clutter"):
     # searcher proposes by the rounds before.
     config.rounds = dict(first=12, per_round=4, rounds=4)
     # For a supernet: the number of random networks that are trained, to find out how far it may be
-    # trusted and to correct it, and the number of the best for each target, which are trained too.
+    # trusted and to correct it.
     config.check = 24
-    config.finalists = 3
+    config.finalists = 3  # for a supernet: how many of the best for each target are trained too
     # points: networks that each controller of a supernet draws in a step, to learn from; with 0
     # all networks are trained alike, and the finished weights are searched. learning_rate: None
     # suits the number of steps, "tunas" is TuNAS's. policy, steps, batch: the policy gradient on a
@@ -90,7 +93,7 @@ def get_config(argument: str = "clutter"):
     # with fewer strides and another width, for each target, as fit_reference of search/objective.py
     # describes.
     config.references = ("mobilenet_v3_small",)
-    config.fit_references = True
+    config.fit_references = True  # else the references are as published
     # How the shared weights, the candidates and the final networks are trained; configs/common.py
     # has the fields.
     config.shared = found.get_config(f"spec=,{argument}")

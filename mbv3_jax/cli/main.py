@@ -7,7 +7,17 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from mbv3_jax.cli import data, export, inference, latency, report, search, use_huge_pages, weights
+from mbv3_jax.cli import (
+    config,
+    data,
+    export,
+    inference,
+    latency,
+    report,
+    search,
+    use_huge_pages,
+    weights,
+)
 from mbv3_jax.cli.arguments import Parser
 from mbv3_jax.cli.examples import add_examples
 from mbv3_jax.core.errors import EXIT_INTERRUPTED, RunError, UsageError, printable_lines
@@ -25,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     # These two have parsers of their own, which main.py and launch/sweep.py share.
     commands.add_parser("train", help="train a network and evaluate it", add_help=False)
     commands.add_parser("sweep", help="run the trials of a sweep file", add_help=False)
-    for group in (report, inference, data, weights, export, latency, search):
+    for group in (config, report, inference, data, weights, export, latency, search):
         group.add_parsers(commands)
     add_examples(parser)
     return parser
