@@ -191,6 +191,7 @@ def default(network: str) -> ConfigDict:
     # Where the newest checkpoint is damaged: earlier (go on from the last intact one), refuse.
     config.on_damaged = "earlier"
     config.keep_best = False  # also the checkpoint with the best held-out top-1: --step=best
+    config.profile = placeholder(tuple)  # (11, 20): trace these steps, for XProf or TensorBoard
     config.save_predictions = False  # of every held-out image, at the end: predictions.npz
     return config.lock()
 

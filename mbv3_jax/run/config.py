@@ -40,7 +40,7 @@ _SPEC_FIELDS = (*INIT_FIELDS[1:], "in_channels", "padding", "bn_eps")
 _SAME_RUN = {
     f"data.{name}"
     for name in ("data_dir", "num_workers", "num_threads", "prefetch_batches", "on_error")
-} | {"compute.shard_optimizer", "on_damaged"}
+} | {"compute.shard_optimizer", "on_damaged", "profile"}
 
 UNITS = ("steps", "epochs", "examples")
 

@@ -48,6 +48,7 @@ from mbv3_jax.train.recorder import Recorder
 from mbv3_jax.train.seeds import SeedRun, Stack, seed_runs, summarize
 from mbv3_jax.train.sharding import put_batch
 from mbv3_jax.train.state import TrainState
+from mbv3_jax.train.trace import Trace
 
 # Steps that may be under way before the host waits for the oldest: enough to keep the device
 # busy, few enough that a non-finite loss is noticed soon and batches do not pile up.
@@ -111,7 +112,7 @@ def train(
             states = [_initial_state(experiment, recorder, step) for recorder in recorders]
             state = stack.join(states)
             del states  # the loop donates what it trains
-            loop = Loop(experiment, stack, recorders, console, interrupt)
+            loop = Loop(experiment, stack, recorders, console, interrupt, workdir)
             summaries = loop.run(state, step or 0)
         return summarize(workdir, plan.seeds, summaries) if plan.seeds else summaries[0]
 
@@ -254,6 +255,7 @@ class Loop:
       recorders: one for each run.
       console: where progress is printed.
       interrupt: checked before each step.
+      folder: the run folder, where a trace is written.
     """
 
     def __init__(
@@ -263,9 +265,10 @@ class Loop:
         recorders: Sequence[Recorder],
         console: Console,
         interrupt: Interrupt,
+        folder: Path,
     ):
         self._experiment, self._stack, self._recorders = experiment, stack, recorders
-        self._console, self._interrupt = console, interrupt
+        self._console, self._interrupt, self._folder = console, interrupt, folder
         # (step, metrics on the device) of the steps under way, oldest first
         self._pending: collections.deque[tuple[int, Any]] = collections.deque()
         self._skipped = 0
@@ -291,13 +294,19 @@ class Loop:
     def _train(self, state: TrainState, start: int, bar: ProgressBar) -> TrainState:
         experiment, data, step = self._experiment, self._experiment.data, start
         batches = self._stack.train_batches(start, on_skip=bar.print)
+        trace = Trace(experiment.plan.profile, self._folder / "profile", bar.print)
         try:
             if any(recorder.evaluation_due for recorder in self._recorders):
                 self._evaluate(step, state, bar)
             for number in self._interrupt.checked(range(start + 1, data.total_steps + 1)):
-                batch = put_batch(next(batches), experiment.mesh, axis=self._stack.batch_axis)
-                state, metrics = experiment.train_step(state, batch)
+                trace.before(number)
+                with trace.step(number):
+                    with trace.part("wait for a batch"):
+                        batch = next(batches)
+                    batch = put_batch(batch, experiment.mesh, axis=self._stack.batch_axis)
+                    state, metrics = experiment.train_step(state, batch)
                 step = number
+                trace.after(number, state)
                 bar.compiled(step)
                 self._pending.append((step, metrics))
                 self._record_metrics(bar, leave=_IN_FLIGHT)
@@ -314,6 +323,7 @@ class Loop:
                 recorder.checkpoints.wait()
             raise
         finally:
+            trace.stop()
             batches.close()
             self._skipped = sum(batches.skipped.values())
         return state

@@ -5,7 +5,7 @@ configuration names one.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,7 @@ class Plan:
     on_damaged: str
     keep_best: bool
     save_predictions: bool
+    profile: tuple[int, int] | None
 
 
 def read_plan(config: ConfigDict, run: Path | None = None) -> Plan:
@@ -222,7 +223,17 @@ def _read_plan(config: ConfigDict, spec: NetSpec, warm_start: WarmStart | None) 
         on_damaged=on_damaged,
         keep_best=config.keep_best,
         save_predictions=config.save_predictions,
+        profile=_profile(config.get("profile")),  # absent in older folders
     )
+
+
+def _profile(steps: Sequence[int] | None) -> tuple[int, int] | None:
+    if steps is None:
+        return None
+    if len(steps) != 2:
+        raise ValueError(f"profile: got {steps!r}, expected (first step, last step)")
+    first = check_whole("profile", steps[0], at_least=1)
+    return first, check_whole("profile", steps[1], at_least=first)
 
 
 def _seeds(config: ConfigDict) -> tuple[int, ...]:
