@@ -240,6 +240,13 @@ def evaluate_on(
         raise UsageError(f"{name}: no image to evaluate on in its split {pair[1].split}")
     for note in pair[0].notes if everything else (*pair[0].notes, *pair[1].notes):
         report(note)
+    if matched == "by order":
+        pairs = list(zip(pair[1].class_names, model.class_names, strict=True))[:3]
+        report(
+            "no class of the data has the name of one of the network; they are paired by their "
+            f"order: {', '.join(f'{ours} with {theirs}' for ours, theirs in pairs)}"
+            f"{', ...' if len(model.class_names) > len(pairs) else ''}"
+        )
 
     def batches() -> Iterator[dict]:
         for source in sources:

@@ -306,6 +306,16 @@ def test_wrong_commands_are_one_line_and_make_nothing(do, run, imported, images,
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "other"]
 
 
+def test_classes_that_are_paired_by_order_are_named(do, imported, images, tmp_path):
+    names = sorted(path.name for path in (images / "val").iterdir())
+    for number, name in enumerate(names):
+        shutil.copytree(images / "val" / name, tmp_path / "other" / f"n{number}")
+    code, out, err = do("eval", "--import", imported, f"--data=folder:{tmp_path / 'other'}")
+    pairs = ", ".join(f"n{number} with {name}" for number, name in enumerate(names))
+    assert code == 0 and out
+    assert f"paired by their order: {pairs}\n" in err
+
+
 def test_labels_by_name_or_by_order():
     network = ("cat", "dog", "owl")
     assert label_map(("owl", "cat"), network)[0].tolist() == [2, 0]
