@@ -1,8 +1,8 @@
 """A search for a small and a large network, from the space to two trained networks.
 
 python main.py --config=configs/search/small.py
-  Letters among clutter at 32 pixels: 30 minutes on 2 CPU cores (docs/architecture_search.md). Run
-  the same command again to resume.
+  Letters among clutter at 32 pixels, on 2 CPU cores (docs/architecture_search.md). Run the same
+  command again to resume.
 python main.py --config=configs/search/small.py --config.cost=madds
   For multiply-adds.
 python main.py --config=configs/search/small.py --config.searcher.name=evolution
