@@ -123,10 +123,10 @@ def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     print(f"class names: {origin['class_names']}")
     if out is not None:
         folder = shlex.quote(str(out))
-        if spec.in_channels != 3:
+        if spec.in_channels not in (1, 3):
             print(
-                f"next: mbv3_jax.load({str(out)!r}) in Python: the network takes "
-                f"{counted(spec.in_channels, 'channel')}, the commands read images of 3"
+                f"next: mbv3_jax.load({str(out)!r}) in Python: the network takes images of "
+                f"{spec.in_channels} channels, which pictures do not have"
             )
         elif origin["new"]:
             print(f"next: {program()} train --config=finetune:folder=DIR --config.init={folder}")

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from mbv3_jax.core.checks import choose
-from mbv3_jax.core.errors import printable
+from mbv3_jax.core.errors import counted, printable
 from mbv3_jax.core.limits import check_limit, limit
 from mbv3_jax.data.source import BadExample, Batch, Source
 
@@ -57,6 +57,7 @@ INTERPOLATIONS = {
     "bicubic": ("catmull_rom", Image.Resampling.BICUBIC),  # both a = -0.5
 }
 CENTRAL = ("square", "stretch")
+CHANNELS = (1, 3)  # grey, RGB
 
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size only if its crop then still has this many times
 # the needed pixels per side. With a factor of 1 the view differs from the exact one by 1.4 grey
@@ -78,12 +79,16 @@ class Encoded(Source):
 
     Args:
       crop: options of `decode_view`, by name.
+
+    Raises:
+      ValueError: image files are not read in this number of channels.
     """
 
     encoded = True
 
     def __init__(self, crop: Mapping[str, Any]):
         self._crop = dict(crop)
+        self.channels = _check_channels(self._crop.get("channels", 3))
 
     @abc.abstractmethod
     def read(self, index: int) -> tuple[bytes, int]:
@@ -113,7 +118,7 @@ class Encoded(Source):
         views: Iterable[np.random.Generator] | None = None,
     ) -> tuple[Batch, dict[int, str]]:
         side = self.resolution
-        images = np.zeros((len(indices), side, side, 3), np.uint8)
+        images = np.zeros((len(indices), side, side, self.channels), np.uint8)
         labels = np.zeros(len(indices), np.int32)
         problems = {}
         generators = iter(views) if views is not None else None
@@ -143,6 +148,7 @@ def decode_view(
     crop_fraction: float = CENTRAL_FRACTION,
     central: str = "square",
     exif_rotate: bool = False,
+    channels: int = 3,
 ) -> np.ndarray:
     """Decodes an image file and returns one square view of it; threads may call it concurrently.
 
@@ -156,9 +162,11 @@ def decode_view(
       interpolation: "bilinear" or "bicubic", antialiased when it shrinks, as in Pillow.
       crop_fraction, central: of the evaluation view, see `central_box`.
       exif_rotate: whether to turn the image upright by its EXIF tag.
+      channels: 3 for RGB; 1 for the luminance of it, as Pillow's convert("L"), which a grey image
+        is already.
 
     Returns:
-      uint8 [resolution, resolution, 3], read-only.
+      uint8 [resolution, resolution, channels], read-only.
 
     Raises:
       ImageError: the bytes are not an image, or a truncated one.
@@ -166,6 +174,7 @@ def decode_view(
     """
     choose("interpolation", interpolation, INTERPOLATIONS)
     choose("central", central, CENTRAL)
+    _check_channels(channels)
     try:
         image = open_image(encoded)
         turn = _TURNS[image.orientation() if exif_rotate else 1]
@@ -177,6 +186,9 @@ def decode_view(
         else:
             drawn = random_box(size[0], size[1], view, area, ratio)
             pixels, box = image.crop(_stored(drawn, size, turn), resolution)
+        if channels == 1:  # before it is resized, as if the file were grey
+            pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))
+            pixels = pixels[..., None]
         return _turned(_resize(pixels, box, resolution, interpolation), turn)
     except Exception as error:  # on broken files the plugins of Pillow raise almost anything
         reason = str(error).partition(" <_io.BytesIO object at")[0] or type(error).__name__
@@ -242,15 +254,25 @@ def central_box(
     return left, top, left + crop_width, top + crop_height
 
 
+def _check_channels(channels: int) -> int:
+    if channels not in CHANNELS:
+        raise ValueError(
+            f"net.in_channels: image files are read in 1 channel (grey) or 3 (RGB), but the "
+            f"network takes {counted(channels, 'channel')}; a source of your own may have them"
+        )
+    return channels
+
+
 def _resize(pixels: np.ndarray, box: Box, resolution: int, interpolation: str) -> np.ndarray:
-    names = INTERPOLATIONS[interpolation]
+    names, channels = INTERPOLATIONS[interpolation], pixels.shape[2]
     left, top, right, bottom = box
     if resizer is None:
-        image = Image.fromarray(np.ascontiguousarray(pixels))
-        return np.asarray(image.resize((resolution, resolution), names[1], box=box))
+        image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if channels == 1 else pixels))
+        resized = np.asarray(image.resize((resolution, resolution), names[1], box=box))
+        return resized.reshape(resolution, resolution, channels)
     if not hasattr(_local, "resizer"):  # it keeps buffers, so each thread needs its own
         _local.resizer = resizer.Resizer()
-    kind = resizer.PixelType.U8x3
+    kind = resizer.PixelType.U8 if channels == 1 else resizer.PixelType.U8x3
     source = resizer.ImageData(pixels.shape[1], pixels.shape[0], kind, pixels.tobytes())
     result = resizer.ImageData(resolution, resolution, kind)
     options = resizer.ResizeOptions(
@@ -258,7 +280,7 @@ def _resize(pixels: np.ndarray, box: Box, resolution: int, interpolation: str) -
         crop_box=resizer.CropBox(left, top, right - left, bottom - top),
     )
     _local.resizer.resize(source, result, options)
-    return np.frombuffer(result.get_buffer(), np.uint8).reshape(resolution, resolution, 3)
+    return np.frombuffer(result.get_buffer(), np.uint8).reshape(resolution, resolution, channels)
 
 
 # EXIF orientation -> how the stored image becomes upright: whether it is transposed, then mirrored

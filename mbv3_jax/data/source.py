@@ -42,6 +42,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mbv3_jax.core.checks import choose
+from mbv3_jax.core.errors import counted
 from mbv3_jax.core.files import expand_user
 from mbv3_jax.core.registry import option_names
 
@@ -74,6 +75,8 @@ class Source(abc.ABC):
       fingerprint: a text that changes when examples are added, removed, renamed or relabelled. A
         run stores it, so that a resumed run can tell whether its data is still the same. It need
         not follow the contents of files, see docs/data.md.
+      channels: of the images: 3 (RGB) unless a source says otherwise. One that takes the
+        keyword-only option `channels` is told how many the network takes.
       encoded: whether reading an example means decoding it, so that more processes help.
       notes: what a person should know before these examples are used: what lies there and is not
         read, and how many; a line each.
@@ -84,6 +87,7 @@ class Source(abc.ABC):
     resolution: int
     class_names: tuple[str, ...]
     fingerprint: str
+    channels = 3
     encoded = False
     notes: tuple[str, ...] = ()
 
@@ -108,7 +112,7 @@ class Source(abc.ABC):
             crop; None for the evaluation view. Sources in memory ignore it.
 
         Returns:
-          {"image": uint8 [batch, resolution, resolution, 3], "label": int32 [batch]}.
+          {"image": uint8 [batch, resolution, resolution, channels], "label": int32 [batch]}.
 
         Raises:
           BadExample: one of the examples cannot be used.
@@ -136,7 +140,7 @@ class Source(abc.ABC):
         return self.batch(indices, views), {}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns {"image": uint8 [R, R, 3], "label": int}, the evaluation view of one example."""
+        """Returns {"image": uint8 [R, R, C], "label": int}, the evaluation view of one example."""
         index = range(len(self))[index]  # resolves negative indices, raises IndexError past the end
         batch = self.batch([index])
         return {"image": batch["image"][0], "label": int(batch["label"][0])}
@@ -281,6 +285,7 @@ def open_pair(
     name: str,
     *,
     resolution: int,
+    channels: int | None = None,
     crop: Mapping[str, object] | None = None,
     on_error: str = "raise",
     may_be_empty: bool = False,
@@ -291,6 +296,7 @@ def open_pair(
     Args:
       name: the name of the source, see `find_entry`.
       resolution: side of the square images, in pixels.
+      channels: that the images must have; None takes what the source has by default.
       crop: options of `decode.decode_view`, for sources of encoded images; those that are None
         count as not given.
       on_error: "raise", or "skip" to accept data with files that are not images and with empty
@@ -301,8 +307,8 @@ def open_pair(
 
     Raises:
       ValueError: an unknown name or split (the message lists the choices), a value out of range,
-        an option that this source does not take, data that is not laid out as it should be, or
-        has nothing to train or to evaluate on.
+        an option that this source does not take, images of another number of channels, data that
+        is not laid out as it should be, or has nothing to train or to evaluate on.
       NotFound: the data is missing; the message says how to get it.
     """
     choose("data.on_error", on_error, ON_ERROR)
@@ -315,6 +321,10 @@ def open_pair(
     _check_values({"resolution": resolution, **options})
     if "crop" in entry.options:
         options["crop"] = {"exif_rotate": True, **crop} if entry.exif_rotate else crop
+        if channels not in (None, 3):  # options of `decode_view` that a source passes on
+            options["crop"] = {**options["crop"], "channels": channels}
+    if "channels" in entry.options and channels is not None:
+        options["channels"] = channels
     if "on_error" in entry.options:
         options["on_error"] = on_error
     for option in entry.required:
@@ -326,6 +336,11 @@ def open_pair(
             raise ValueError(
                 f"data.name: {name!r} is incomplete: {type(opened).__name__} does not set "
                 f"{', '.join(missing)}"
+            )
+        if channels not in (None, opened.channels):
+            raise ValueError(
+                f"net.in_channels: the images of {name!r} have "
+                f"{counted(opened.channels, 'channel')}, but the network takes {channels}"
             )
     for opened, purpose in zip(pair, ("train", "evaluate"), strict=True):
         if not len(opened) and not may_be_empty:

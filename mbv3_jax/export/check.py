@@ -75,7 +75,7 @@ def reference(model: Model, images: np.ndarray) -> np.ndarray:
 
     Args:
       model: the network, which runs in float even if it was trained for int8.
-      images: normalised, [images, resolution, resolution, 3].
+      images: normalised, [images, resolution, resolution, channels].
 
     Returns:
       float32 [images, num_classes].
@@ -103,7 +103,8 @@ def run_file(file: bytes, target: Target, images: np.ndarray) -> np.ndarray:
     Args:
       file: the file.
       target: what the file is.
-      images: [images, resolution, resolution, 3], uint8 or normalised as the file takes them.
+      images: [images, resolution, resolution, channels], uint8 or normalised as the file takes
+        them.
 
     Returns:
       float32 logits [images, num_classes].
@@ -160,6 +161,8 @@ def defects(file: bytes, target: Target, model: Model) -> list[str]:
     counts = formats.counts(file, target.file_format)
     layers = len(spec.blocks)
     depthwise = counts.get(formats.DEPTHWISE[target.file_format], 0)
+    if target.file_format == "tflite" and spec.in_channels == 1:
+        layers += 1  # to TFLite, any convolution of one channel is depthwise: the stem is as well
     if depthwise != layers:
         lines.append(f"{depthwise} depthwise operations for {layers} depthwise layers")
     if target.precision != "int8":

@@ -22,11 +22,14 @@ from mbv3_jax.export import onnx
 from mbv3_jax.run.model import Model
 
 _LABELS, _JSON = "labels.txt", "metadata.json"
-_NORMALISED = "RGB, (value / 255 - mean) / std of each channel"
+_COLOURS = {1: "grey", 3: "RGB"}
+_NORMALISED = "(value / 255 - mean) / std of each channel"
 _VALUES = {
-    "uint8": "RGB 0 to 255",
-    "float32": _NORMALISED,
-    "int8": f"{_NORMALISED}, then round(value / scale) + zero_point of the file's input",
+    "uint8": "{colours} 0 to 255",
+    "float32": f"{{colours}}, {_NORMALISED}",
+    "int8": (
+        f"{{colours}}, {_NORMALISED}, then round(value / scale) + zero_point of the file's input"
+    ),
 }
 _DATE = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same network gives the same file
 
@@ -51,7 +54,9 @@ def describe(
     spec, preprocessing = model.spec, model.preprocessing
     n, side = "N" if batch is None else batch, spec.resolution
     channels_first = file_format == "onnx" and input_dtype == "float32"
-    shape = [n, spec.in_channels, side, side] if channels_first else [n, side, side, 3]
+    channels = spec.in_channels
+    shape = [n, channels, side, side] if channels_first else [n, side, side, channels]
+    colours = _COLOURS.get(channels, f"{channels} channels")
     return {
         "network": spec.name,
         "precision": precision,
@@ -60,7 +65,7 @@ def describe(
             "shape": shape,
             "layout": "NCHW" if channels_first else "NHWC",
             "dtype": input_dtype,
-            "values": _VALUES[input_dtype],
+            "values": _VALUES[input_dtype].format(colours=colours),
         },
         "output": {
             "name": "logits",

@@ -86,8 +86,6 @@ def export(
     _check_out(out, formats.SUFFIXES[target.file_format])
     model = load_model(folder, step=step, weights=weights)
     model.require_head(folder)
-    if model.spec.in_channels != 3:
-        raise UsageError(f"{folder}: has {model.spec.in_channels} channels, but images have 3")
     run = folder if (folder / "config.json").is_file() else None
     samples = find_samples(model, run, images, check_images)
     network = None
@@ -128,7 +126,7 @@ def _check_out(out: Path, suffix: str) -> None:
 class Samples:
     """Images to check an export on, cropped to the network's resolution.
 
-    images: uint8 [images, resolution, resolution, 3].
+    images: uint8 [images, resolution, resolution, channels].
     labels: int32 [images]; None if the labels are not known.
     what: a description for messages.
     calibration: the data to calibrate int8 on: the run's training data, or the images that were
@@ -162,15 +160,15 @@ def find_samples(
         notes: list[str] = []
         try:
             paths = find_files(named, report=notes.append)
-        except FileNotFoundError as e:
+            files = Files(paths, side, model.crop)
+        except (FileNotFoundError, ValueError) as e:
             raise UsageError(f"--images: {e}") from e
-        files = Files(paths, side, model.preprocessing.crop)
         images, _ = _load(files, count)
         return Samples(
             images=images, labels=None, what="; ".join(("images given", *notes)), calibration=files
         )
     if run is None:
-        shape = (count or _NOISE_IMAGES, side, side, 3)
+        shape = (count or _NOISE_IMAGES, side, side, model.spec.in_channels)
         images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         what = "images of noise (name real ones with --images=FOLDER)"
         return Samples(images=images, labels=None, what=what, calibration=None)

@@ -213,7 +213,8 @@ def image_sheet(images: Sequence[np.ndarray], captions: Sequence[str], title: st
     """Draws images in rows, each with its caption below.
 
     Args:
-      images: uint8 [side, side, 3] each, at least one.
+      images: uint8 [side, side, channels] each, at least one. One channel is drawn in grey; of
+        other numbers than 3, the first one is.
       captions: one for each image; may have several lines, and long lines are broken.
       title: the heading of the sheet.
     """
@@ -237,7 +238,7 @@ def image_sheet(images: Sequence[np.ndarray], captions: Sequence[str], title: st
         axes = figure.add_axes(place)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-        axes.imshow(image)
+        axes.imshow(image if image.shape[2] == 3 else np.repeat(image[..., :1], 3, axis=2))
         axes.set_xlabel(caption, fontsize=_CAPTION_POINTS)
     return figure
 

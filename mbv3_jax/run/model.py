@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from mbv3_jax.arch.spec import NetSpec, spec_to_json
 from mbv3_jax.core.checks import choose, flag
-from mbv3_jax.core.errors import RunError, UsageError, first_line
+from mbv3_jax.core.errors import RunError, UsageError, counted, first_line
 from mbv3_jax.core.files import check_storable, read_file, replacing
 from mbv3_jax.core.json_values import Number, as_type, parse_json, read_json
 from mbv3_jax.data import augment
@@ -58,7 +58,8 @@ _FILES = (_SPEC, _CLASSES, _PREPROCESSING, _ORIGIN, _ARRAYS, DIGESTS)
 class Preprocessing:
     """How an image file becomes the input of a network; the resolution is its spec's.
 
-    mean, std: of each channel, of values from 0 to 1: the input is (value - mean) / std.
+    mean, std: of each channel, of values from 0 to 1: the input is (value - mean) / std. As many as
+      the network's spec has channels.
     interpolation, crop_fraction, central, exif_rotate: of `data.decode.decode_view`.
     """
 
@@ -70,17 +71,18 @@ class Preprocessing:
     exif_rotate: bool = True
 
     def __post_init__(self):
-        for name in ("mean", "std"):
+        for name, other in (("mean", self.std), ("std", self.mean)):
             values = getattr(self, name)
-            if not isinstance(values, list | tuple) or len(values) != 3:
-                raise ValueError(f"{name}: got {values!r}, expected 3 numbers")
+            count = len(other) if isinstance(other, list | tuple) else 3
+            if not isinstance(values, list | tuple) or not values or len(values) != count:
+                raise ValueError(f"{name}: got {values!r}, expected {count or 3} numbers")
             # Values are from 0 to 1. Beyond these bounds float32 has nothing left of them.
             low, high = (1e-6, 1e6) if name == "std" else (-1e6, 1e6)
             for value in values:
                 if not _is_number(value) or not low <= value <= high:
                     kind = "positive numbers" if name == "std" else "numbers"
                     bounds = f"from {low:g} to {high:g}"
-                    raise ValueError(f"{name}: got {values!r}, expected 3 {kind} {bounds}")
+                    raise ValueError(f"{name}: got {values!r}, expected {count} {kind} {bounds}")
             object.__setattr__(self, name, tuple(map(float, values)))
         if not _is_number(self.crop_fraction) or not 0 < self.crop_fraction <= 1:
             raise ValueError(
@@ -100,6 +102,11 @@ class Preprocessing:
     def normalize(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and deviation, the option of `data.augment.make_preprocess`."""
         return self.mean, self.std
+
+    def for_channels(self, channels: int) -> "Preprocessing":
+        """The same for images of another number of channels, see `data.augment.for_channels`."""
+        mean, std = augment.normalization(self.normalize, channels)
+        return dataclasses.replace(self, mean=mean, std=std)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,7 +131,18 @@ class Model:
                 f"class_names: got {len(self.class_names)}, expected the "
                 f"{self.spec.num_classes} of the network {self.spec.name}"
             )
+        numbers_of, channels = len(self.preprocessing.mean), self.spec.in_channels
+        if numbers_of == 3:  # also of other networks, in import folders of earlier versions
+            preprocessing = self.preprocessing.for_channels(channels)
+            object.__setattr__(self, "preprocessing", preprocessing)
+        elif numbers_of != channels:
+            raise ValueError(f"mean: got {counted(numbers_of, 'number')}, expected {channels}")
         functional.check(self.spec, self.variables)
+
+    @property
+    def crop(self) -> dict[str, Any]:
+        """The options of `data.decode.decode_view` for the evaluation view, by name."""
+        return self.preprocessing.crop | {"channels": self.spec.in_channels}
 
     def require_head(self, folder: Path) -> None:
         """Checks that the network has classes.
@@ -213,20 +231,30 @@ def load_model(folder: Path, *, step: int | str | None = None, weights: str = "a
     return _load_import(folder)
 
 
-def preprocessing_of_config(config: ConfigDict) -> Preprocessing:
-    """The preprocessing that a configuration asks for in evaluation."""
-    mean, std = augment.normalization(config.augment.normalize)
+def preprocessing_of_config(config: ConfigDict, channels: int = 3) -> Preprocessing:
+    """The preprocessing that a configuration asks for in evaluation.
+
+    Args:
+      config: the configuration.
+      channels: of the network.
+    """
+    mean, std = augment.normalization(config.augment.normalize, channels)
     return Preprocessing(mean=mean, std=std, **crop_options(config))
 
 
-def preprocessing_of_run(run: Path, config: ConfigDict) -> Preprocessing:
+def preprocessing_of_run(run: Path, config: ConfigDict, channels: int = 3) -> Preprocessing:
     """The preprocessing of a run: its configuration's, or that of the weights it started from.
+
+    Args:
+      run: the run folder.
+      config: its configuration.
+      channels: of its network.
 
     Raises:
       RunError: the run started from weights, and its init.json is damaged.
     """
     if config.init is None:
-        return preprocessing_of_config(config)
+        return preprocessing_of_config(config, channels)
     return read_init(run)[1]
 
 
@@ -285,7 +313,8 @@ def _load_run(run: Path, step: int | str | None, weights: str) -> Model:
         names = read_json(run / _CLASSES, list[str])
     else:  # a run of an older version
         names = [str(label) for label in range(spec.num_classes)]
-    return _model(run, spec, variables, preprocessing_of_run(run, config), names)
+    preprocessing = preprocessing_of_run(run, config, spec.in_channels)
+    return _model(run, spec, variables, preprocessing, names)
 
 
 def _load_import(folder: Path) -> Model:

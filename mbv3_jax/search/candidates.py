@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from mbv3_jax.arch.spec import spec_to_json
-from mbv3_jax.core.errors import InUse
+from mbv3_jax.core.errors import InUse, UsageError
 from mbv3_jax.core.files import write_atomically
 from mbv3_jax.core.json_values import read_json
 from mbv3_jax.run.folder import lock_folder, read_summary
@@ -54,6 +54,13 @@ class Trainings:
     config: ConfigDict
     folder: Path
     console: Console | None = None
+
+    def __post_init__(self):
+        if self.config.net.in_channels not in (None, 3):  # costs are those of colour images
+            raise UsageError(
+                f"config: brief.net.in_channels: got {self.config.net.in_channels}, but the "
+                "networks of a search take 3"
+            )
 
     def __call__(self, points: Sequence[Point], seed: int) -> np.ndarray:
         entries = [self._entry(tuple(point), seed) for point in points]

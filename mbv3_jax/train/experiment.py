@@ -69,7 +69,7 @@ def open_sources(plan: Plan) -> tuple[NetSpec, Source, Source]:
 
     Raises:
       UsageError: the data does not exist (the message says how to get it), has another number of
-        classes than the plan, or does not have an option.
+        classes or channels than the plan, or does not have an option.
     """
     source, crop = plan.data.source, dict(plan.data.crop)
     try:
@@ -78,6 +78,7 @@ def open_sources(plan: Plan) -> tuple[NetSpec, Source, Source]:
         training, held_out = open_pair(
             source.name,
             resolution=plan.spec.resolution,
+            channels=plan.spec.in_channels,
             crop=crop,
             on_error=plan.data.on_error,
             **source.options,

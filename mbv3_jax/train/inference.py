@@ -10,8 +10,8 @@ probability        float32 [images], of the prediction
 label_probability  float32 [images], of the label
 path               [images], where the image is stored, or its number
 mistakes           int64 [mistakes], which images are the worst mistakes, the worst first
-thumbnails         uint8 [mistakes, side, side, 3], the mistakes as the network saw them, scaled
-                   down
+thumbnails         uint8 [mistakes, side, side, channels], the mistakes as the network saw them,
+                   scaled down
 """
 
 import contextlib
@@ -77,10 +77,6 @@ class Inference:
     ):
         self.folder = Path(folder)
         self.model = load_model(folder, step=step, weights=weights)
-        if self.model.spec.in_channels != 3:
-            raise UsageError(
-                f"{folder}: a network of {self.model.spec.in_channels} channels, but images have 3"
-            )
         self.mesh = make_mesh()
         self.variables = jax.device_put(self.model.variables, replicated(self.mesh))
         devices = self.mesh.devices.size
@@ -116,12 +112,15 @@ class Inference:
 class Results:
     """Iterates over image files in order: (path, view, result or None).
 
-    The view, uint8 [side, side, 3], is what the network saw. The result is None for a file that
-    cannot be read, and where the network computes no finite number.
+    The view, uint8 [side, side, channels], is what the network saw. The result is None for a file
+    that cannot be read, and where the network computes no finite number.
 
     Attributes:
       problems: path -> the reason, for the files that cannot be read or have no result.
       seconds: from the first image on, after compilation.
+
+    Raises:
+      UsageError: image files are not read in as many channels as the network takes.
     """
 
     def __init__(
@@ -132,15 +131,20 @@ class Results:
         **options: Any,
     ):
         self._inference, self._paths = inference, paths
-        self._step = make_step(inference.model.spec, **inference.options, **options)
+        spec = inference.model.spec
+        try:
+            self._files = Files(paths, spec.resolution, inference.model.crop)
+        except ValueError as e:
+            raise UsageError(f"{inference.folder}: {e}") from e
+        self._step = make_step(spec, **inference.options, **options)
         self.problems: dict[str, str] = {}
         self.seconds = 0.0
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray, dict | None]]:
-        inference, model = self._inference, self._inference.model
-        side, size = model.spec.resolution, inference.batch
+        inference, size = self._inference, self._inference.batch
+        side, channels = self._files.resolution, self._files.channels
         empty = {
-            "image": np.zeros((size, side, side, 3), np.uint8),
+            "image": np.zeros((size, side, side, channels), np.uint8),
             "label": np.zeros(size, np.int32),
             "mask": np.zeros(size, np.float32),
         }
@@ -149,7 +153,7 @@ class Results:
         messages: list[str] = []
         views: list[np.ndarray] = []
         batches = loader.eval_batches(
-            Files(self._paths, side, model.preprocessing.crop),
+            self._files,
             batch_size=size,
             num_workers=None if len(self._paths) >= _WORTH_WORKERS else 0,
             on_error="skip",
@@ -228,9 +232,9 @@ def evaluate_on(
     crop = {k: options.pop(k) for k in ("area", "ratio", *model.preprocessing.crop) if k in options}
     try:
         crop = crop_for(name, model.preprocessing.crop) | crop
-        resolution = model.spec.resolution
+        options |= {"resolution": model.spec.resolution, "channels": model.spec.in_channels}
         # Of a folder with one image in each class none is held out, and all are evaluated.
-        pair = open_pair(name, resolution=resolution, crop=crop, may_be_empty=True, **options)
+        pair = open_pair(name, crop=crop, may_be_empty=True, **options)
         labels, matched = label_map(pair[1].class_names, model.class_names)
     except (ValueError, FileNotFoundError) as e:
         raise UsageError(f"{e}") from e
@@ -394,7 +398,7 @@ def save_predictions(
     side = -(-source.resolution // stride)
     values |= {
         "mistakes": worst,
-        "thumbnails": np.array(thumbnails, np.uint8).reshape(-1, side, side, 3),
+        "thumbnails": np.array(thumbnails, np.uint8).reshape(-1, side, side, source.channels),
     }
     with open_atomically(run_folder / PREDICTIONS) as file:
         np.savez_compressed(file, **values)

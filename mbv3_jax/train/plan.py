@@ -175,9 +175,11 @@ def read_plan(config: ConfigDict, run: Path | None = None) -> Plan:
 
 
 def _read_plan(config: ConfigDict, spec: NetSpec, warm_start: WarmStart | None) -> Plan:
-    preprocessing = warm_start.preprocessing if warm_start else preprocessing_of_config(config)
-    if spec.in_channels != 3:
-        raise ValueError(f"net.in_channels: got {spec.in_channels}, but the images have 3")
+    preprocessing = (
+        warm_start.preprocessing
+        if warm_start
+        else preprocessing_of_config(config, spec.in_channels)
+    )
     loader.check_seed("seed", config.seed)
     for field in ("batch_size", "eval_batch_size", "accum_steps", "log_every_steps"):
         check_whole(field, config[field], at_least=1)

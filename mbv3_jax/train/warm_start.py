@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from mbv3_jax.arch import build
 from mbv3_jax.arch.spec import NetSpec
-from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.core.errors import RunError, UsageError, counted
 from mbv3_jax.core.files import expand_user
 from mbv3_jax.core.json_values import read_json
 from mbv3_jax.nn import functional
@@ -92,6 +92,8 @@ class WarmStart:
             )
         else:
             message = f"all the weights of {self.folder}"
+        if spec.in_channels != model.spec.in_channels:
+            message += "; its stem is summed over the colours, for grey images"
         return {
             "folder": self.folder,
             "digest": weights_digest(model.variables),
@@ -112,10 +114,17 @@ class WarmStart:
         """
         model = self.load()
         new = [*_new_stages(spec, model), "quant"]
-        return {
+        variables = {
             kind: {stage: tree for stage, tree in stages.items() if stage not in new}
             for kind, stages in model.variables.items()
         }
+        if spec.in_channels != model.spec.in_channels:
+            params = variables["params"]
+            stem = params["stem"]
+            grey = np.sum(stem["conv"]["kernel"], axis=2, keepdims=True)
+            stem = stem | {"conv": stem["conv"] | {"kernel": grey}}
+            variables["params"] = params | {"stem": stem}
+        return variables
 
 
 def _new_stages(spec: NetSpec, model: Model) -> list[str]:
@@ -152,10 +161,11 @@ def read_warm_start(config: ConfigDict, run: Path | None = None) -> WarmStart | 
         model = load_model(folder)
     except UsageError as e:
         raise UsageError(f"config.init: {e}") from e
+    spec = _spec(config, model.spec, folder)
     return WarmStart(
         folder=str(folder),
-        spec=_spec(config, model.spec, folder),
-        preprocessing=_preprocessing(config, model.preprocessing, folder),
+        spec=spec,
+        preprocessing=_preprocessing(config, model.preprocessing, folder, spec.in_channels),
         model=model,
     )
 
@@ -173,6 +183,8 @@ def _spec(config: ConfigDict, spec: NetSpec, folder: Path) -> NetSpec:
     changes = {field: fields.pop(field) for field in INIT_FIELDS if field != "name"}
     fields.pop("num_classes")
     parameters = inspect.signature(build).parameters
+    if (channels := fields.pop("in_channels")) != parameters["in_channels"].default:
+        changes["in_channels"] = _check_channels(channels, spec.in_channels, folder)
     for field, value in fields.items():
         if field not in parameters:
             raise UsageError(f"config.net: unknown field {field}")
@@ -188,12 +200,30 @@ def _spec(config: ConfigDict, spec: NetSpec, folder: Path) -> NetSpec:
         raise UsageError(f"config.net.{e}") from e
 
 
-def _preprocessing(config: ConfigDict, stored: Preprocessing, folder: Path) -> Preprocessing:
+def _check_channels(asked: int | None, found: int, folder: Path) -> int | None:
+    """Refuses a number of channels that the stem of the folder cannot be converted to.
+
+    From colours to grey, timm (`adapt_input_conv`, for in_chans=1) sums a stem over the colours: a
+    grey image, repeated for each colour, then gives the same as before. Nothing else is converted.
+    """
+    if asked in (None, found) or (asked, found) == (1, 3):
+        return asked
+    raise UsageError(
+        f"config.net.in_channels: got {asked}, but the network of config.init={folder} takes "
+        f"{counted(found, 'channel')}; set --config.net.in_channels={found}"
+        + (" or 1, for grey images" if found == 3 else "")
+    )
+
+
+def _preprocessing(
+    config: ConfigDict, stored: Preprocessing, folder: Path, channels: int
+) -> Preprocessing:
     """The preprocessing of the folder with what the configuration changes of it."""
+    stored = stored.for_channels(channels)
     normalize = config.augment.normalize
     try:
         if normalize is not None:
-            configured = preprocessing_of_config(config)
+            configured = preprocessing_of_config(config, channels)
             if configured.normalize != stored.normalize:
                 raise ValueError(
                     f"augment.normalize: got {normalize!r}, but the weights of {folder} expect "

@@ -83,7 +83,7 @@ WRONG = [
     ),
     ("data.num_threads=0", "data.num_threads: got 0, expected 1 or more"),
     ("net.num_classes=7", "net.num_classes: got 7, but the data 'synthetic' has 10 classes"),
-    ("net.in_channels=1", "net.in_channels: got 1, but the images have 3"),
+    ("net.in_channels=0", "config.net.in_channels: got 0, expected a whole number of at least 1"),
     ("net.resolution=31", "config.net.resolution: got 31, expected a whole number of at least 32"),
     ("net.width=0.3", "config.net.width: 0.3 gives the narrowest layer of tiny 2.4 channels"),
     ("net.nonlinearity=gelu", "config.net.nonlinearity: got 'gelu', expected one of 'paper'"),

@@ -23,6 +23,9 @@ NORMALIZATIONS = {
     # ImageNet channel statistics; weights that come from PyTorch
     "torch": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
+# Red, green and blue in the luminance (ITU-R 601-2, as in Pillow). The mean of grey images follows
+# exactly, and their deviation as far as the colours go up and down together.
+LUMINANCE = (0.299, 0.587, 0.114)
 POLICIES = ("none", "autoaugment_v0", "randaugment")
 # The number that each operation folds into the key.
 _FLIP, _AFFINE, _MIXUP, _POLICY, _COLOUR, _ERASE, _NOISE, _CUTMIX, _WHICH_MIX = range(9)
@@ -59,15 +62,16 @@ def make_preprocess(
     The operations run in the order of the arguments, with normalisation before erasing.
 
     Args:
-      normalize: "inception" or "torch", see `NORMALIZATIONS`; or (mean, std) in the same form.
+      normalize: "inception" or "torch", see `NORMALIZATIONS`; or (mean, std) in the same form, with
+        a number for each channel: they tell how many channels the images have.
       flip: mirror each image left to right with probability one half.
       rotate_degrees: rotate each image by a uniform angle of at most this, in either direction.
       zoom: scale each image by a uniform factor from 1 - zoom to 1 + zoom.
       translate: shift each image along each axis, in either direction, by a uniform fraction of its
         side of at most this.
       pad: what lies outside the image: "zero" (black) or "edge" (the nearest pixel).
-      policy: "none", "autoaugment_v0" or "randaugment", see `policies`. Like the colour jitter, a
-        policy needs colour images.
+      policy: "none", "autoaugment_v0" or "randaugment", see `policies`. Images
+        of other numbers of channels than 1 and 3 have neither policy nor contrast.
       policy_interpolation: of the geometric operations of the policy: "nearest", as in TensorFlow,
         or "bilinear".
       policy_translate: pixels at level 10; None takes TensorFlow's value, 250 (autoaugment_v0) or
@@ -75,7 +79,7 @@ def make_preprocess(
       randaugment_layers, randaugment_magnitude, randaugment_magnitude_std, randaugment_prob,
         randaugment_cutout: see `policies.randaugment`; None takes its default.
       brightness, contrast, saturation: a value x gives factors from max(0, 1 - x) to 1 + x, see
-        `colour`.
+        `colour`. Only images of 3 channels have saturation and hue.
       hue: the largest shift of the hue in either direction, as a fraction of the colour circle up
         to 0.5.
       erase_prob: probability of erasing a box (Zhong et al. 2017), see `mix.draw_erasing`.
@@ -95,8 +99,8 @@ def make_preprocess(
       and `eval_preprocess(images) -> images`, which only normalises.
 
     Raises:
-      ValueError: an unknown name, a number out of range, an option of an operation that is off, or
-        mixing without `num_classes`.
+      ValueError: an unknown name, a number out of range, an option of an operation that is off, one
+        that images of so many channels do not have, or mixing without `num_classes`.
     """
     mean, std = ([255 * v for v in values] for values in normalization(normalize))
     choose("augment.pad", pad, warp.PADS)
@@ -120,6 +124,9 @@ def make_preprocess(
         _number(name, value, most)
     if (mixup_alpha or cutmix_alpha) and not num_classes:
         raise ValueError(f"augment.num_classes: got {num_classes!r}, expected a number with mixing")
+    _check_colours(len(mean), {"saturation": saturation, "hue": hue}, (3,))
+    in_grey = {"policy": policy if policy != "none" else 0, "contrast": contrast}
+    _check_colours(len(mean), in_grey, (1, 3))
     drawn_policy = _make_policy(
         policy,
         translate=policy_translate,
@@ -195,12 +202,48 @@ def make_preprocess(
     return train_preprocess, eval_preprocess
 
 
-def normalization(normalize: str | tuple) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of each channel, for values from 0 to 1; a name is looked up."""
+def normalization(
+    normalize: str | tuple, channels: int | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of each channel, for values from 0 to 1; a name is looked up.
+
+    Args:
+      normalize: as for `make_preprocess`.
+      channels: how many; None for as many as `normalize` has.
+    """
     if isinstance(normalize, str | None):
-        return NORMALIZATIONS[choose("augment.normalize", normalize, NORMALIZATIONS)]
-    mean, std = normalize
-    return tuple(mean), tuple(std)
+        normalize = NORMALIZATIONS[choose("augment.normalize", normalize, NORMALIZATIONS)]
+    mean, std = (tuple(values) for values in normalize)
+    return for_channels(mean, channels), for_channels(std, channels)
+
+
+def for_channels(values: tuple[float, ...], channels: int | None) -> tuple[float, ...]:
+    """The mean or the deviation of images of another number of channels.
+
+    Equal values stay what they are. Otherwise each channel gets that of the luminance, which is
+    right for grey images; of other channels nothing better is known.
+
+    Args:
+      values: of each channel.
+      channels: how many are wanted; None for as many as there are.
+    """
+    if channels in (None, len(values)):
+        return values
+    value = values[0]
+    if len(set(values)) > 1 and len(values) == len(LUMINANCE):
+        value = round(sum(w * v for w, v in zip(LUMINANCE, values, strict=True)), 6)
+    return (value,) * (channels or 1)
+
+
+def _check_colours(channels: int, options: Mapping[str, Any], expected: tuple[int, ...]) -> None:
+    """Refuses operations that images of so many channels do not have."""
+    for name, value in options.items():
+        if value and channels not in expected:
+            numbers_of = " or ".join(map(str, expected))
+            raise ValueError(
+                f"augment.{name}: got {value!r}, which needs images of {numbers_of} channels, but "
+                f"these have {channels}; switch it off"
+            )
 
 
 def _make_policy(name: str, **options) -> policies.Policy | None:

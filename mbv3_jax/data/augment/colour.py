@@ -15,7 +15,12 @@ LEVELS = 256
 
 
 def luma(images: jax.Array) -> jax.Array:
-    """The grey of RGB images [batch, h, w, 3], as Pillow's convert("L"): int32 [batch, h, w, 1]."""
+    """The grey of RGB images [batch, h, w, 3], as Pillow's convert("L"): int32 [batch, h, w, 1].
+
+    That of grey images [batch, h, w, 1] is what they are.
+    """
+    if images.shape[-1] == 1:
+        return images.astype(jnp.int32)
     red, green, blue = jnp.split(images.astype(jnp.int32), 3, axis=-1)
     return (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16  # ITU-R 601-2
 
@@ -184,12 +189,13 @@ def jitter(images: jax.Array, drawn: Jitter, *, with_hue: bool = True) -> jax.Ar
     """Applies the colour jitter in the order drawn for each image, without rounding in between.
 
     Args:
-      images: [batch, height, width, 3], 0 to 255.
+      images: [batch, height, width, 3], 0 to 255; any number of channels, if the factors of
+        contrast and saturation are 1, and a single one if those of saturation are.
       drawn: see `draw`.
       with_hue: False leaves out the pass for the hue, by far the most expensive one.
 
     Returns:
-      float32 [batch, height, width, 3], 0 to 255.
+      float32 of the same shape, 0 to 255.
     """
     images = images.astype(jnp.float32)
     kinds = jnp.arange(3)
@@ -214,7 +220,10 @@ def _blend(images: jax.Array, factors: jax.Array) -> jax.Array:
     At most one of the three `factors` [batch, 3] of an image differs from 1.
     """
     brightness, contrast, saturation = (f[:, None, None, None] for f in factors.T)
-    grey = sum(images[..., i : i + 1] * weight for i, weight in enumerate(GREY))
+    if images.shape[-1] == len(GREY):
+        grey = sum(images[..., i : i + 1] * weight for i, weight in enumerate(GREY))
+    else:  # of other images than grey ones it is not used, see `jitter`
+        grey = images
     mean = jnp.mean(grey, axis=(1, 2), keepdims=True)
     mixed = images * (brightness * contrast * saturation)
     mixed += (1 - contrast) * mean + (1 - saturation) * grey

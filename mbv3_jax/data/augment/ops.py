@@ -47,7 +47,8 @@ def apply(
     moves the corners of pixels instead of their centres.
 
     Args:
-      images: uint8 [batch, height, width, 3].
+      images: uint8 [batch, height, width, 3], or [batch, height, width, 1] for grey ones, which
+        color does not change.
       op: int [batch], indices into `OPS`.
       arg: float [batch]: degrees counter-clockwise (rotate); columns per row or rows per column
         (shear); pixels to the left or up (translate); bits kept (posterize); threshold (solarize);
@@ -58,7 +59,7 @@ def apply(
       interpolation: of the geometric operations.
 
     Returns:
-      uint8 [batch, height, width, 3].
+      uint8 of the same shape.
     """
 
     def on(name: str) -> jax.Array:

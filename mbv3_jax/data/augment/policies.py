@@ -203,7 +203,7 @@ def _draw(
 def apply(
     policy: Policy, images: jax.Array, key: jax.Array, *, interpolation: str = "nearest"
 ) -> jax.Array:
-    """Draws and applies a policy to images uint8 [batch, height, width, 3]."""
+    """Draws and applies a policy to images uint8 [batch, height, width, 3 or 1]."""
     count, height, width, _ = images.shape
     layers = policy.draw(key, count, height, width)
     for layer, among in zip(layers, policy.among, strict=True):

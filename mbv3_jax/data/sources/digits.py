@@ -23,9 +23,10 @@ class Digits(Source):
     Args:
       split: "train" or "test".
       resolution: side of the images, in pixels.
+      channels: any number, all alike.
     """
 
-    def __init__(self, split: str, resolution: int):
+    def __init__(self, split: str, resolution: int, *, channels: int = 3):
         from sklearn.datasets import load_digits  # takes a second to import
 
         data = load_digits()
@@ -36,6 +37,7 @@ class Digits(Source):
         small = data.images[keep].astype(np.float32) * (255 / 16)
 
         self.name, self.split, self.resolution = "digits", split, resolution
+        self.channels = channels
         self.class_names = tuple(str(i) for i in range(10))
         self._labels = data.target[keep].astype(np.int32)
         self._images = _resize(small, resolution)
@@ -50,8 +52,8 @@ class Digits(Source):
 
     def batch(self, indices, views=None):
         indices = np.asarray(indices)
-        grey = self._images[indices]
-        return {"image": np.repeat(grey[..., None], 3, axis=-1), "label": self._labels[indices]}
+        images = np.repeat(self._images[indices][..., None], self.channels, axis=-1)
+        return {"image": images, "label": self._labels[indices]}
 
 
 def _resize(images: np.ndarray, side: int) -> np.ndarray:

@@ -21,6 +21,7 @@ class Synthetic(Source):
       resolution: side of the images, in pixels.
       num_classes: how many classes there are.
       num_examples: how many examples either split has; None for 1024 and 256.
+      channels: any number.
     """
 
     def __init__(
@@ -30,13 +31,15 @@ class Synthetic(Source):
         *,
         num_classes: int = 10,
         num_examples: int | None = None,
+        channels: int = 3,
     ):
         self._length = _SPLITS[split] if num_examples is None else num_examples
         self.name, self.split, self.resolution = "synthetic", split, resolution
+        self.channels = channels
         self.class_names = tuple(f"class{i}" for i in range(num_classes))
         self.fingerprint = f"synthetic/{split}/{resolution}/{num_classes}/{self._length}"
         self._split_number = list(_SPLITS).index(split)
-        self._noise = _random_bytes(0, resolution**2 * 3 + _WINDOWS) // 4  # at most 63
+        self._noise = _random_bytes(0, resolution**2 * channels + _WINDOWS) // 4  # at most 63
         levels = _random_bytes(1, num_classes * _STRIPES).reshape(num_classes, -1) // 4 * 3
         self._stripes = levels[:, np.arange(resolution) * _STRIPES // resolution]
 
@@ -50,13 +53,13 @@ class Synthetic(Source):
         indices = np.asarray(indices, np.int64)
         labels = (indices % self.num_classes).astype(np.int32)
         side = self.resolution
-        images = np.empty((len(indices), side, side * 3), np.uint8)
+        images = np.empty((len(indices), side, side * self.channels), np.uint8)
         # An odd factor scatters the windows; the even ones belong to the training split.
         starts = (indices * 2 + self._split_number) * 40503 % _WINDOWS
         for image, start, label in zip(images, starts, labels, strict=True):
             window = self._noise[start : start + image.size].reshape(image.shape)
             np.add(window, self._stripes[label][:, None], out=image)
-        return {"image": images.reshape(-1, side, side, 3), "label": labels}
+        return {"image": images.reshape(-1, side, side, self.channels), "label": labels}
 
 
 def _random_bytes(stream: int, count: int) -> np.ndarray:

@@ -82,6 +82,11 @@ def train_supernet(
             f"config: space.num_classes: got {spec.num_classes}, but the data {config.data.name!r} "
             f"has {experiment.spec.num_classes} classes"
         )
+    if experiment.spec.in_channels != spec.in_channels:
+        raise UsageError(
+            f"config: shared.net.in_channels: got {experiment.spec.in_channels}, but the networks "
+            f"of a search take {spec.in_channels}"
+        )
     held_out, batch_size = experiment.data.held_out, config.batch_size
     if len(held_out) < batch_size:
         raise UsageError(
