@@ -89,6 +89,7 @@ ROOMS = {
         "mbv3_jax.interop.identify",
         "mbv3_jax.interop.look_alikes",
         "mbv3_jax.interop.weight_files",
+        "mbv3_jax.interop.images",
         "mbv3_jax.interop.pth_files",
         "mbv3_jax.interop.keras_files",
         "mbv3_jax.interop.layout",

@@ -57,6 +57,14 @@ def positive_number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a positive number") from e
 
 
+def decimals(text: str) -> tuple[float, ...]:
+    """As `positive`, for numbers with commas between them."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected numbers as in 0.5,0.5,0.5") from e
+
+
 def add_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
     """Adds the options that choose a trained network: --run or --import, --step, --weights.
 

@@ -5,13 +5,14 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from mbv3_jax.cli.arguments import add_model, no_more, positive_number
+from mbv3_jax.cli.arguments import add_model, decimals, no_more, positive, positive_number
 from mbv3_jax.core.errors import UsageError, counted
 from mbv3_jax.core.files import check_storable
 from mbv3_jax.core.packages import program
 
 _LIBRARIES = ("timm", "torchvision", "keras")
 _MOST_NAMES = 12
+_VIEW = ("resolution", "mean", "std", "crop_fraction", "interpolation")
 
 
 def add_parsers(commands) -> None:
@@ -42,6 +43,24 @@ def add_parsers(commands) -> None:
     take.add_argument(
         "--classes", type=Path, metavar="FILE", help="class names: one a line, or a JSON list"
     )
+    view = take.add_argument_group(
+        "images, where the file does not tell or tells something else",
+    )
+    view.add_argument("--resolution", type=positive, metavar="N", help="side of the images, pixels")
+    for name, what in (("mean", "mean"), ("std", "standard deviation")):
+        view.add_argument(
+            f"--{name}",
+            type=decimals,
+            metavar="R,G,B",
+            help=f"{what} of each channel, or one for all, of values from 0 to 1",
+        )
+    view.add_argument(
+        "--crop-fraction",
+        type=positive_number,
+        metavar="X",
+        help="how much of the shorter side an evaluation sees",
+    )
+    view.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="of the resizing")
     take.add_argument("--revision", help="the commit on the Hugging Face Hub; default the newest")
     take.add_argument("--sha256", help="refuse a file whose hash does not begin with this")
     take.set_defaults(run_command=_import)
@@ -87,6 +106,7 @@ def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         network=flags.network,
         width=flags.width,
         classes=flags.classes,
+        view={name: getattr(flags, name) for name in _VIEW},
         revision=flags.revision,
         sha256=flags.sha256,
     )

@@ -1,13 +1,13 @@
 """From a file of another library to a model of ours, and back."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.errors import UsageError, printable
-from mbv3_jax.interop import download, layout, mapping, networks, weight_files
+from mbv3_jax.interop import download, images, layout, mapping, networks, weight_files
 from mbv3_jax.interop.class_names import find_class_names
 from mbv3_jax.interop.identify import BESIDE, identify
 from mbv3_jax.interop.networks import Network
@@ -47,6 +47,7 @@ def import_weights(
     network: str | None = None,
     width: float | None = None,
     classes: Path | None = None,
+    view: Mapping[str, Any] | None = None,
     revision: str | None = None,
     sha256: str | None = None,
 ) -> Imported:
@@ -61,6 +62,8 @@ def import_weights(
       network: NETWORK or NETWORK.TAG, if the tensors fit several networks.
       width: the scaling argument of torchvision or Keras; None tries `networks.WIDTHS`.
       classes: a file of class names; not for a network without a head.
+      view: "resolution", "crop_fraction", "interpolation", "mean" and "std" of the images; those
+        that are absent or None are what the file says, or the default of the library.
       revision: a commit of the Hub repository.
       sha256: the hash that the file must have, or its first digits.
 
@@ -89,8 +92,14 @@ def import_weights(
     tensors = file.tensors | {BESIDE + n: t for n, t in file.beside.items()}
     fit = identify(library, {n: t.shape for n, t in tensors.items()}, name, width, str(path))
     identified, table = fit.network, fit.table
-    resolution = entry.resolution if entry else identified.spec.resolution
-    spec = identified.spec.replace(resolution=resolution)
+    if entry:
+        usual, usual_source = (entry.resolution, entry.preprocessing), f"of {entry.name}"
+    else:
+        usual = identified.spec.resolution, usual_preprocessing(library, identified.name)
+        usual_source = f"the default of {library} for {identified.name}"
+    spec, preprocessing, preprocessing_source = images.settle(
+        identified.spec, file.told, view or {}, usual, usual_source
+    )
     used = [pair.theirs for pair in table if pair.theirs is not None]
     variables = mapping.to_ours(table, {n: tensors[n] for n in used})
     if "logits" not in fit.new:
@@ -99,11 +108,6 @@ def import_weights(
         class_names, names_source = (), "none, for the network has no head"
     else:
         raise UsageError(f"--classes={classes}: {path} has no head that is read, so no classes")
-    if entry:
-        preprocessing, preprocessing_source = entry.preprocessing, f"of {entry.name}"
-    else:
-        preprocessing = usual_preprocessing(library, identified.name)
-        preprocessing_source = f"assumed to be the usual one of {identified.name}"
     model = Model(
         spec=spec, variables=variables, preprocessing=preprocessing, class_names=class_names
     )

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.json_values import parse_json
 from mbv3_jax.core.limits import Total, check_archive
 from mbv3_jax.core.packages import need
+from mbv3_jax.interop import images
 
 Tensors = dict[str, np.ndarray]
 
@@ -23,38 +25,51 @@ Tensors = dict[str, np.ndarray]
 _STATES = re.compile(r"_?(optimizer|loss_tracker|(compiled?_)?(metrics|loss))")
 # Of random layers, and of Normalization.
 _COUNTER = re.compile(r"/seed_generator/|/normalization(_\d+)?/vars/2$")
+# Mean and variance of Normalization: how images are scaled, and no weights.
+_NORMALIZATION = re.compile(r"(?:.*/)?normalization(?:_\d+)?/vars/[01]$")
 _MOST_VARIABLES = 4  # of one layer: those of BatchNorm
 # The order of the variables of a layer in Keras 3.
 _VARIABLES = {
     name: i for i, name in enumerate(("gamma", "beta", "moving_mean", "moving_variance"))
-} | {"kernel": 0, "depthwise_kernel": 0, "bias": 1}
+} | {"kernel": 0, "depthwise_kernel": 0, "bias": 1, "mean": 0, "variance": 1, "count": 2}
 
 
-def read_keras(data: bytes) -> tuple[str | None, Tensors, list[str]]:
+def read_keras(data: bytes) -> tuple[str | None, Tensors, list[str], images.Told]:
     """Reads the bytes of a .weights.h5, .keras or .h5 file.
 
     Returns:
-      None, for Keras has one network in a file; its tensors by name, in their own types; and the
-      names of what is left out.
+      None, for Keras has one network in a file; its tensors by name, in their own types; the names
+      of what is left out; and what the file says of its images.
 
     Raises:
       UsageError: it is not a file of Keras, or refers to other files.
       OverLimit: unpacked, it is too large.
     """
     h5py = need("h5py", "reading Keras' files", "weights")
+    config: str | bytes | None = None
     if data[:2] == b"PK":  # .keras: a zip archive
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             check_archive(archive)
             data = archive.read("model.weights.h5")
+            config = archive.read("config.json") if "config.json" in archive.namelist() else None
     with h5py.File(io.BytesIO(data), "r") as file:
         _check_self_contained(h5py, file)
         group = file.get("model_weights", file)
+        left_out: list[str] = []
         if "layer_names" in group.attrs:
-            return None, _read_older(group), []
-        tensors, left_out = _read_datasets(h5py, file)
-        if not tensors:
-            raise UsageError("it is not a Keras file: it has neither layers nor layer_names")
-        return None, tensors, left_out
+            tensors = _read_older(group)
+            config = file.attrs.get("model_config")
+        else:
+            tensors, left_out = _read_datasets(h5py, file)
+            if not tensors:
+                raise UsageError("it is not a Keras file: it has neither layers nor layer_names")
+    scaling = sorted(name for name in tensors if _NORMALIZATION.match(name))
+    values = [tensors.pop(name) for name in scaling]
+    if config is None:  # a file of weights alone
+        layers = dict.fromkeys(name.rpartition("/vars/")[0] for name in scaling)
+        return None, tensors, [*left_out, *layers], {}
+    adapted = list(zip(values[::2], values[1::2], strict=True))
+    return None, tensors, left_out, images.of_keras(parse_json(config, dict), adapted)
 
 
 def _check_self_contained(h5py: Any, file: Any) -> None:
@@ -145,6 +160,9 @@ def _as_layer(
     first, value = next(iter(values.items()))
     if len(values) == 4:
         kind = "batch_normalization"
+    elif {_leaf(name) for name in values} >= {"mean", "variance"}:
+        kind = "normalization"
+        values = {name: value for name, value in values.items() if _leaf(name) != "count"}
     elif "depthwise" in first.rpartition("/")[2] or "depthwise" in layer:
         kind = "depthwise_conv2d"
     else:

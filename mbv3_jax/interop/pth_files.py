@@ -20,23 +20,26 @@ import numpy as np
 from mbv3_jax.core.errors import UsageError, printable
 from mbv3_jax.core.limits import Total, check_archive
 from mbv3_jax.core.packages import need
+from mbv3_jax.interop import images
 from mbv3_jax.interop.layout import has_stem
 
 # Under which keys training scripts keep the network, the likeliest first; an averaged copy of it
 # has one of the words in its key and comes before all.
 _KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "module")
 _AVERAGED = {"ema", "swa", "averaged", "average"}
+_CONFIG = "pretrained_cfg"
 _MOST_DEPTH = 4
 _MOST_CLASSES = 64  # a checkpoint of a training framework names about twenty
 _SAVE = "torch.save(model.state_dict(), FILE.pth)"
 
 
-def read_pth(data: bytes) -> tuple[str | None, dict[str, np.ndarray], list[str]]:
+def read_pth(data: bytes) -> tuple[str | None, dict[str, np.ndarray], list[str], images.Told]:
     """Reads the bytes of a .pth, .pt, .bin or .ckpt file.
 
     Returns:
       The keys under which the state dict was, joined by dots (None: at the top level); its
-      tensors by name, in their own types; and the keys of what lies beside it.
+      tensors by name, in their own types; the keys of what lies beside it; and what timm's
+      `pretrained_cfg` there says of the images.
 
     Raises:
       UsageError: there is no state dict, or there are several, or the file is code.
@@ -70,19 +73,25 @@ def read_pth(data: bytes) -> tuple[str | None, dict[str, np.ndarray], list[str]]
             + ", ".join(_KEYS)
         )
     path, state = _choose(states)
-    beside = [str(key) for key in loaded if not path or key != path[0]] if path else []
+    told: images.Told = {}
+    node = loaded
+    for key in (*path, None):  # the innermost counts: it is nearest to the network
+        if isinstance(config := node.get(_CONFIG), dict):
+            told = images.of_timm(config, _CONFIG)
+        node = node[key] if key is not None else node
+    beside = [str(key) for key in loaded if key not in (path[0], _CONFIG)] if path else []
     total = Total("MBV3_MAX_UNPACKED_BYTES", "as float32, its tensors have")
     tensors = {}
     for name, value in state.items():
         if not torch.is_tensor(value):
-            beside.append(str(name))
+            beside += [str(name)] if name != _CONFIG else []
             continue
         total.add(4 * value.numel())  # an expanded tensor repeats the few values that are stored
         value = value.detach()
         if value.dtype == torch.bfloat16:  # a type that NumPy does not have
             value = value.float()
         tensors[str(name)] = value.numpy()
-    return ".".join(path) or None, tensors, [printable(name) for name in beside]
+    return ".".join(path) or None, tensors, [printable(name) for name in beside], told
 
 
 class _Placeholder:

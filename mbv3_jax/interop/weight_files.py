@@ -17,7 +17,7 @@ from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.core.files import open_atomically, read_bytes
 from mbv3_jax.core.limits import OverLimit
 from mbv3_jax.core.packages import need
-from mbv3_jax.interop import layout
+from mbv3_jax.interop import images, layout
 from mbv3_jax.interop.keras_files import read_keras
 from mbv3_jax.interop.mapping import BOOKKEEPING
 from mbv3_jax.interop.pth_files import read_pth
@@ -51,6 +51,7 @@ class WeightFile:
     prefix: what stood before the library's names.
     beside: tensors without that prefix, by their names in the file: a head, perhaps.
     left_out: what else the file holds and nothing reads, by name: optimizer, epoch, ...
+    told: what the file, or timm's config.json beside it, says of its images.
     """
 
     tensors: Tensors
@@ -60,6 +61,7 @@ class WeightFile:
     prefix: str = ""
     beside: Tensors = dataclasses.field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    told: images.Told = dataclasses.field(default_factory=dict)
 
 
 def suffix(path: Path) -> str:
@@ -88,12 +90,12 @@ def read(library: str, path: Path) -> WeightFile:
         data = read_bytes(path)
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}") from e
-    readers: dict[str, Callable[[bytes], tuple[str | None, Tensors, list[str]]]] = {
+    readers: dict[str, Callable[[bytes], tuple[str | None, Tensors, list[str], images.Told]]] = {
         ".pth": read_pth,
         ".safetensors": _read_safetensors,
     }
     try:
-        part, raw, left_out = readers.get(format_, read_keras)(data)
+        part, raw, left_out, told = readers.get(format_, read_keras)(data)
         place = layout.locate(library, {name: value.shape for name, value in raw.items()})
     except (UsageError, OverLimit) as e:
         raise UsageError(f"{path}: {e}") from e
@@ -112,6 +114,7 @@ def read(library: str, path: Path) -> WeightFile:
         prefix=place.prefix,
         beside={n: _as_float32(path, n, raw[n]) for n, yes in is_weight.items() if yes},
         left_out=(*left_out, *layout.summary(n for n, yes in is_weight.items() if not yes)),
+        told=(images.beside(path) if library == "timm" else {}) | told,
     )
 
 
@@ -168,11 +171,11 @@ def _as_float32(path: Path, name: str, value: np.ndarray) -> np.ndarray:
     return result
 
 
-def _read_safetensors(data: bytes) -> tuple[str | None, Tensors, list[str]]:
+def _read_safetensors(data: bytes) -> tuple[str | None, Tensors, list[str], images.Told]:
     load = need("safetensors.numpy", "reading .safetensors", "weights").load
     import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
 
-    return None, load(data), []
+    return None, load(data), [], {}
 
 
 def _pth_bytes(tensors: Tensors, metadata: Mapping[str, dict]) -> bytes:

@@ -108,7 +108,8 @@ def test_operations_on_grey_images_are_pillows():
     names = ("equalize", "contrast", "color", "sharpness")
     arguments = np.array([0.0, 1.6, 0.3, 1.9], np.float32)
     op = np.array([ops.OPS.index(name) for name in names])
-    made = np.asarray(ops.apply(grey, op, arguments, np.zeros((4, 2), np.int32)))[..., 0]
+    centre = np.zeros((4, 2), np.int32)
+    made = np.asarray(ops.apply(grey, op, arguments, centre, among=names))[..., 0]
     for i, enhance in ((1, ImageEnhance.Contrast), (2, ImageEnhance.Color)):
         expected = np.asarray(enhance(Image.fromarray(grey[i, ..., 0])).enhance(arguments[i]))
         assert abs(made[i].astype(int) - expected).max() <= 1
