@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mbv3_jax.cli.arguments import add_model, no_more, positive, table_console
-from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.errors import UsageError, printable
 
 _FORMATS = ("tflite", "onnx", "stablehlo")
 _PRECISIONS = ("float32", "float16", "int8")
@@ -135,4 +135,6 @@ def _print(report, target, out: Path) -> None:
         )
     if report.top1:
         print("top-1: " + ", ".join(f"{name} {v:.2%}" for name, v in report.top1.items()))
+    if report.note:
+        print(printable(f"note: {report.note}"))
     print(f"{out}: {report.size / 1e6:.2f} MB")

@@ -149,6 +149,8 @@ def _predict(flags, overrides: Sequence[str]) -> int:
         _need_file("--save", flags.save, (".png", ".jpg", ".pdf", ".svg"))
     paths, inference = _open(flags, overrides)
     names, results = inference.model.class_names, inference.predictions(paths)
+    if note := inference.model.sigmoid_note:
+        _note(note)
     table = None if flags.json else _table()
     sheet: list[tuple] = []
     for path, view, found in results:

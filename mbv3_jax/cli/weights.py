@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mbv3_jax.cli.arguments import add_model, decimals, no_more, positive, positive_number
-from mbv3_jax.core.errors import UsageError, counted
+from mbv3_jax.core.errors import UsageError, counted, printable
 from mbv3_jax.core.files import check_storable
 from mbv3_jax.core.packages import program
 
@@ -148,7 +148,7 @@ def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
                 f"next: mbv3_jax.load({str(out)!r}) in Python: the network takes images of "
                 f"{spec.in_channels} channels, which pictures do not have"
             )
-        elif origin["new"]:
+        elif origin["new"] or spec.num_classes == 1:
             print(f"next: {program()} train --config=finetune:folder=DIR --config.init={folder}")
         else:
             print(f"next: {program()} predict --import={folder} IMAGES...")
@@ -174,4 +174,6 @@ def _export(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         f"wrote {flags.out}: {flags.library}'s {network.label}, {model.spec.num_classes} classes; "
         "load it with\n"
     )
+    if model.sigmoid_note:
+        print(printable(f"# {model.sigmoid_note}; the file has two logits, the first is zero"))
     print(convert.instructions(model, network, flags.out))

@@ -54,7 +54,7 @@ def describe(
     spec, preprocessing = model.spec, model.preprocessing
     n, side = "N" if batch is None else batch, spec.resolution
     channels_first = file_format == "onnx" and input_dtype == "float32"
-    channels = spec.in_channels
+    channels, note = spec.in_channels, model.sigmoid_note
     shape = [n, channels, side, side] if channels_first else [n, side, side, channels]
     colours = _COLOURS.get(channels, f"{channels} channels")
     return {
@@ -71,6 +71,7 @@ def describe(
             "name": "logits",
             "shape": [n, spec.num_classes],
             "dtype": "int8" if input_dtype == "int8" else "float32",
+            "values": f"softmax gives the classes{note and '; '}{note}",
         },
         "preprocessing": dataclasses.asdict(preprocessing) | {"resolution": side},
         "classes": list(model.class_names),

@@ -43,6 +43,7 @@ class Report:
     comparisons: what the file was compared with -> the result.
     top1: whose logits -> their accuracy on the images; empty if the images have no labels.
     quantization: how ranges were found; "" for a float file.
+    note: what a person should know of the output; "" for nothing.
     """
 
     size: int
@@ -51,6 +52,7 @@ class Report:
     comparisons: dict[str, Comparison]
     top1: dict[str, float]
     quantization: str
+    note: str
 
 
 def export(
@@ -249,6 +251,7 @@ def _check(
         comparisons=comparisons,
         top1=top1,
         quantization=network.how if network else "",
+        note=model.sigmoid_note,
     )
 
 

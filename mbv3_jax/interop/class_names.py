@@ -22,7 +22,8 @@ def find_class_names(count: int, file: Path | None) -> tuple[tuple[str, ...], st
     """Finds names for the classes of a network.
 
     Args:
-      count: how many classes the network has.
+      count: how many classes the network has. One output tells two apart, and gets two names if
+        there is a file.
       file: a file of names, one on each line or a JSON list; None takes the names of ImageNet if
         the count is that of ImageNet, else numbers.
 
@@ -34,6 +35,14 @@ def find_class_names(count: int, file: Path | None) -> tuple[tuple[str, ...], st
     """
     if file is not None:
         names, source = _read_names(file), f"of {file}"
+        if count == 1:
+            if len(names) != 2:
+                raise UsageError(
+                    f"--classes={file}: has {counted(len(names), 'name')}, but the network has one "
+                    "output, whose sigmoid tells two classes apart; give two names, that of small "
+                    "outputs first"
+                )
+            return names, f"{source}, the second by the sigmoid of the one output"
         if several := [n for n, times in collections.Counter(names).items() if times > 1]:
             listed = ", ".join(map(repr, several[:5])) + (", ..." if len(several) > 5 else "")
             source += f", of which {len(several)} stand for several classes: {listed}"
@@ -41,6 +50,10 @@ def find_class_names(count: int, file: Path | None) -> tuple[tuple[str, ...], st
         names, source = imagenet_names(), "of ImageNet (other ones: --classes=FILE)"
     elif count == IN21K_MIIL and (from_timm := _in21k_names()):
         names, source = from_timm, "of ImageNet-21k, as timm lists them"
+    elif count == 1:
+        return (
+            "0",
+        ), "unknown: of one output, --classes=FILE gives two, that of small outputs first"
     else:
         numbers = tuple(map(str, range(count)))
         return numbers, "unknown, so they are numbers (--classes=FILE gives names)"

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.errors import UsageError, printable
 from mbv3_jax.interop import download, images, layout, mapping, networks, weight_files
@@ -61,7 +63,8 @@ def import_weights(
       weights: a file, or the name of published weights: NETWORK or NETWORK.TAG.
       network: NETWORK or NETWORK.TAG, if the tensors fit several networks.
       width: the scaling argument of torchvision or Keras; None tries `networks.WIDTHS`.
-      classes: a file of class names; not for a network without a head.
+      classes: a file of class names; not for a network without a head. With two names, a network of
+        one output becomes one of two classes.
       view: "resolution", "crop_fraction", "interpolation", "mean" and "std" of the images; those
         that are absent or None are what the file says, or the default of the library.
       revision: a commit of the Hub repository.
@@ -104,6 +107,8 @@ def import_weights(
     variables = mapping.to_ours(table, {n: tensors[n] for n in used})
     if "logits" not in fit.new:
         class_names, names_source = find_class_names(spec.num_classes, classes)
+        if len(class_names) > spec.num_classes:
+            spec, variables = _two_logits(spec, variables)
     elif classes is None:
         class_names, names_source = (), "none, for the network has no head"
     else:
@@ -129,6 +134,16 @@ def import_weights(
         "class_names": names_source,
     }
     return Imported(model=model, network=identified, origin=origin)
+
+
+def _two_logits(spec: NetSpec, variables: dict[str, Any]) -> tuple[NetSpec, dict[str, Any]]:
+    """A network of one output as one of two classes: the softmax of 0 and z is the sigmoid of z."""
+    logits = {
+        name: np.concatenate([np.zeros_like(value), value], axis=-1)
+        for name, value in variables["params"]["logits"].items()
+    }
+    params = variables["params"] | {"logits": logits}
+    return spec.replace(num_classes=2), variables | {"params": params}
 
 
 def _all_suffixes() -> set[str]:

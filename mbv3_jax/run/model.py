@@ -144,19 +144,36 @@ class Model:
         """The options of `data.decode.decode_view` for the evaluation view, by name."""
         return self.preprocessing.crop | {"channels": self.spec.in_channels}
 
+    @property
+    def sigmoid_note(self) -> str:
+        """What a person should know of two classes that were imported from one output; else empty.
+
+        The first logit of such a network is zero, and the softmax gives the sigmoid of the second.
+        """
+        logits = self.variables["params"]["logits"]
+        if self.spec.num_classes != 2 or any(np.any(v[..., 0]) for v in logits.values()):
+            return ""
+        first, second = self.class_names
+        return f"one output for two classes: its sigmoid is {second!r}, the rest {first!r}"
+
     def require_head(self, folder: Path) -> None:
-        """Checks that the network has classes.
+        """Checks that the network has classes to choose from.
 
         Args:
           folder: of the model, for the message.
 
         Raises:
-          UsageError: it was imported without a head.
+          UsageError: it was imported without a head, or has one output without two names.
         """
         if not self.class_names:
             raise UsageError(
                 f"{folder}: a network without a head, so without classes; embed and training "
                 f"(--config.init={folder}) take it"
+            )
+        if self.spec.num_classes == 1:
+            raise UsageError(
+                f"{folder}: a network of one output, whose softmax is always 100%; import it again "
+                "with --classes=FILE of two names, that of small outputs first, for its sigmoid"
             )
 
 

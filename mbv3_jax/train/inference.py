@@ -213,7 +213,7 @@ def evaluate_on(
       data: `config.data`, or a part of it. All images of a folder of class folders without splits
         are evaluated, unless "split_fraction" is given.
       step, weights, batch: as for `Inference`.
-      report: called with each note on the data, such as what lies there and is not read.
+      report: called with each note on the network and on the data, such as what is not read there.
 
     Returns:
       {"folder", "data", "split", "labels": "by name" or "by order", "count", "loss", "top1",
@@ -242,7 +242,8 @@ def evaluate_on(
     sources = [source for source in (pair if everything else pair[1:]) if len(source)]
     if not sources:
         raise UsageError(f"{name}: no image to evaluate on in its split {pair[1].split}")
-    for note in pair[0].notes if everything else (*pair[0].notes, *pair[1].notes):
+    notes = pair[0].notes if everything else (*pair[0].notes, *pair[1].notes)
+    for note in filter(None, (model.sigmoid_note, *notes)):
         report(note)
     if matched == "by order":
         pairs = list(zip(pair[1].class_names, model.class_names, strict=True))[:3]
