@@ -31,6 +31,7 @@ _HARMLESS = {"InputLayer", "ZeroPadding2D", "Resizing", "CenterCrop", "RandAugme
 # Operations of Keras 3, and functions of a TFOpLambda of tf.keras, on the image and one number.
 _ARITHMETIC = {
     "TrueDivide": "/",
+    "Divide": "/",
     "math.truediv": "/",
     "Multiply": "*",
     "math.multiply": "*",
@@ -119,7 +120,10 @@ def of_keras(config: Mapping[str, Any], adapted: Sequence[Sequence[np.ndarray]])
     for layer in _before_convolution(as_type(dict(config), _Layer)):
         name, options = layer["class_name"], layer["config"]
         told |= _size(_sides(options), name)  # the last one is nearest to the network
-        step = _arithmetic(layer, adapted)
+        try:
+            step = _arithmetic(layer, adapted)
+        except (TypeError, ValueError):  # numbers in a form that is not known
+            step = None
         if step is not None:
             scale, offset = scale * step[0], offset * step[0] + step[1]
             scaling.append(printable(_function(layer) or name))
@@ -163,6 +167,8 @@ def settle(
         f: usual[0] if f == "resolution" else getattr(preprocessing, f) for f in _FIELDS
     }
     sources = dict.fromkeys(_FIELDS, usual_source)
+    if len(preprocessing.mean) != len(usual[1].mean):
+        sources |= dict.fromkeys(("mean", "std"), f"{usual_source}, as of their luminance")
     for field, (value, where) in told.items():
         if value is None:
             sources[field] += f" ({where})"
@@ -262,7 +268,9 @@ def _arithmetic(
             if len(adapted) != 1:
                 return None
             mean, variance = adapted[0]
-        deviation = np.sqrt(_numbers(variance))
+        # At least Keras' epsilon; that of a negative variance is NaN, which is refused later.
+        with np.errstate(invalid="ignore"):
+            deviation = np.maximum(np.sqrt(_numbers(variance)), 1e-7)
         if options.get("invert"):
             return deviation, _numbers(mean)
         return 1 / deviation, -_numbers(mean) / deviation
@@ -300,6 +308,8 @@ def _constant(nodes: list | None) -> float | None:
 
 def _numbers(values: Any) -> np.ndarray:
     """A number, or one for each channel in lists of any depth, as float64 [1] or [channels]."""
+    if isinstance(values, dict) and values.get("class_name") in ("__numpy__", "__tensor__"):
+        values = values["config"]["value"] if isinstance(values.get("config"), dict) else None
     return np.asarray(values, np.float64).reshape(-1)
 
 

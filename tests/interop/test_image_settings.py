@@ -5,11 +5,11 @@ import json
 import jax
 import numpy as np
 import pytest
-from peer_compare import TOLERANCE, error, keras_peers, torch_peers
+from peer_compare import TOLERANCE, error, import_peer, keras_peers, torch_peers
 from peer_values import redraw
 
 from mbv3_jax import __main__
-from mbv3_jax.interop import images
+from mbv3_jax.interop import images, mapping, networks
 from mbv3_jax.nn import functional
 from mbv3_jax.run.model import load_model
 
@@ -159,6 +159,11 @@ def tf_op(function, number):
     return layer("TFOpLambda", function=function, nodes=[node])
 
 
+def packed(values):
+    """An array, as Keras 3 saves it."""
+    return {"class_name": "__numpy__", "config": {"value": values, "dtype": "float32"}}
+
+
 INPUT = layer("InputLayer", batch_shape=[None, 96, 96, 3])
 
 
@@ -173,6 +178,8 @@ INPUT = layer("InputLayer", batch_shape=[None, 96, 96, 3])
         ([layer("Rescaling", scale=1 / 127.5, offset=-1)], 0.5, 0.5, "Rescaling"),
         ([layer("RandomFlip"), layer("Rescaling", scale=1 / 255)], 0.0, 1.0, "Rescaling"),
         ([op("Multiply", 1 / 255), op("Add", -0.25)], 0.25, 1.0, "Multiply, Add"),
+        ([op("Divide", 255)], 0.0, 1.0, "Divide"),
+        ([layer("Rescaling", scale=packed([1 / 51.0]))], 0.0, 0.2, "Rescaling"),
         (
             [layer("Sequential", layers=[layer("Normalization", mean=[51.0], variance=2601.0)])],
             *(0.2, 0.2, "Normalization"),
@@ -189,8 +196,8 @@ def test_the_range_of_pixels_in_a_keras_network(layers, mean, std, where):
 
 
 def test_what_is_not_read_of_a_keras_network():
-    for unknown in ("Lambda", "Normalization", "Rescaling2"):
-        told = images.of_keras(network(INPUT, layer(unknown)), [])
+    for unknown in ("Lambda", "Normalization", "Rescaling"):  # the last two without numbers
+        told = images.of_keras(network(INPUT, layer(unknown, scale={})), [])
         reason = None, f"a layer before the network, {unknown}, is not read"
         assert told == {"resolution": (96, "InputLayer"), "mean": reason, "std": reason}
     turned = layer("TrueDivide", nodes=[{"args": [127.5, {"class_name": "__keras_tensor__"}]}])
@@ -246,3 +253,27 @@ def test_a_network_of_keras_with_its_scaling_computes_the_same(tmp_path, capsys,
         got, _ = functional.apply(model.spec, model.variables, scaled.astype(np.float32))
     assert model.spec.resolution == 64
     assert error(np.asarray(got), expected, varied=True) < TOLERANCE
+
+
+def test_the_statistics_of_a_file_of_weights_alone_are_left_out(tmp_path, capsys):
+    """They say nothing without the layers around them."""
+    h5py = import_peer("h5py", "files of Keras")
+    spec = networks.get("keras", "MobileNetV2", width=0.35).spec
+    with h5py.File(tmp_path / "x.weights.h5", "w") as made:
+        for p in mapping.pairs("keras", spec):
+            made[p.theirs] = np.ones(p.their_shape, np.float32)
+        for i in range(2):
+            made[f"layers/normalization/vars/{i}"] = np.ones(3, np.float32)
+    arguments = ["import", "--from=keras", f"--weights={tmp_path / 'x.weights.h5'}", "--dry-run"]
+    assert __main__.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "left out: layers/normalization\n" in said
+    assert "; the default of keras for MobileNetV2\n" in said
+
+
+def test_defaults_of_grey_networks_are_those_of_the_luminance(run, state, tmp_path):
+    grey = dict(state, **{"conv_stem.weight": state["conv_stem.weight"][:, :1]})
+    said = run(grey, "--dry-run")
+    assert "mean (0.458971,), std (0.225609,); resolution, crop, interpolation: the def" in said
+    assert said.endswith(f"mean, std: {USUAL}, as of their luminance")
+    assert "mean (0.1,), std (0.2,)" in run(grey, "--mean=0.1", "--std=0.2", "--dry-run")
