@@ -14,6 +14,7 @@ from mbv3_jax.run.config import parse_config
 # The fields of a configuration that `eval --config` uses.
 _EVALUATION_FIELDS = ("--config.data.", "--config.eval_batch_size")
 _MAX_SHEET_IMAGES = 120
+_CLASSES = 15  # of the table of `eval`; of more classes it has those with the lowest F1
 
 
 def add_parsers(commands) -> None:
@@ -113,8 +114,52 @@ def _eval(flags, overrides: Sequence[str]) -> int:
         from mbv3_jax.train.inference import reevaluate
 
         values = reevaluate(flags.run, **options)
-    print(json.dumps(values, indent=1))
+    _print_evaluation(values)
     return 0
+
+
+def _print_evaluation(values: dict) -> None:
+    """Prints everything as JSON, and on standard error a table for people."""
+    # A field on a line each, so that lists of 1,000 classes do not fill the screen.
+    lines = (f" {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items())
+    print("{\n" + ",\n".join(lines) + "\n}", flush=True)
+    from rich.console import Console
+    from rich.table import Table
+
+    by_class, count = values["per_class"], values["count"]
+    columns = ("precision", "recall", "f1")
+    of_classes = (by_class[column] for column in (*columns, "images"))
+    rows = [  # data may have few of the classes that a network knows
+        row for row in zip(values["class_names"], *of_classes, strict=True) if row[-1]
+    ]
+    worst = sorted(rows, key=lambda row: row[3])[:_CLASSES]
+    shown = rows if len(rows) <= _CLASSES else worst
+    of_means = [
+        (f"{kind} mean", *(values[f"{kind}_{column}"] for column in columns), count)
+        for kind in ("macro", "weighted")
+    ]
+    table = Table(header_style="bold")
+    table.add_column("", overflow="fold")
+    for heading in ("precision", "recall", "F1", "images"):
+        table.add_column(heading, justify="right")
+    for i, (name, *fractions, images) in enumerate([*shown, *of_means], start=1):
+        cells = [f"{fraction:.2%}" for fraction in fractions]
+        table.add_row(printable(name), *cells, f"{images:,}", end_section=i == len(shown))
+    labels = {
+        "top1": "top-1",
+        "balanced_accuracy": "balanced accuracy",
+        "ece": "calibration error",
+        "auc": "ROC AUC",
+        "average_precision": "average precision",
+    }
+    known = [f"{label} {values[key]:.2%}" for key, label in labels.items() if key in values]
+    if shown is worst:
+        known.append(f"shown are the {_CLASSES} of {len(rows)} classes with the lowest F1")
+    console = Console(
+        stderr=True, width=None if sys.stderr.isatty() else 140, markup=False, emoji=False
+    )
+    console.print(table)
+    console.print("; ".join(known), soft_wrap=True)
 
 
 def _note(text: str) -> None:

@@ -107,7 +107,7 @@ class Trial:
         """A metric of the final evaluations, ordered by seed.
 
         Args:
-          metric: "top1" or "top5" (returned in percent), or "loss".
+          metric: "loss", or a fraction such as "top1" or "macro_f1", which is returned in percent.
         """
         scale = 1 if metric == "loss" else 100
         values = [run.summary["eval"].get(metric) for run in self.runs if run.summary]

@@ -15,7 +15,7 @@ from mbv3_jax.core.errors import printable, printable_lines
 from mbv3_jax.report.collect import Trial
 
 CONFIDENCE = 0.95
-_METRICS = ("top1", "top5", "loss")
+_METRICS = ("top1", "top5", "balanced_accuracy", "macro_f1", "ece", "loss")
 _RULE = (
     f"real: Welch's {CONFIDENCE:.0%} interval of the difference, from the seeds of both sides, "
     "does not contain 0"
@@ -62,7 +62,7 @@ def _flatten(tree: Mapping, prefix: str = "") -> dict[str, object]:
 class Difference:
     """The difference B - A of a metric of the final evaluations.
 
-    a, b: means over the seeds; top-1 and top-5 in percent.
+    a, b: means over the seeds; in percent, but for the loss.
     low, high: ends of the confidence interval; None if a side has fewer than two seeds.
     real: whether the difference is larger than the spread of the seeds explains; None if that
       cannot be said.

@@ -12,11 +12,13 @@ from PIL import Image
 
 from mbv3_jax.arch import cost
 from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.errors import counted
+from mbv3_jax.core.json_values import read_json
 from mbv3_jax.report import charts
 from mbv3_jax.report.collect import Run, Sweep, Trial
 from mbv3_jax.report.pictures import confusion, read_predictions, shorten
 from mbv3_jax.report.rows import rows, runtimes
-from mbv3_jax.report.tables import OURS, PUBLISHED, Column, cell, used_columns
+from mbv3_jax.report.tables import CLASSES, OURS, PUBLISHED, Column, cell, used_columns
 
 _MOST_CLASSES = 30  # above it, there is no confusion matrix, only the most frequent confusions
 _MISTAKES = 12  # images of each trial
@@ -140,7 +142,32 @@ def _trial(trial: Trial) -> dict:
         "sessions": [(run, session) for run in trial.runs for session in run.sessions],
         "folders": [str(run.folder) for run in trial.runs],
         "predictions": _predictions(run) if run else None,
+        "classes": next(filter(None, map(_classes, trial.finished)), None),
     }
+
+
+def _classes(run: Run) -> dict | None:
+    """The measures of each class: {"run", "table"}, see `sortable`; None in older folders."""
+    if not run.summary or "per_class" not in run.summary["eval"]:
+        return None
+    by_class = run.summary["eval"]["per_class"]
+    names = read_json(run.folder / "classes.json", list[str], error=ValueError)
+    values: list[Sequence] = [
+        by_class["images"],
+        by_class["precision"],
+        by_class["recall"],
+        by_class["f1"],
+    ]
+    if {len(names)} != {len(column) for column in values}:
+        raise ValueError(
+            f"{run.folder / 'summary.json'} is damaged: eval.per_class has lists of other lengths "
+            f"than the {counted(len(names), 'name')} of classes.json"
+        )
+    table = [
+        dict(zip(("class", "images", "precision", "recall", "f1"), row, strict=True))
+        for row in zip(names, *values, strict=True)
+    ]
+    return {"run": run.folder, "table": sortable(table, CLASSES)}
 
 
 def _predictions(run: Run) -> dict:

@@ -75,8 +75,9 @@ def rows(sweep: Sweep, latencies: Callable[[NetSpec], dict | None]) -> list[dict
     Returns:
       Dicts whose values are None where a figure is not known:
       "trial", "missing", "runs" (how many have finished), "top1" and "top1_std" (percent; mean and
-      sample deviation over the seeds, which needs two), "top1_values", "loss", "params", "madds",
-      "latency_ms", "runtime", "images_per_second", "seconds";
+      sample deviation over the seeds, which needs two), "top1_values", "balanced_accuracy",
+      "macro_f1" and "ece" (percent; means over the seeds), "loss", "params", "madds", "latency_ms",
+      "runtime", "images_per_second", "seconds";
       the published figures "published_network", "published_top1", "published_madds_m",
       "published_params_m", "published_ms" (Pixel 1), "published_source", and "difference" (our
       top-1 - the published one, in percentage points);
@@ -92,7 +93,7 @@ def rows(sweep: Sweep, latencies: Callable[[NetSpec], dict | None]) -> list[dict
 
 
 def _row(sweep: Sweep, trial: Trial, latencies: Callable[[NetSpec], dict | None]) -> dict:
-    spec, top1, loss = trial.spec, trial.values("top1"), trial.values("loss")
+    spec, top1 = trial.spec, trial.values("top1")
     measured = (spec and latencies(spec)) or {}
     missing = [*trial.missing]
     if "error" in measured:
@@ -105,7 +106,10 @@ def _row(sweep: Sweep, trial: Trial, latencies: Callable[[NetSpec], dict | None]
         "top1": mean_top1,
         "top1_std": statistics.stdev(top1) if len(top1) > 1 else None,
         "top1_values": top1,
-        "loss": statistics.fmean(loss) if loss else None,
+        **{
+            metric: statistics.fmean(values) if (values := trial.values(metric)) else None
+            for metric in ("balanced_accuracy", "macro_f1", "ece", "loss")
+        },
         "params": spec and cost.params(spec),
         "madds": spec and cost.madds(spec),
         "latency_ms": measured.get("ms"),

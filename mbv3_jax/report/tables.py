@@ -66,6 +66,11 @@ def _source(row: dict) -> str:
 OURS = (
     Column("trial", "trial", "", lambda row: row["trial"]),
     Column("top1", "top-1 %", "mean ± deviation over the seeds", _top1),
+    Column(
+        "balanced_accuracy", "balanced %", "mean recall", _number("balanced_accuracy", "{:.2f}")
+    ),
+    Column("macro_f1", "F1 %", "mean over the classes", _number("macro_f1", "{:.2f}")),
+    Column("ece", "ECE %", "calibration error", _number("ece", "{:.2f}")),
     Column("runs", "runs", "finished", lambda row: str(row["runs"])),
     Column("params", "params M", "trainable", _number("params", "{:.2f}", 1e-6)),
     Column("madds", "MAdds M", "of one image", _number("madds", "{:.1f}", 1e-6)),
@@ -83,7 +88,14 @@ PUBLISHED = (
     Column("published_madds_m", "MAdds M", "published", _number("published_madds_m", "{:.0f}")),
     Column("published_ms", "Pixel 1 ms", "published", _number("published_ms", "{:.1f}")),
 )
-
+# Of the classes of one run.
+CLASSES = (
+    Column("class", "class", "", lambda row: row["class"]),
+    Column("images", "images", "held out", lambda row: f"{row['images']:,}"),
+    Column("precision", "precision %", "", _number("precision", "{:.2f}", 100)),
+    Column("recall", "recall %", "", _number("recall", "{:.2f}", 100)),
+    Column("f1", "F1 %", "", _number("f1", "{:.2f}", 100)),
+)
 
 COLUMNS = (*OURS, *PUBLISHED)
 

@@ -71,14 +71,27 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 _OTHER_WORKDIR = "choose another --workdir"
 
 
+class PerClass(TypedDict):
+    """An evaluation by label; see `train.measures`."""
+
+    images: list[int]
+    precision: list[Number]
+    recall: list[Number]
+    f1: list[Number]
+
+
 class Measures(TypedDict):
-    """An evaluation; see `train.evaluate`."""
+    """An evaluation; see `train.evaluate`. Older versions wrote no more than the first five."""
 
     count: int
     loss: Number
     top1: Number
     top5: NotRequired[Number]
     unreadable: NotRequired[int]
+    balanced_accuracy: NotRequired[Number]
+    macro_f1: NotRequired[Number]
+    ece: NotRequired[Number]
+    per_class: NotRequired[PerClass]
 
 
 class _Best(TypedDict):

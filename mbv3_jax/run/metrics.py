@@ -8,9 +8,9 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -27,6 +27,7 @@ with hidden("torch"):
     from tensorboardX.record_writer import masked_crc32c
 
 FILE = "metrics.jsonl"
+PER_CLASS = "per_class"  # of an evaluation: lists by label, which no record holds
 _EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d{1,12}(?:\.\d{1,12})?)\.")
 
 
@@ -97,6 +98,11 @@ class Metrics:
             # `write` has reported what could not be written.
             with contextlib.suppress(OSError):
                 file.close()
+
+
+def means(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record holds of an evaluation: its numbers, without the lists by label."""
+    return {name: value for name, value in evaluation.items() if name != PER_CLASS}
 
 
 def best_record(run: Path) -> Record | None:

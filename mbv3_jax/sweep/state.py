@@ -29,7 +29,7 @@ from mbv3_jax.core.files import write_atomically
 from mbv3_jax.core.json_values import Number, read_json
 from mbv3_jax.run.config import to_steps
 from mbv3_jax.run.metrics import Record as MetricsRecord
-from mbv3_jax.run.metrics import parse_record
+from mbv3_jax.run.metrics import means, parse_record
 from mbv3_jax.sweep.plan import DESCRIPTIONS, Job
 
 RECORD, RESULTS = "sweep.json", "results.csv"
@@ -276,7 +276,7 @@ def rows(jobs: Iterable[Job]) -> list[dict]:
                     "group": job.group,
                     "seed": int(part.removeprefix("seed")) if part else job.config.seed,
                     **{f"config.{field}": value for field, value in job.overrides.items()},
-                    **{f"eval.{name}": value for name, value in summary["eval"].items()},
+                    **{f"eval.{name}": value for name, value in means(summary["eval"]).items()},
                     **{name: value for name, value in summary.items() if name in kept},
                 }
             )

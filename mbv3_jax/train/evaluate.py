@@ -1,6 +1,7 @@
 """Evaluation: every example exactly once, sums divided once at the end."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from mbv3_jax.core.errors import RunError, counted
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.modules import Compute
 from mbv3_jax.train.losses import correct, cross_entropy
+from mbv3_jax.train.measures import batch_values, class_counts, measures
 from mbv3_jax.train.sharding import batch_sharded, put_batch, replicated
 
 EvalStep = Callable[[functional.Variables, dict], dict]
@@ -34,7 +36,9 @@ def make_eval_step(
     Returns:
       step(variables, batch) -> float32 sums over the examples whose mask is 1: count, loss
       (cross-entropy), top1, and top5 if there are more than five classes; and, if the batch has
-      "unreadable", the number of examples that were left out because they cannot be read.
+      "unreadable", the number of examples that were left out because they cannot be read. Also
+      "classes", see `measures.class_counts`, to be added up too, and "batch", see
+      `measures.batch_values`, which is not.
     """
 
     def step(variables, batch):
@@ -50,7 +54,11 @@ def make_eval_step(
             sums["top5"] = jnp.sum(correct(logits, labels, 5) * mask)
         if "unreadable" in batch:
             sums["unreadable"] = jnp.sum(batch["unreadable"])
-        return sums
+        return {
+            **sums,
+            "classes": class_counts(logits, labels, mask),
+            "batch": batch_values(logits, labels, mask),
+        }
 
     whole, split = replicated(mesh), batch_sharded(mesh)
     return jax.jit(step, in_shardings=(whole, split), out_shardings=whole)
@@ -63,7 +71,7 @@ def evaluate(
     *,
     mesh: Mesh,
     expected: int,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Evaluates all batches and divides the sums once.
 
     Args:
@@ -76,18 +84,22 @@ def evaluate(
     Returns:
       count (an int), mean loss, and the fractions top1 and top5 (if counted); and, if some
       examples could not be read, their number "unreadable" (an int), which is not in the count.
+      Then what `measures.measures` returns.
 
     Raises:
       RunError: no example could be read.
       RuntimeError: the batches held another number of examples than expected.
     """
-    device_totals = None
+    device_totals, values_of_batches = None, []
     for batch in batches:
-        sums = eval_step(variables, put_batch(batch, mesh))
+        sums = dict(eval_step(variables, put_batch(batch, mesh)))
+        values_of_batches.append(sums.pop("batch", {}))
         device_totals = (
             sums if device_totals is None else jax.tree.map(jnp.add, device_totals, sums)
         )
-    totals = {k: float(v) for k, v in jax.device_get(device_totals).items()}
+    on_host = jax.device_get(device_totals)
+    counts = on_host.pop("classes", None)
+    totals = {k: float(v) for k, v in on_host.items()}
     count = int(totals.pop("count"))
     unreadable = int(totals.pop("unreadable", 0))
     if count + unreadable != expected:
@@ -95,4 +107,7 @@ def evaluate(
     if not count:
         raise RunError(f"none of {counted(expected, 'image')} to evaluate on could be read")
     left_out = {"unreadable": unreadable} if unreadable else {}
-    return {"count": count, **left_out, **{k: v / count for k, v in totals.items()}}
+    values = {"count": count, **left_out, **{k: v / count for k, v in totals.items()}}
+    if counts is None:
+        return values
+    return values | measures(counts, jax.device_get(values_of_batches), count)

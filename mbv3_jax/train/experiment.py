@@ -176,7 +176,7 @@ class Evaluation:
         self,
         variables: functional.Variables,
         wrap_batches: Callable[[Iterable[dict]], Iterable[dict]] = iter,
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Evaluates on every held-out example exactly once; see `evaluate.evaluate`.
 
         Args:

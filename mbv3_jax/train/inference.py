@@ -216,8 +216,8 @@ def evaluate_on(
       report: called with each note on the network and on the data, such as what is not read there.
 
     Returns:
-      {"folder", "data", "split", "labels": "by name" or "by order", "count", "loss", "top1",
-      maybe "top5" and "unreadable"}.
+      {"folder", "data", "split", "labels": "by name" or "by order"}, the values of
+      `evaluate.evaluate`, and "class_names", by label.
 
     Raises:
       UsageError: the data does not exist, or its classes do not match those of the network.
@@ -276,7 +276,8 @@ def evaluate_on(
     except BadExample as e:
         raise RunError(f"{e}") from e
     split = "all" if everything else pair[1].split
-    return {"folder": str(folder), "data": name, "split": split, "labels": matched, **values}
+    origin = {"folder": str(folder), "data": name, "split": split, "labels": matched}
+    return origin | values | {"class_names": list(model.class_names)}
 
 
 def label_map(data: Sequence[str], network: Sequence[str]) -> tuple[np.ndarray, str]:
@@ -320,7 +321,8 @@ def reevaluate(run: Path, *, step: int | str | None = None, weights: str = "auto
       weights: "ema" or "raw"; "auto" takes the average if the run keeps one.
 
     Returns:
-      {"run", "step", "weights", "split", "count", "loss", "top1", maybe "top5"}.
+      {"run", "step", "weights", "split"}, the values of `evaluate.evaluate`, and "class_names", by
+      label.
 
     Raises:
       UsageError: it is not a run folder, or the run keeps no average.
@@ -347,6 +349,7 @@ def reevaluate(run: Path, *, step: int | str | None = None, weights: str = "auto
         "weights": "ema" if averaged else "raw",
         "split": evaluation.data.held_out.split,
         **values,
+        "class_names": list(evaluation.data.held_out.class_names),
     }
 
 

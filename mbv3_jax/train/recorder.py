@@ -10,7 +10,7 @@ from mbv3_jax.core.files import write_atomically
 from mbv3_jax.nn import functional
 from mbv3_jax.run.checkpoint import Checkpoints, Progress
 from mbv3_jax.run.interrupt import Interrupt
-from mbv3_jax.run.metrics import Metrics, best_record
+from mbv3_jax.run.metrics import Metrics, best_record, means
 from mbv3_jax.run.processes import from_first, is_first
 from mbv3_jax.train.experiment import Experiment
 from mbv3_jax.train.inference import save_predictions
@@ -137,7 +137,7 @@ class Recorder:
     def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         """Evaluates, writes the record and returns it."""
         started = time.perf_counter()
-        values = self._evaluate(state.for_evaluation)
+        values = means(self._evaluate(state.for_evaluation))
         self._logged_at += time.perf_counter() - started  # not part of the training rate
         self._write(step, "eval", values)
         return values
@@ -167,7 +167,7 @@ class Recorder:
         seconds = time.perf_counter() - self._started
         averaged = state.ema is not None
         values = self._evaluate(state.for_evaluation)
-        self._write(step, "eval", values)
+        self._write(step, "eval", means(values))
         summary = {
             "steps": step,
             "epochs": step / self._data.steps_per_epoch,
@@ -180,7 +180,7 @@ class Recorder:
         if skipped:
             summary["skipped"] = skipped
         if averaged:
-            summary["eval_raw"] = self._evaluate(state.variables)
+            summary["eval_raw"] = means(self._evaluate(state.variables))
         if self._plan.keep_best and (best := self._best()):
             summary["best"] = {name: best[name] for name in ("step", "top1")}
         if self._plan.save_predictions:
@@ -195,7 +195,7 @@ class Recorder:
             write_atomically(self.run.folder / "summary.json", json.dumps(summary, indent=1))
         return summary
 
-    def _evaluate(self, variables: functional.Variables) -> dict[str, float]:
+    def _evaluate(self, variables: functional.Variables) -> dict[str, Any]:
         return self._experiment.evaluate(variables, wrap_batches=self._interrupt.checked)
 
     def _write(self, step: int, kind: str, values: dict[str, float]) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mbv3_jax.core.files import write_atomically
+from mbv3_jax.run.metrics import means
 from mbv3_jax.train.experiment import Experiment
 from mbv3_jax.train.sharding import replicated
 from mbv3_jax.train.state import TrainState
@@ -148,7 +149,11 @@ def summarize(
         **{name: first[name] for name in ("steps", "epochs", "weights", "split", "seconds")},
         "images_per_second": sum(summary["images_per_second"] for summary in summaries),
         "count": first["eval"]["count"],
-        "eval": {n: statistics_of(n) for n in first["eval"] if n not in ("count", "unreadable")},
+        "eval": {
+            name: statistics_of(name)
+            for name in means(first["eval"])
+            if name not in ("count", "unreadable")
+        },
     }
     write_atomically(workdir / "summary.json", json.dumps(summary, indent=1))
     return summary

@@ -77,9 +77,17 @@ def do(capsys):
 
 
 def test_predict_equals_eval(do, run, imported, images):
-    code, out, _ = do("eval", "--run", run)
+    code, out, err = do("eval", "--run", run)
     evaluated = json.loads(out)
     assert code == 0 and evaluated["count"] == 21
+    by_class = evaluated["per_class"]
+    assert by_class["images"] == [7, 7, 7]
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in err.splitlines()]
+    for name, *numbers in zip(
+        evaluated["class_names"], *(by_class[n] for n in ("precision", "recall", "f1")), strict=True
+    ):
+        assert [name, *(f"{number:.2%}" for number in numbers), "7"] in cells
+    assert f"top-1 {evaluated['top1']:.2%}; balanced accuracy " in err
     assert evaluated["top1"] > 0.6  # by chance: 0.33
     for folder in (["--run", run], ["--import", imported]):
         code, out, err = do("predict", *folder, images / "val", "--json", "--batch", "5")

@@ -104,6 +104,10 @@ def assert_ended(run, name, *, rel=1e-3):
     assert [(r["step"], r["kind"]) for r in found] == [
         (r["step"], r["kind"]) for r in wanted["records"]
     ]
+    for record, before in zip(found, wanted["records"], strict=True):
+        if record["kind"] == "eval":  # newer versions measure more
+            for name in record.keys() - before.keys():
+                del record[name]
     if rel is not None:
         same(found, wanted["records"], rel=rel)
     if SAME_MACHINE:
@@ -134,7 +138,7 @@ def test_a_finished_run_is_evaluated(old, tool):
         found = json.loads(tool("eval", "--run=runs/finished", *flags))
         assert found.pop("run") == "runs/finished"
         wanted = {k: v for k, v in EXPECTED["eval"][name].items() if k != "run"}
-        same(found, wanted)
+        same(found, wanted, more=True)
     assert (found["step"], found["weights"], found["count"]) == (32, "raw", 50)
 
 
@@ -321,7 +325,7 @@ def test_ended_searches_are_over(old, do, tool, here):
     assert "tiny_v1" in (here / "page.html").read_text()
     # The run's network is that of a file, search/one.json.
     found = json.loads(tool("eval", "--run=search/runs/one"))
-    same(found, EXPECTED["eval"]["search"])
+    same(found, EXPECTED["eval"]["search"], more=True)
     shown = tool("summary", f"--config={ROOT}/configs/found.py:spec=search/one.json,digits")
     assert "found_one" in shown
 
@@ -384,7 +388,7 @@ def test_netadapt_goes_on(old, do, tool, here):
     assert evaluated["labels"] == "by name" and evaluated["count"] == 50
     if not SAME_MACHINE:
         return
-    same(evaluated, wanted["eval"])
+    same(evaluated, wanted["eval"], more=True)
     do("main.py", f"{CONFIG}:tune", "--config.init=netadapt/model", "--workdir=runs/tune")
     assert (
         read(here / "runs" / "tune" / "init.json")["digest"]

@@ -20,6 +20,7 @@ from mbv3_jax.report.compare import (
     metric_differences,
     missing_runs,
 )
+from mbv3_jax.report.page import sweep_page
 from mbv3_jax.report.rows import Latencies, rows
 
 
@@ -59,6 +60,9 @@ def test_rows_have_mean_and_deviation_of_what_the_runs_ended_with(sweep, table, 
         assert table[name]["top1"] == pytest.approx(np.mean(top1))
         assert table[name]["top1_std"] == pytest.approx(np.std(top1, ddof=1))
         assert table[name]["loss"] == pytest.approx(np.mean([e["eval"]["loss"] for e in ends]))
+        for metric in ("balanced_accuracy", "macro_f1", "ece"):
+            mean = np.mean([100 * end["eval"][metric] for end in ends])
+            assert table[name][metric] == pytest.approx(mean)
     spec = sweep.trials[0].spec
     assert table["both"]["params"] == cost.params(spec)
     assert table["both"]["madds"] == cost.madds(spec)
@@ -70,6 +74,29 @@ def test_rows_have_mean_and_deviation_of_what_the_runs_ended_with(sweep, table, 
     assert table["each"]["seconds"] == pytest.approx(sum(one_by_one))
     at_once = json.loads((sweep_folder / "both" / "summary.json").read_text())["seconds"]
     assert table["both"]["seconds"] == pytest.approx(at_once)
+
+
+def test_the_page_of_a_run_has_its_classes(sweep_folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(sweep_folder / "each-seed0", run)
+    summary = json.loads((run / "summary.json").read_text())
+    by_class = summary["eval"]["per_class"]
+    by_class["recall"][3], by_class["precision"][3] = 0.4321, 0.8765
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = sweep_page(collect([run]), unmeasured)
+    cells = [text.split("<")[0] for text in page.split(f'"classes of {run}"')[1].split('">')]
+    at = cells.index("43.21")
+    assert cells[at - 2 : at] == [str(by_class["images"][3]), "87.65"]
+    by_class["f1"].pop()
+    (run / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(ValueError, match=r"summary.json is damaged: eval.per_class has lists of "):
+        sweep_page(collect([run]), unmeasured)
+    for name in ("per_class", "balanced_accuracy", "macro_f1", "ece"):  # as older versions wrote it
+        del summary["eval"][name]
+    (run / "summary.json").write_text(json.dumps(summary))
+    (older,) = collect([run])
+    assert "<h3>Classes</h3>" not in sweep_page([older], unmeasured)
+    assert "ECE" not in tables.write([("", rows(older, unmeasured))], "md")
 
 
 def test_what_is_missing_is_said(table):

@@ -2,10 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_measures import by_sklearn
 
 from mbv3_jax.data import loader
 from mbv3_jax.data.sources.synthetic import Synthetic
 from mbv3_jax.nn import functional
+from mbv3_jax.run.metrics import means
 from mbv3_jax.train.evaluate import evaluate, make_eval_step
 from mbv3_jax.train.sharding import make_mesh
 
@@ -44,7 +46,15 @@ def by_hand(tiny_spec, source, variables):
         "loss": -log_p[np.arange(COUNT), labels].mean(),
         "top1": (ranks[:, 0] == labels).mean(),
         "top5": (ranks[:, :5] == labels[:, None]).any(axis=1).mean(),
+        **by_sklearn(logits, labels),
     }
+
+
+def assert_same(got, by_hand):
+    assert got.keys() == by_hand.keys()
+    for name, wanted in got["per_class"].items():
+        assert by_hand["per_class"][name] == pytest.approx(wanted, abs=1e-6), name
+    assert means(got) == pytest.approx(means(by_hand), rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize(("batch_size", "devices"), [(16, 1), (50, 1), (64, 2)])
@@ -53,7 +63,7 @@ def test_every_example_exactly_once(tiny_spec, source, variables, by_hand, batch
     step = make_eval_step(tiny_spec, preprocess=preprocess, mesh=mesh)
     batches = loader.eval_batches(source, batch_size=batch_size)
     got = evaluate(step, variables, batches, mesh=mesh, expected=COUNT)
-    assert got == pytest.approx(by_hand, rel=1e-5)
+    assert_same(got, by_hand)
     assert got["count"] == COUNT and isinstance(got["count"], int)
     assert 0 < got["top1"] < got["top5"] < 1
 
@@ -69,7 +79,7 @@ def test_padding_is_not_counted_even_if_it_is_nan(tiny_spec, source, variables, 
             yield {**batch, "image": images}
 
     got = evaluate(step, variables, batches(), mesh=mesh, expected=COUNT)
-    assert got == pytest.approx(by_hand, rel=1e-5)
+    assert_same(got, by_hand)
 
 
 def test_another_number_of_examples_is_an_error():
@@ -93,4 +103,36 @@ def test_no_top5_of_five_classes(tiny_spec):
         "label": jax.ShapeDtypeStruct((4,), "int32"),
         "mask": jax.ShapeDtypeStruct((4,), "float32"),
     }
-    assert sorted(jax.eval_shape(step, functional.shapes(spec), batch)) == ["count", "loss", "top1"]
+    sums = jax.eval_shape(step, functional.shapes(spec), batch)
+    assert sorted(sums) == ["batch", "classes", "count", "loss", "top1"]
+
+
+def test_examples_that_cannot_be_read_are_in_no_measure(tiny_spec, source, variables):
+    """Also two classes, whose scores reach the host."""
+    spec = tiny_spec.replace(num_classes=2)
+    params = variables["params"] | {
+        "logits": jax.tree.map(lambda x: x[..., :2], variables["params"]["logits"])
+    }
+    two = {"params": params, "batch_stats": variables["batch_stats"]}
+    mesh = make_mesh(jax.devices()[:2])
+    step = make_eval_step(spec, preprocess=preprocess, mesh=mesh)
+    read = np.arange(COUNT) % 7 != 3
+
+    def batches():
+        for start, batch in enumerate(loader.eval_batches(source, batch_size=16)):
+            bad = ~np.resize(read[start * 16 :], 16) & (batch["mask"] > 0)
+            yield {
+                "image": batch["image"],
+                "label": (batch["label"] % 2).astype(np.int32),
+                "mask": (batch["mask"] * ~bad).astype(np.float32),
+                "unreadable": bad.astype(np.float32),
+            }
+
+    got = evaluate(step, two, batches(), mesh=mesh, expected=COUNT)
+    batch = source.batch(np.flatnonzero(read))
+    logits, _ = functional.apply(spec, two, preprocess(jnp.asarray(batch["image"])))
+    wanted = by_sklearn(np.asarray(logits, np.float64), batch["label"] % 2)
+    assert 0 < wanted["auc"] < 1 and sum(wanted["per_class"]["images"]) == read.sum()
+    rest = {"count": read.sum(), "unreadable": COUNT - read.sum()}
+    rest |= {name: got[name] for name in ("loss", "top1")}
+    assert_same(got, rest | wanted)

@@ -61,6 +61,11 @@ def test_the_summary_is_what_evaluating_again_gives(finished):
         assert again["count"] == 50
         assert {k: again[k] for k in summary[name]} == summary[name]
     assert summary["eval"]["loss"] != summary["eval_raw"]["loss"]
+    assert sum(summary["eval"]["per_class"]["images"]) == 50
+    last = read_metrics(finished)[-1]
+    for name in ("balanced_accuracy", "macro_f1", "weighted_precision", "ece"):
+        assert last[name] == summary["eval"][name]
+    assert "per_class" not in last and "per_class" not in summary["eval_raw"]
     middle = reevaluate(finished, step=12)
     assert middle["loss"] == next(r["loss"] for r in read_metrics(finished) if r["kind"] == "eval")
 
