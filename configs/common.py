@@ -103,6 +103,7 @@ def default(network: str) -> ConfigDict:
         split_fraction=placeholder(float),  # imagenet, tfds, folder: hold out a part of train
         num_classes=placeholder(int),  # synthetic
         num_examples=placeholder(int),  # synthetic
+        balanced=placeholder(bool),  # True: training sees every class equally often
         on_error="raise",  # raise, skip: for an example that cannot be read
         # imagenet, tfds, folder: the crop; mbv3_jax.data.decode.decode_view has the defaults.
         area=placeholder(tuple),  # (0.08, 1): of the training crop
@@ -169,7 +170,10 @@ def default(network: str) -> ConfigDict:
         **_options(SCHEDULES),
     )
     config.loss = dict(
-        name="cross_entropy",  # cross_entropy
+        name="cross_entropy",  # cross_entropy, focal
+        # "balanced" (images / (classes * images of the class)), or a number for each class; None: 1
+        class_weights=placeholder(object),
+        # gamma
         **_options(LOSSES, without=("label_smoothing",)),
     )
     config.label_smoothing = 0.0  # of losses that have it

@@ -3,15 +3,15 @@
 The position of training is one integer, the step. Batch `step` holds the examples at the positions
 `step * batch_size` to `(step + 1) * batch_size - 1` of an endless sequence: the data set in the
 order of epoch 0, then in that of epoch 1, and so on. Batches run across the border of two epochs,
-so that every example is seen exactly once per epoch. All of this depends only on the seed and the
-position; the number of workers or processes and restarts do not change what is seen.
+so that every example is seen exactly once per epoch, unless the classes are balanced. All of this
+depends only on the seed and the position (`order.py`); the number of workers or processes and
+restarts do not change what is seen.
 
 An example that cannot be used ends the run (`on_error="raise"`), or is left out and reported
 (`"skip"`). In training the next usable example replaces it. In evaluation its mask is 0 and its
 "unreadable" is 1, so that the caller can report how many examples are missing.
 """
 
-import functools
 import gc
 import logging
 import multiprocessing
@@ -27,15 +27,13 @@ import numpy as np
 from absl import flags
 
 from mbv3_jax.core.checks import choose
+from mbv3_jax.data.order import BalancedOrder, EpochOrder
 from mbv3_jax.data.source import ON_ERROR, BadExample, Batch, Source
 
 # Worker processes deliver this many examples at a time, so that all workers share the next batch
 # and what they hold ready does not grow with the batch.
 _CHUNK = 64
 _REPLACEMENTS = 100  # this many unusable examples in a row are not an accident
-# Up to this length a table of the order costs less than computing it; half a megabyte.
-_TABLE = 1 << 16
-_ROUNDS = 8
 _warn = logging.getLogger(__name__).warning
 
 
@@ -44,6 +42,7 @@ def train_batches(
     *,
     batch_size: int,
     seed: int,
+    balanced: bool = False,
     start_step: int = 0,
     stop_step: int | None = None,
     num_workers: int | None = 0,
@@ -60,6 +59,8 @@ def train_batches(
       source: what to read.
       batch_size: examples per step over all processes.
       seed: of the order and of the random views; 0 to 2**32 - 1.
+      balanced: whether every class is seen equally often, see `order.BalancedOrder`; an epoch is as
+        long either way.
       start_step: the number of steps already trained.
       stop_step: the number of steps to train, after which nothing is read ahead; None for endless.
       num_workers: worker processes that read ahead. 0 reads ahead in threads of this process,
@@ -77,11 +78,13 @@ def train_batches(
       where the batch has `batch_size / process_count` examples.
 
     Raises:
-      ValueError: a size is out of range, or the batch cannot be divided among the processes.
+      ValueError: a size is out of range, the batch cannot be divided among the processes, or the
+        source does not know its labels, which `balanced` needs.
       BadExample: raised by the iterator for an example that cannot be used.
     """
     _check(source, batch_size, process_index, process_count)
     check_seed("seed", seed)
+    order = _balanced_order(source, seed) if balanced else EpochOrder(len(source), seed)
     if start_step < 0:
         raise ValueError(f"start_step: got {start_step!r}, expected 0 or more")
     skip = choose("data.on_error", on_error, ON_ERROR) == "skip"
@@ -89,7 +92,7 @@ def train_batches(
     parts = _parts(batch_size, process_index, process_count, num_workers)
     endless = sys.maxsize // batch_size  # no position overflows
     steps = (start_step, endless if stop_step is None else stop_step)
-    chunks = _TrainChunks(source, batch_size, parts, skip, seed, steps)
+    chunks = _TrainChunks(source, batch_size, parts, skip, seed, order, steps)
     return Batches(chunks, len(parts), on_skip, num_workers, num_threads, prefetch_batches)
 
 
@@ -189,6 +192,16 @@ def view_generator(seed: int, position: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, position, 0, 1]))
 
 
+def _balanced_order(source: Source, seed: int) -> BalancedOrder:
+    labels = source.labels()
+    if labels is None:
+        raise ValueError(
+            f"data.balanced: got True, but {source.name} does not know the label of an image until "
+            "it is read; loss.class_weights, with a number for each class, needs none"
+        )
+    return BalancedOrder(labels, seed)
+
+
 class _Chunks:
     """Random access to pieces of batches, in the form that Grain takes as a data source.
 
@@ -221,12 +234,13 @@ class _TrainChunks(_Chunks):
         parts: list[np.ndarray],
         skip: bool,
         seed: int,
+        order: EpochOrder | BalancedOrder,
         steps: tuple[int, int],
     ):
         super().__init__(source, batch_size, parts, skip)
         self._seed = seed
         self._first, self._stop = (step * len(parts) for step in steps)
-        self._order = EpochOrder(len(source), seed)
+        self._order = order
 
     def __len__(self) -> int:
         return self._stop - self._first
@@ -297,85 +311,6 @@ def _check(source: Source, batch_size: int, process_index: int, process_count: i
         raise ValueError(
             f"batch_size: got {batch_size}, expected a multiple of the {process_count} processes"
         )
-
-
-class EpochOrder:
-    """A permutation of the examples that depends only on the seed and the epoch.
-
-    Small data sets are sorted by random 64-bit keys, so that every order is equally likely. Larger
-    ones use a Feistel network over the index, which takes 1.5 microseconds per example and no
-    memory, where a table of ImageNet's order would take 20 MB in each worker process. (Grain's
-    index shuffle, the same idea, takes 24.) Both use only the raw stream of Philox, which NumPy
-    keeps the same from version to version (NEP 19); it does not promise that of its own shuffles.
-
-    Args:
-      length: the number of examples.
-      seed: of the order.
-    """
-
-    def __init__(self, length: int, seed: int):
-        self._length, self._seed = length, seed
-        self._table = functools.lru_cache(maxsize=2)(self._make_table)
-
-    def __reduce__(self):  # a worker process makes its own tables
-        return EpochOrder, (self._length, self._seed)
-
-    def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """Returns the example indices [batch] at consecutive ascending `positions` [batch]."""
-        epochs, offsets = np.divmod(positions, self._length)
-        indices = np.empty(len(positions), np.int64)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            inside = epochs == epoch
-            if self._length <= _TABLE:
-                indices[inside] = self._table(epoch)[offsets[inside]]
-            else:
-                keys = self._random(epoch, _ROUNDS)
-                indices[inside] = feistel(offsets[inside].astype(np.uint64), self._length, keys)
-        return indices
-
-    def _random(self, epoch: int, count: int) -> np.ndarray:
-        return np.random.Philox(key=[self._seed, epoch]).random_raw(count)
-
-    def _make_table(self, epoch: int) -> np.ndarray:
-        return np.argsort(self._random(epoch, self._length), kind="stable")
-
-
-def feistel(index: np.ndarray, length: int, keys: np.ndarray) -> np.ndarray:
-    """Permutes 0 to `length` - 1 by a keyed bijection (Luby and Rackoff 1988).
-
-    The network permutes the numbers below the next power of two. An index that leaves the range
-    passes through it again until it is back inside, twice on average at most.
-
-    Args:
-      index: uint64 [batch], below `length`.
-      length: at least 2.
-      keys: uint64 [rounds], an even number of rounds.
-
-    Returns:
-      int64 [batch].
-    """
-    bits = (length - 1).bit_length()
-    low_bits = np.uint64(bits - bits // 2)
-    high_mask, low_mask = np.uint64((1 << bits // 2) - 1), np.uint64((1 << int(low_bits)) - 1)
-
-    def permute(x: np.ndarray) -> np.ndarray:
-        high, low = x >> low_bits, x & low_mask
-        for even, odd in keys.reshape(-1, 2):
-            high = high ^ (_mix(low + even) & high_mask)
-            low = low ^ (_mix(high + odd) & low_mask)
-        return high << low_bits | low
-
-    index = permute(index)
-    while (outside := np.flatnonzero(index >= length)).size:
-        index[outside] = permute(index[outside])
-    return index.astype(np.int64)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014), a bijection of uint64."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def _count_workers(source: Source, num_workers: int | None) -> int:

@@ -118,9 +118,14 @@ class Source(abc.ABC):
           BadExample: one of the examples cannot be used.
         """
 
+    def labels(self) -> np.ndarray | None:
+        """The label of each image, [images]; None where all would have to be read."""
+        return None
+
     def counts(self) -> np.ndarray | None:
         """The number of images of each class, [classes]; None where all would have to be read."""
-        return None
+        labels = self.labels()
+        return None if labels is None else np.bincount(labels, minlength=self.num_classes)
 
     def where(self, index: int) -> str:
         """What to call an example in a message: the path of its file, if it has one."""

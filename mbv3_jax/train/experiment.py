@@ -31,7 +31,7 @@ from mbv3_jax.nn.modules import Compute
 from mbv3_jax.run.config import Duration
 from mbv3_jax.train.evaluate import EvalStep, evaluate, make_eval_step
 from mbv3_jax.train.finetune import frozen_stages, rate_factors, scale_rates
-from mbv3_jax.train.losses import make_loss
+from mbv3_jax.train.losses import Loss, class_weights, make_loss
 from mbv3_jax.train.optimizers import make_optimizer
 from mbv3_jax.train.plan import Plan, read_plan
 from mbv3_jax.train.schedules import Schedule, make_schedule
@@ -284,6 +284,8 @@ class Experiment(Evaluation):
             source or self.data.training,
             batch_size=self.plan.batch_size,
             seed=self.plan.seed if seed is None else seed,
+            # Other examples than those of training may not know their labels.
+            balanced=self.plan.data.balanced and source is None,
             start_step=start_step,
             stop_step=self.data.total_steps if stop_step is None else stop_step,
             **_loading(self.plan),
@@ -436,6 +438,17 @@ def _make_optimizer(
     return tx, schedule
 
 
+def training_loss(plan: Plan, data: Data) -> Loss:
+    """The loss that a plan trains with; raises ValueError where an option of it is wrong."""
+    counts, num_classes = data.training.counts(), data.training.num_classes
+    return make_loss(
+        plan.loss.name,
+        label_smoothing=plan.label_smoothing,
+        class_weights=class_weights(plan.class_weights, num_classes=num_classes, counts=counts),
+        **plan.loss.options,
+    )
+
+
 def _assemble(
     plan: Plan,
     data: Data,
@@ -451,7 +464,7 @@ def _assemble(
         spec,
         tx,
         schedule,
-        loss=make_loss(plan.loss.name, label_smoothing=plan.label_smoothing, **plan.loss.options),
+        loss=training_loss(plan, data),
         preprocess=preprocess,
         mesh=mesh,
         seed=plan.seeds or plan.seed,

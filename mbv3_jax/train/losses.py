@@ -1,9 +1,11 @@
-"""Training losses by name, and the counting of correct answers."""
+"""Training losses by name, the weights of classes, and the counting of correct answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mbv3_jax.core.checks import check_number
 from mbv3_jax.core.packages import LazyModule
@@ -21,17 +23,25 @@ Loss = Callable[["jax.Array", "jax.Array"], "jax.Array"]
 # A loss is a function of logits [batch, classes] and labels, [batch] class numbers or, after mixup,
 # [batch, classes] distributions; it returns float32 [batch]. Its options are keyword-only:
 #
-#   @LOSSES.register("focal")
-#   def focal(logits, labels, *, gamma: float = 2.0): ...
+#   @LOSSES.register("poly")
+#   def poly(logits, labels, *, epsilon: float = 1.0): ...
 LOSSES: Registry[Callable[..., jax.Array]] = Registry("loss")
 
 
-def make_loss(name: str, *, label_smoothing: float = 0.0, **options: Any) -> Loss:
+def make_loss(
+    name: str,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: np.ndarray | None = None,
+    **options: Any,
+) -> Loss:
     """The loss function that a configuration asks for.
 
     Args:
       name: a key of `LOSSES`.
       label_smoothing: of a loss that has this option; 0 counts as not given.
+      class_weights: from `class_weights`, [classes]: the loss of an example is multiplied by the
+        weight of its label; after mixup by the mixture of the weights. None for none.
       **options: of the loss; None counts as not given.
 
     Returns:
@@ -40,7 +50,61 @@ def make_loss(name: str, *, label_smoothing: float = 0.0, **options: Any) -> Los
     Raises:
       ValueError: the name is unknown, or the loss does not have an option.
     """
-    return LOSSES.bind(name, options | {"label_smoothing": label_smoothing or None})
+    loss = LOSSES.bind(name, options | {"label_smoothing": label_smoothing or None})
+    if class_weights is None:
+        return loss
+
+    def weighted(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        weights = jnp.asarray(class_weights, jnp.float32)
+        of_examples = weights[labels] if labels.ndim == 1 else labels @ weights
+        return of_examples * loss(logits, labels)
+
+    return weighted
+
+
+def class_weights(
+    given: str | Sequence[float] | None, *, num_classes: int, counts: np.ndarray | None
+) -> np.ndarray | None:
+    """The weight of each class in the training loss.
+
+    "balanced" is n / (classes * count), as in scikit-learn: each class that has images then has the
+    same share of the loss, and the mean weight of an example is 1, so that learning rates keep
+    their meaning. A class without training images, whose weight nothing uses, gets 0.
+
+    Args:
+      given: "balanced", the weights by label, or None.
+      num_classes: of the data.
+      counts: the training images of each class, [classes]; None if they are not known.
+
+    Returns:
+      float32 [classes]; None if none are given.
+
+    Raises:
+      ValueError: it is something else, or "balanced" without known counts.
+    """
+    field = "loss.class_weights"
+    if given is None:
+        return None
+    if isinstance(given, str):
+        if given != "balanced":
+            raise ValueError(
+                f"{field}: got {given!r}, expected 'balanced' or {num_classes} numbers"
+            )
+        if counts is None:
+            raise ValueError(
+                f"{field}: got 'balanced', but this data does not know how many images each class "
+                f"has before they are read; expected {num_classes} numbers"
+            )
+        present = counts > 0
+        weights = counts.sum() / (present.sum() * np.maximum(counts, 1))
+        return np.where(present, weights, 0).astype(np.float32)
+    if not isinstance(given, tuple | list) or len(given) != num_classes:
+        expected = f"'balanced' or {num_classes} numbers, one for each class"
+        raise ValueError(f"{field}: got {given!r}, expected {expected}")
+    checked = [check_number(f"{field}[{i}]", w, at_least=0) for i, w in enumerate(given)]
+    if not any(checked):
+        raise ValueError(f"{field}: got only zeros, with which nothing is learnt")
+    return np.array(checked, np.float32)
 
 
 @LOSSES.register("cross_entropy")
@@ -76,6 +140,39 @@ def cross_entropy(
     if label_smoothing:
         loss = (1 - label_smoothing) * loss - label_smoothing * jnp.mean(log_p, axis=-1)
     return loss
+
+
+@LOSSES.register("focal")
+def focal(logits: jax.Array, labels: jax.Array, *, gamma: float = 2.0) -> jax.Array:
+    """Focal loss of each example (Lin et al., arXiv 1708.02002, section 3.2), in float32.
+
+    With p = softmax(logits), loss = -(1 - p[label])**gamma * log p[label]: examples that are right
+    already count less. The paper's alpha, a factor for each class, is `class_weights` here.
+
+    Args:
+      logits: [batch, classes], any float type.
+      labels: [batch] class numbers, or [batch, classes] distributions, over which the loss of each
+        class is averaged.
+      gamma: 0 is cross-entropy; the paper found 2 to be best among 0 to 5.
+
+    Returns:
+      float32 [batch]. NaN for a class number out of range, as `cross_entropy`.
+
+    Raises:
+      ValueError: the shapes or types are others, or gamma is negative.
+    """
+    check_number("loss.gamma", gamma, at_least=0)
+    _check_shapes(logits, labels)
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    if labels.ndim == 1:
+        return _focal(_at_label(log_p, labels), gamma)
+    return jnp.sum(labels.astype(jnp.float32) * _focal(log_p, gamma), axis=-1)
+
+
+def _focal(log_p: jax.Array, gamma: float) -> jax.Array:
+    # expm1 keeps the digits of a small 1 - p, which is never quite 0: a root has no slope there.
+    not_p = jnp.maximum(-jnp.expm1(log_p), jnp.finfo(jnp.float32).tiny)
+    return -(not_p**gamma) * log_p
 
 
 def correct(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:

@@ -47,12 +47,14 @@ class DataPlan:
     source: the data set and its options, see `data.source.open_pair`.
     crop: options of `data.decode.decode_view`.
     loading: options of `data.loader` that say who reads.
+    balanced: whether training sees every class equally often.
     on_error: "raise" or "skip", for an example that cannot be read.
     """
 
     source: Choice
     crop: Mapping[str, Any]
     loading: Mapping[str, Any]
+    balanced: bool
     on_error: str
 
     @classmethod
@@ -60,10 +62,17 @@ class DataPlan:
         """Reads `config.data`."""
         fields = group.to_dict()
         on_error = fields.pop("on_error")
+        balanced = fields.pop("balanced", None)  # runs of older versions have no such field
         crop = {name: fields.pop(name) for name in _CROP_OPTIONS}
         loading = {name: fields.pop(name) for name in LOADER_OPTIONS}
         source = Choice(name=fields.pop("name"), options=fields)
-        return cls(source=source, crop=crop, loading=loading, on_error=on_error)
+        return cls(
+            source=source,
+            crop=crop,
+            loading=loading,
+            balanced=balanced is not None and flag("data.balanced", balanced),
+            on_error=on_error,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,6 +124,7 @@ class Plan:
     preprocessing: in evaluation.
     warm_start: the weights that the run starts from; None for fresh ones.
     augment: options of `data.augment.make_preprocess`.
+    class_weights: as given, see `losses.class_weights`.
     batch_size, eval_batch_size: over all devices.
     """
 
@@ -136,6 +146,7 @@ class Plan:
     optimizer: Choice
     schedule: Choice
     loss: Choice
+    class_weights: Any
     label_smoothing: float
     ema_decay: float | None
     log_every_steps: int
@@ -214,7 +225,8 @@ def _read_plan(config: ConfigDict, spec: NetSpec, warm_start: WarmStart | None) 
         warmup=Duration.read(config.schedule, "warmup", "schedule."),
         optimizer=Choice.read(config.optimizer),
         schedule=Choice.read(config.schedule, without=warmup_fields),
-        loss=Choice.read(config.loss),
+        loss=Choice.read(config.loss, without=("class_weights",)),
+        class_weights=config.loss.get("class_weights"),
         label_smoothing=config.label_smoothing,
         ema_decay=config.ema_decay,
         log_every_steps=config.log_every_steps,

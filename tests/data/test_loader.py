@@ -109,6 +109,35 @@ def test_processes_share_each_batch(source, count):
     assert_same(whole, joined)
 
 
+class Uneven(Album):
+    """An album of which every tenth image is of the second class."""
+
+    def labels(self):
+        return (np.arange(len(self)) % 10 == 0).astype(np.int32)
+
+    def read(self, index):
+        return super().read(index)[0], int(self.labels()[index])
+
+
+def test_balanced_batches_are_the_same_whoever_reads_them():
+    album = Uneven(EPOCH)
+    whole = train(album, 26, balanced=True)
+    labels = np.concatenate([batch["label"] for batch in whole])[: 4 * EPOCH]
+    assert labels.reshape(4, EPOCH).sum(1).tolist() == [25] * 4
+    assert_same(whole[7:], train(album, 19, balanced=True, start_step=7, num_workers=2))
+    halves = [
+        train(album, 26, balanced=True, process_index=i, process_count=2, num_threads=2)
+        for i in range(2)
+    ]
+    for batch, *parts in zip(whole, *halves, strict=True):
+        for name, wanted in batch.items():
+            np.testing.assert_array_equal(np.concatenate([p[name] for p in parts]), wanted)
+    with pytest.raises(
+        ValueError, match=r"^data.balanced: got True, but album does not know the l"
+    ):
+        train(Album(EPOCH), 1, balanced=True)
+
+
 def test_threads_change_nothing(source):
     assert_same(train(source, 20), train(source, 20, num_threads=3, prefetch_batches=1))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mbv3_jax.data.loader import _ROUNDS, _TABLE, EpochOrder, feistel
+from mbv3_jax.data.order import _ROUNDS, _TABLE, BalancedOrder, EpochOrder, feistel
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 1000, _TABLE, _TABLE + 1, 200_000])
@@ -62,3 +62,31 @@ def test_neighbours_do_not_stay_neighbours():
     steps = np.abs(np.diff(index))
     assert abs(steps.mean() / length - 1 / 3) < 0.01  # of two uniform places
     assert np.sum(steps == 1) < 20  # 2 are expected
+
+
+LABELS = np.repeat([0, 2, 5], [3, 50, 20])  # no example of 1, 3 and 4
+
+
+def test_balanced_epochs_have_every_class_equally_often():
+    order, length = BalancedOrder(LABELS, seed=3), len(LABELS)
+    whole = order(np.arange(40 * length))
+    for epoch in whole.reshape(40, length):
+        assert np.bincount(LABELS[epoch])[[0, 2, 5]].tolist() == [25, 24, 24]
+    # No example of a class comes twice before all of them have come once.
+    for label in (0, 2, 5):
+        members = np.flatnonzero(label == LABELS)
+        seen = np.bincount(whole[LABELS[whole] == label], minlength=length)[members]
+        assert seen.max() - seen.min() <= 1
+    assert np.mean(whole[:length] == whole[length : 2 * length]) < 0.2
+    assert np.mean(BalancedOrder(LABELS, seed=4)(np.arange(length)) == whole[:length]) < 0.2
+    part = order(np.arange(100, 150))
+    np.testing.assert_array_equal(part, whole[100:150])
+
+
+def test_the_balanced_order_never_changes():
+    assert BalancedOrder(LABELS, seed=1)(np.arange(8)).tolist() == [2, 1, 67, 2, 0, 1, 2, 49]
+
+
+def test_streams_have_nothing_in_common():
+    a, b = (EpochOrder(1000, seed=1, stream=stream)(np.arange(1000)) for stream in (0, 1))
+    assert np.mean(a == b) < 0.01

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from mbv3_jax.core.errors import UsageError
+from mbv3_jax.data import loader
 from mbv3_jax.train.experiment import make_experiment
 from mbv3_jax.train.sharding import put_batch
 
@@ -55,6 +56,25 @@ def test_batches_from_a_step_on_are_those_of_the_whole_run(experiment):
     rest.close()
 
 
+def test_class_weights_and_balanced_classes_reach_the_step(experiment, tiny_config):
+    weights = ",".join(["3"] * 10)
+    overrides = (f"--config.loss.class_weights={weights}", "--config.data.balanced=True")
+    made = make_experiment(tiny_config(*overrides))
+    ours, wanted = (
+        made.train_batches(0),
+        loader.train_batches(made.data.training, batch_size=8, seed=0, balanced=True),
+    )
+    batch = next(ours)
+    np.testing.assert_array_equal(batch["image"], next(wanted)["image"])
+    (_, plain), (_, weighted) = (
+        e.train_step(e.create_state(), put_batch(batch, e.mesh)) for e in (experiment, made)
+    )
+    assert float(weighted["loss"]) == pytest.approx(3 * float(plain["loss"]), rel=1e-5)
+    assert weighted["top1"] == plain["top1"]
+    ours.close()
+    wanted.close()
+
+
 # What is wrong, and what the message says about it.
 WRONG = [
     ("batch_size=7", "batch_size: got 7, which 2 devices do not divide; the nearest that would "),
@@ -68,6 +88,9 @@ WRONG = [
         "schedule.name=linear",
         "schedule.name: got 'linear', expected one of 'constant'",
     ),
+    ("loss.gamma=1.0", "loss: 'cross_entropy' has no option gamma; its options: label_smoothing"),
+    ("loss.class_weights=even", "loss.class_weights: got 'even', expected 'balanced' or 10 numb"),
+    ("loss.class_weights=1,2", "loss.class_weights: got (1, 2), expected 'balanced' or 10 number"),
     ("schedule.factor=0.5", "schedule: 'cosine' has no option factor; its options: decay_from"),
     (
         "schedule.warmup_steps=99",

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.utils.class_weight import compute_class_weight
 
 from mbv3_jax.core.registry import Registry
 from mbv3_jax.train import losses
@@ -123,10 +124,11 @@ def test_bad_input():
 
 @pytest.fixture
 def with_focal(monkeypatch):
-    """The registry with a focal loss (Lin et al., arXiv 1708.02002, equation 4) in it."""
+    """A registry with another focal loss (Lin et al., arXiv 1708.02002, equation 4) in it."""
     registry = Registry("loss")
     for name, entry in losses.LOSSES.items():
-        registry.register(name)(entry)
+        if name != "focal":
+            registry.register(name)(entry)
     monkeypatch.setattr(losses, "LOSSES", registry)
 
     @registry.register("focal")
@@ -163,3 +165,56 @@ def test_another_loss_is_one_entry(with_focal):
 def test_wrong_losses_say_what_would_be_right(with_focal, name, options, message):
     with pytest.raises(ValueError, match=message):
         losses.make_loss(name, **options)(jnp.asarray(LOGITS), jnp.asarray(LABELS))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_equals_the_formula_and_has_a_finite_slope(gamma):
+    log_p = LOG_P[[0, 1], LABELS]
+    expected = -((1 - np.exp(log_p)) ** gamma) * log_p
+    focal = losses.make_loss("focal", gamma=gamma)
+    np.testing.assert_allclose(focal(jnp.asarray(LOGITS), jnp.asarray(LABELS)), expected, rtol=1e-5)
+    one_hot = jnp.asarray(np.eye(3, dtype=np.float32)[LABELS])
+    np.testing.assert_allclose(focal(jnp.asarray(LOGITS), one_hot), expected, rtol=1e-5)
+    sure = jnp.array([[200.0, 0.0, -200.0]])
+    for label in range(3):
+        slope = jax.grad(lambda x, label=label: focal(x, jnp.array([label])).sum())(sure)
+        assert np.isfinite(slope).all()
+    assert np.isnan(focal(jnp.asarray(LOGITS), jnp.array([3, 1]))).tolist() == [True, False]
+    with pytest.raises(ValueError, match=r"^loss.gamma: got -1"):
+        losses.make_loss("focal", gamma=-1.0)(jnp.asarray(LOGITS), jnp.asarray(LABELS))
+
+
+def test_class_weights_multiply_the_loss_of_their_examples():
+    weights = losses.class_weights((2, 0.5, 1), num_classes=3, counts=None)
+    logits, labels = jnp.asarray(LOGITS), jnp.asarray(LABELS)
+    weighted = losses.make_loss("cross_entropy", label_smoothing=0.1, class_weights=weights)
+    plain = losses.cross_entropy(logits, labels, label_smoothing=0.1)
+    np.testing.assert_allclose(weighted(logits, labels), plain * np.array([2, 0.5]), rtol=1e-6)
+    mixed = jnp.array([[0.3, 0.7, 0.0], [0.0, 0.25, 0.75]])
+    plain = losses.cross_entropy(logits, mixed, label_smoothing=0.1)
+    np.testing.assert_allclose(weighted(logits, mixed), plain * np.array([0.95, 0.875]), rtol=1e-6)
+    assert losses.class_weights(None, num_classes=3, counts=None) is None
+
+
+def test_balanced_weights_are_those_of_scikit_learn():
+    labels = np.repeat([0, 1, 3], [5, 80, 15])
+    got = losses.class_weights("balanced", num_classes=4, counts=np.bincount(labels))
+    wanted = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
+    np.testing.assert_allclose(got[[0, 1, 3]], wanted, rtol=1e-6)
+    assert got[2] == 0 and got[labels].mean() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("even", r"got 'even', expected 'balanced' or 3 numbers"),
+        ("balanced", r"got 'balanced', but this data does not know how many images each .* 3 numb"),
+        ((1, 2), r"got \(1, 2\), expected 'balanced' or 3 numbers, one for each class"),
+        ((1, 2, -1), r"\[2\]: got -1"),
+        ((0, 0, 0), r"got only zeros"),
+        (2.0, r"got 2.0, expected 'balanced' or 3"),
+    ],
+)
+def test_wrong_class_weights(given, message):
+    with pytest.raises(ValueError, match=r"^loss.class_weights" + r"(: )?" + message):
+        losses.class_weights(given, num_classes=3, counts=None)

@@ -32,8 +32,8 @@ def inverse_root(course, *, knee_epochs: float = 1.0):
     return lambda step: jnp.sqrt(knee / jnp.maximum(step, knee))
 
 
-@LOSSES.register("focal")
-def focal(logits, labels, *, gamma: float = 2.0):
+@LOSSES.register("my_focal")
+def my_focal(logits, labels, *, gamma: float = 2.0):
     p = jnp.take_along_axis(jax.nn.softmax(logits), labels[:, None], axis=-1)[:, 0]
     return -((1 - p) ** gamma) * jnp.log(p)
 
@@ -43,7 +43,7 @@ def get_config():
     config.total_steps = 8
     config.optimizer.update(name="lion", b1=0.8)
     config.schedule.update(name="inverse_root", knee_epochs=0.5)
-    config.loss.update(name="focal", gamma=1.0)
+    config.loss.update(name="my_focal", gamma=1.0)
     return config
 """
 
@@ -75,7 +75,7 @@ def test_one_entry_each_is_all_it_takes_to_train(folder):
     config = read_config(folder / "run")
     optimizer = config.optimizer
     assert (optimizer.name, optimizer.b1, optimizer.b2) == ("lion", 0.8, 0.95)
-    assert (config.loss.name, config.loss.gamma) == ("focal", 0.5)
+    assert (config.loss.name, config.loss.gamma) == ("my_focal", 0.5)
     assert read_summary(folder / "run")["steps"] == 8
 
 

@@ -47,8 +47,8 @@ class Digits(Source):
     def __len__(self) -> int:
         return len(self._labels)
 
-    def counts(self) -> np.ndarray:
-        return np.bincount(self._labels, minlength=self.num_classes)
+    def labels(self) -> np.ndarray:
+        return self._labels
 
     def batch(self, indices, views=None):
         indices = np.asarray(indices)

@@ -92,8 +92,8 @@ class Folder(Encoded):
         name = os.fsdecode(self._names[start : self._ends[index]])
         return os.path.join(self._root, name)  # noqa: PTH118 (once per example)
 
-    def counts(self) -> np.ndarray:
-        return np.bincount(self._labels, minlength=self.num_classes)
+    def labels(self) -> np.ndarray:
+        return self._labels
 
     def read(self, index: int) -> tuple[bytes, int]:
         return read_bytes(self.where(index)), int(self._labels[index])
@@ -202,7 +202,8 @@ def _lacking(evaluate: Folder, train: Folder) -> tuple[str, ...]:
         (train, "train", ""),
         (evaluate, "evaluate", "; of a class with one image none can be held out"),
     ):
-        names = [n for n, count in zip(split.class_names, split.counts(), strict=True) if not count]
+        present = set(split.labels().tolist())
+        names = [name for label, name in enumerate(split.class_names) if label not in present]
         if names:
             listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
             notes.append(

@@ -25,8 +25,7 @@ from mbv3_jax.search.objective import Problem
 from mbv3_jax.search.space import Point, Space
 from mbv3_jax.search.supernet import network
 from mbv3_jax.search.supernet.training import Controllers, Programs, SharedWeights
-from mbv3_jax.train.experiment import Experiment, make_experiment
-from mbv3_jax.train.losses import make_loss
+from mbv3_jax.train.experiment import Experiment, make_experiment, training_loss
 from mbv3_jax.train.state import TrainState
 
 # The number of held-out batches that the trained weights are evaluated on, at most.
@@ -97,14 +96,13 @@ def train_supernet(
     # The networks have the dropout of config.shared, as candidates have that of config.brief.
     space = problem.space.replace(**{f: getattr(experiment.spec, f) for f in _CONSTANTS})
     _largest(space)
-    loss = experiment.plan.loss
     programs = Programs(
         space,
         experiment.tx,
         preprocess=(experiment.preprocess, experiment.eval_preprocess),
         mesh=experiment.mesh,
         compute=experiment.compute,
-        loss=make_loss(loss.name, label_smoothing=config.label_smoothing, **loss.options),
+        loss=training_loss(experiment.plan, experiment.data),
     )
     controllers = Controllers(
         space,
