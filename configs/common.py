@@ -181,20 +181,26 @@ def default(network: str) -> ConfigDict:
 
     config.log_every_steps = 10  # a record is the mean of the steps since the last one
     config.eval_batch_size = 256  # over all devices
-    config.eval_every_steps = placeholder(
-        int
-    )  # between evaluations; of the three durations one is given
+    # Between evaluations, and between checkpoints; of the three durations one is given.
+    config.eval_every_steps = placeholder(int)
     config.eval_every_epochs = placeholder(float)  # the same in epochs
     config.eval_every_examples = placeholder(int)  # the same in examples
-    config.checkpoint_every_steps = placeholder(
-        int
-    )  # between checkpoints; of the three durations one is given
+    config.checkpoint_every_steps = placeholder(int)  # of the three durations one is given
     config.checkpoint_every_epochs = placeholder(float)  # the same in epochs
     config.checkpoint_every_examples = placeholder(int)  # the same in examples
     config.keep_checkpoints = 3  # the newest ones
     # Where the newest checkpoint is damaged: earlier (go on from the last intact one), refuse.
     config.on_damaged = "earlier"
-    config.keep_best = False  # also the checkpoint with the best held-out top-1: --step=best
+    config.keep_best = False  # also the checkpoint of the best evaluation: --step=best
+    # None: top1; else loss, ece, top5, balanced_accuracy, macro_f1, weighted_f1, ..., or of two
+    # classes auc, average_precision; see mbv3_jax.run.metrics.EVAL_METRICS.
+    config.keep_best_metric = placeholder(str)
+    # Ends the run after so many evaluations in a row that are not better than those before them.
+    # The learning rate still follows the schedule of the whole run.
+    config.early_stop = dict(
+        patience=placeholder(int),  # None: never
+        metric=placeholder(str),  # as keep_best_metric
+    )
     config.profile = placeholder(tuple)  # (11, 20): trace these steps, for XProf or TensorBoard
     config.save_predictions = False  # of every held-out image, at the end: predictions.npz
     return config.lock()

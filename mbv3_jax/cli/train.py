@@ -19,6 +19,7 @@ from mbv3_jax.core.errors import (
     Preempted,
     RunError,
     UsageError,
+    counted,
     printable_lines,
 )
 from mbv3_jax.core.packages import program
@@ -191,7 +192,12 @@ def _report(summary: dict, workdir: Path) -> str:
     ]
     if best := summary.get("best"):
         at = f"at step {best['step']}; --run={quoted} --step=best uses that checkpoint"
-        lines.insert(2, f"best: top-1 {best['top1']:.2%} {at}")
+        metric = best.get("metric")
+        value = f"{metric} {best[metric]:.4f}, " if metric else ""
+        lines.insert(2, f"best: {value}top-1 {best['top1']:.2%} {at}")
+    if early := summary.get("early_stop"):
+        without = f"no better {early['metric']} in {counted(early['patience'], 'evaluation')}"
+        lines.insert(1, f"stopped early, of {early['planned_steps']} steps: {without}")
     if (workdir / "predictions.npz").exists():
         out = "--what=mistakes --out=mistakes.png"
         lines.append(f"      {program()} plot --run={quoted} {out}   draw its worst mistakes")

@@ -27,6 +27,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
+from mbv3_jax.core.checks import choose
 from mbv3_jax.core.errors import RunError, UsageError, first_line
 from mbv3_jax.core.files import check_storable
 from mbv3_jax.core.json_lines import say
@@ -94,13 +95,24 @@ class Progress:
             )
 
 
+def best_metric(config: ConfigDict) -> str:
+    """The metric that chooses the best checkpoint of a run; older versions knew top-1 only.
+
+    Raises:
+      ValueError: there is no such metric.
+    """
+    given = config.get("keep_best_metric")
+    return "top1" if given is None else choose("keep_best_metric", given, metrics.EVAL_METRICS)
+
+
 class Checkpoints:
     """The checkpoints of one run folder.
 
     Args:
       run: the run folder.
       keep: how many of the newest to keep.
-      keep_best: whether to keep that of the best evaluation too, see `metrics.best_record`.
+      best_by: the metric of the best evaluation, whose checkpoint is kept too, see
+        `metrics.best_record`; None to keep none.
       read_only: whether never to write, create or clean up anything.
 
     Raises:
@@ -109,7 +121,7 @@ class Checkpoints:
     """
 
     def __init__(
-        self, run: Path | str, *, keep: int = 1, keep_best: bool = False, read_only: bool = False
+        self, run: Path | str, *, keep: int = 1, best_by: str | None = None, read_only: bool = False
     ):
         check_storable(Path(run), "rename it", read_only=read_only)
         # Orbax needs absolute paths.
@@ -117,7 +129,7 @@ class Checkpoints:
         self._writing: int | None = None
         _keep_quiet()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_Newest(keep, self.folder.parent if keep_best else None),
+            preservation_policy=_Newest(keep, self.folder.parent, best_by),
             create=not read_only,
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
@@ -156,8 +168,12 @@ class Checkpoints:
         if not steps:
             raise RunError(f"{run} has no checkpoint yet")
         if step == "best":
-            best = metrics.best_record(run)
-            if not best or not read_config(run).keep_best:
+            config = read_config(run)
+            try:
+                best = metrics.best_record(run, best_metric(config))
+            except ValueError as e:
+                raise UsageError(f"{run / 'config.json'} is damaged: {e}") from e
+            if not best or not config.keep_best:
                 raise UsageError(
                     f"--step=best: {run} keeps no best checkpoint (config.keep_best is False, or "
                     "nothing was evaluated yet)"
@@ -362,13 +378,14 @@ def newest_intact(runs: Sequence[Checkpoints], *, note: Callable[[str], None] = 
 
 @dataclasses.dataclass
 class _Newest:
-    """Orbax's policy that keeps the newest `keep` checkpoints, and the best of the folder `run`."""
+    """Orbax's policy: keeps the newest `keep` checkpoints of a run, and the best by a metric."""
 
     keep: int
-    run: epath.Path | None
+    run: epath.Path
+    best_by: str | None
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        best = metrics.best_record(Path(self.run)) if self.run else None
+        best = metrics.best_record(Path(self.run), self.best_by) if self.best_by else None
         first = len(checkpoints) - self.keep
         return [
             i >= first or (best is not None and c.step == best["step"])

@@ -332,6 +332,8 @@ class _Training(TypedDict):
     batch_size: int
     ema_decay: Number | None
     keep_best: bool
+    keep_best_metric: NotRequired[str | None]
+    early_stop: NotRequired[dict]
 
 
 class _Search(TypedDict):

@@ -97,6 +97,13 @@ class Measures(TypedDict):
 class _Best(TypedDict):
     step: int
     top1: Number
+    metric: NotRequired[str]
+
+
+class _EarlyStop(TypedDict):
+    metric: str
+    patience: int
+    planned_steps: int
 
 
 class _Statistics(TypedDict):
@@ -121,6 +128,7 @@ class Summary(Times):
 
     eval: Measures
     best: NotRequired[_Best]
+    early_stop: NotRequired[_EarlyStop]
 
 
 class SeedsSummary(Times):

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import math
 import os
 import re
 import socket
@@ -28,6 +29,13 @@ with hidden("torch"):
 
 FILE = "metrics.jsonl"
 PER_CLASS = "per_class"  # of an evaluation: lists by label, which no record holds
+# What of an evaluation a best checkpoint or early stopping can go by -> whether more is better.
+EVAL_METRICS = {
+    **dict.fromkeys(("top1", "top5", "balanced_accuracy"), True),
+    **{f"{m}_{of}": True for m in ("macro", "weighted") for of in ("precision", "recall", "f1")},
+    **dict.fromkeys(("auc", "average_precision"), True),
+    **dict.fromkeys(("loss", "ece"), False),
+}
 _EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d{1,12}(?:\.\d{1,12})?)\.")
 
 
@@ -38,6 +46,17 @@ class Record(TypedDict):
     kind: str
     loss: NotRequired[Number]
     top1: NotRequired[Number]
+    top5: NotRequired[Number]
+    balanced_accuracy: NotRequired[Number]
+    macro_precision: NotRequired[Number]
+    macro_recall: NotRequired[Number]
+    macro_f1: NotRequired[Number]
+    weighted_precision: NotRequired[Number]
+    weighted_recall: NotRequired[Number]
+    weighted_f1: NotRequired[Number]
+    ece: NotRequired[Number]
+    auc: NotRequired[Number]
+    average_precision: NotRequired[Number]
     epoch: NotRequired[Number]
     images_per_second: NotRequired[Number]
 
@@ -54,10 +73,17 @@ class Metrics:
       resume_step: the step that training continues from; 0 for a new run.
       recorded_step: the step of the newest training record that must be there; 0 if none must be.
       keep_best: whether the best checkpoint is chosen by these records.
+      early_stop: whether they decide when the run ends.
     """
 
     def __init__(
-        self, run: Path, *, resume_step: int, recorded_step: int = 0, keep_best: bool = False
+        self,
+        run: Path,
+        *,
+        resume_step: int,
+        recorded_step: int = 0,
+        keep_best: bool = False,
+        early_stop: bool = False,
     ):
         self._path = run / FILE
         existed = self._path.is_file()
@@ -73,7 +99,8 @@ class Metrics:
             )
         for problem in problems:
             chosen = "; the best checkpoint is chosen by what is left" if keep_best else ""
-            say(problem + chosen)
+            counted = "; early stopping counts what is left" if early_stop else ""
+            say(problem + chosen + counted)
         self._written = {(r["step"], r["kind"]) for r in records}
         write_atomically(self._path, "".join(json.dumps(r) + "\n" for r in records))
         self._file = self._path.open("a")
@@ -105,10 +132,33 @@ def means(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in evaluation.items() if name != PER_CLASS}
 
 
-def best_record(run: Path) -> Record | None:
-    """The record of the evaluation with the best top-1, the first of several; None if none ran."""
+def best_record(run: Path, metric: str = "top1") -> Record | None:
+    """The record of the best evaluation, the first of several; None if none has a number.
+
+    Args:
+      run: the run folder.
+      metric: a key of `EVAL_METRICS`.
+    """
+    return _best([r for r in read_metrics(run) if r["kind"] == "eval"], metric)
+
+
+def evaluations_since_best(run: Path, metric: str) -> int:
+    """How many evaluations in a row, up to the last one, were not better than those before them.
+
+    Arguments are those of `best_record`.
+    """
     records = [r for r in read_metrics(run) if r["kind"] == "eval"]
-    return max(records, key=lambda r: r["top1"], default=None)
+    best = _best(records, metric)
+    return len(records) if best is None else len(records) - 1 - records.index(best)
+
+
+def _best(records: list[Record], metric: str) -> Record | None:
+    def value(record: Record) -> float:
+        number = float(record.get(metric, math.nan))  # type: ignore[arg-type]
+        return number if EVAL_METRICS[metric] else -number
+
+    known = [record for record in records if not math.isnan(value(record))]
+    return max(known, key=value, default=None)
 
 
 class _Events:

@@ -33,7 +33,7 @@ from mbv3_jax.train.evaluate import EvalStep, evaluate, make_eval_step
 from mbv3_jax.train.finetune import frozen_stages, rate_factors, scale_rates
 from mbv3_jax.train.losses import Loss, class_weights, make_loss
 from mbv3_jax.train.optimizers import make_optimizer
-from mbv3_jax.train.plan import Plan, read_plan
+from mbv3_jax.train.plan import Plan, check_metrics, read_plan
 from mbv3_jax.train.schedules import Schedule, make_schedule
 from mbv3_jax.train.sharding import make_mesh, replicated, spread
 from mbv3_jax.train.state import TrainState, create_state
@@ -103,6 +103,7 @@ def open_data(plan: Plan) -> Data:
     spec, training, held_out = open_sources(plan)
     sizes = {"batch_size": plan.batch_size, "train_examples": len(training)}
     try:
+        check_metrics(plan, spec.num_classes)
         total_steps = plan.total.in_steps(**sizes)
         if total_steps < 1:
             raise ValueError(f"{plan.total.field}: got 0, expected a run of at least one step")

@@ -279,26 +279,28 @@ class Loop:
         for recorder in self._recorders:
             recorder.open_metrics(start)
         with ProgressBar(self._console, total_steps=total, start_step=start) as bar:
-            state = self._train(state, start, bar)
-            self._save(total, state, bar)
+            state, step = self._train(state, start, bar)
+            self._save(step, state, bar)
         for recorder in self._recorders:
             recorder.checkpoints.wait()
         skipped = self._count_skipped()
         return [
-            recorder.finish(total, state_of_run, steps=total - start, skipped=skipped)
+            recorder.finish(step, state_of_run, steps=step - start, skipped=skipped)
             for recorder, state_of_run in zip(
                 self._recorders, self._stack.split(state), strict=True
             )
         ]
 
-    def _train(self, state: TrainState, start: int, bar: ProgressBar) -> TrainState:
+    def _train(self, state: TrainState, start: int, bar: ProgressBar) -> tuple[TrainState, int]:
+        """Returns the state after the last step, and which step that was."""
         experiment, data, step = self._experiment, self._experiment.data, start
         batches = self._stack.train_batches(start, on_skip=bar.print)
         trace = Trace(experiment.plan.profile, self._folder / "profile", bar.print)
         try:
             if any(recorder.evaluation_due for recorder in self._recorders):
                 self._evaluate(step, state, bar)
-            for number in self._interrupt.checked(range(start + 1, data.total_steps + 1)):
+            last = step if self._stops(step, bar) else data.total_steps
+            for number in self._interrupt.checked(range(start + 1, last + 1)):
                 trace.before(number)
                 with trace.step(number):
                     with trace.part("wait for a batch"):
@@ -313,6 +315,8 @@ class Loop:
                 is_last = step == data.total_steps
                 if step % data.eval_every == 0 and not is_last:
                     self._evaluate(step, state, bar)
+                    if self._stops(step, bar):
+                        break
                 if step % data.checkpoint_every == 0 and not is_last:
                     self._save(step, state, bar)
         except (Preempted, Interrupted) as e:
@@ -326,7 +330,14 @@ class Loop:
             trace.stop()
             batches.close()
             self._skipped = sum(batches.skipped.values())
-        return state
+        return state, step
+
+    def _stops(self, step: int, bar: ProgressBar) -> bool:
+        """Whether the run ends early, which no plan with several seeds does."""
+        reason = self._recorders[0].reason_to_stop(step)
+        if reason:
+            bar.print(f"step {step}: {reason}: training stops early")
+        return reason is not None
 
     def _record_metrics(self, bar: ProgressBar, leave: int = 0) -> None:
         """Fetches the metrics of all steps but the newest `leave`, and records them."""

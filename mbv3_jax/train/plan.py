@@ -16,7 +16,9 @@ from mbv3_jax.core.checks import check_number, check_whole, choose, flag
 from mbv3_jax.core.errors import UsageError, first_line
 from mbv3_jax.core.json_values import as_type
 from mbv3_jax.data import loader
+from mbv3_jax.run.checkpoint import best_metric
 from mbv3_jax.run.config import UNITS, Duration, spec_of
+from mbv3_jax.run.metrics import EVAL_METRICS
 from mbv3_jax.run.model import Preprocessing, preprocessing_of_config
 from mbv3_jax.train.warm_start import WarmStart, read_warm_start
 
@@ -115,6 +117,18 @@ class ComputePlan:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class EarlyStop:
+    """When a run ends before its last step.
+
+    patience: after how many evaluations in a row that are not better.
+    metric: what they are compared by, a key of `metrics.EVAL_METRICS`.
+    """
+
+    patience: int
+    metric: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a configuration asks for. Fields that are not explained are those of the configuration.
 
@@ -126,6 +140,8 @@ class Plan:
     augment: options of `data.augment.make_preprocess`.
     class_weights: as given, see `losses.class_weights`.
     batch_size, eval_batch_size: over all devices.
+    best_by: the metric that chooses the best checkpoint, if it is kept.
+    early_stop: None to train all steps.
     """
 
     seed: int
@@ -155,7 +171,8 @@ class Plan:
     checkpoint_every: Duration
     keep_checkpoints: int
     on_damaged: str
-    keep_best: bool
+    best_by: str | None
+    early_stop: EarlyStop | None
     save_predictions: bool
     profile: tuple[int, int] | None
 
@@ -235,7 +252,8 @@ def _read_plan(config: ConfigDict, spec: NetSpec, warm_start: WarmStart | None) 
         checkpoint_every=Duration.read(config, "checkpoint_every"),
         keep_checkpoints=config.keep_checkpoints,
         on_damaged=on_damaged,
-        keep_best=config.keep_best,
+        best_by=_best_by(config),
+        early_stop=_early_stop(config),
         save_predictions=config.save_predictions,
         profile=_profile(config.get("profile")),  # absent in older folders
     )
@@ -263,6 +281,48 @@ def _seeds(config: ConfigDict) -> tuple[int, ...]:
     if config.compute.shard_optimizer:
         raise ValueError("compute.shard_optimizer: got True, expected False with seeds")
     return seeds
+
+
+def _best_by(config: ConfigDict) -> str | None:
+    metric = config.get("keep_best_metric")  # runs of older versions have no such field
+    if not config.keep_best:
+        if metric is not None:
+            raise ValueError(f"keep_best_metric: got {metric!r}, but keep_best is False")
+        return None
+    return best_metric(config)
+
+
+def _early_stop(config: ConfigDict) -> EarlyStop | None:
+    group = config.get("early_stop") or {}  # runs of older versions have no such group
+    patience, metric = group.get("patience"), group.get("metric")
+    if patience is None:
+        if metric is not None:
+            raise ValueError(f"early_stop.metric: got {metric!r}, but early_stop.patience is None")
+        return None
+    patience = check_whole("early_stop.patience", patience, at_least=1)
+    if config.seeds is not None:
+        raise ValueError(
+            f"early_stop.patience: got {patience}, but seeds are trained together to the end; "
+            "expected None, or a run for each seed"
+        )
+    metric = choose("early_stop.metric", metric or "top1", EVAL_METRICS)
+    return EarlyStop(patience=patience, metric=metric)
+
+
+def check_metrics(plan: Plan, num_classes: int) -> None:
+    """Checks that evaluations of so many classes have the metrics that the plan goes by.
+
+    Raises:
+      ValueError: they do not; the message names the field.
+    """
+    early = plan.early_stop.metric if plan.early_stop else None
+    for field, metric in (("keep_best_metric", plan.best_by), ("early_stop.metric", early)):
+        if metric == "top5" and num_classes <= 5:
+            raise ValueError(f"{field}: got 'top5', expected top1 for {num_classes} classes")
+        if metric in ("auc", "average_precision") and num_classes != 2:
+            raise ValueError(
+                f"{field}: got {metric!r}, which is of two classes, but the data has {num_classes}"
+            )
 
 
 def _quant(config: ConfigDict) -> QuantPlan | None:

@@ -5,12 +5,12 @@ import math
 import time
 from typing import Any
 
-from mbv3_jax.core.errors import RunError
+from mbv3_jax.core.errors import RunError, counted
 from mbv3_jax.core.files import write_atomically
 from mbv3_jax.nn import functional
 from mbv3_jax.run.checkpoint import Checkpoints, Progress
 from mbv3_jax.run.interrupt import Interrupt
-from mbv3_jax.run.metrics import Metrics, best_record, means
+from mbv3_jax.run.metrics import Metrics, best_record, evaluations_since_best, means
 from mbv3_jax.run.processes import from_first, is_first
 from mbv3_jax.train.experiment import Experiment
 from mbv3_jax.train.inference import save_predictions
@@ -36,9 +36,9 @@ class Recorder:
     def __init__(self, experiment: Experiment, run: SeedRun, interrupt: Interrupt):
         self.run = run
         self._experiment, self._plan, self._data = experiment, experiment.plan, experiment.data
-        self._interrupt = interrupt
+        self._early, self._interrupt = experiment.plan.early_stop, interrupt
         self.checkpoints = Checkpoints(
-            run.folder, keep=self._plan.keep_checkpoints, keep_best=self._plan.keep_best
+            run.folder, keep=self._plan.keep_checkpoints, best_by=self._plan.best_by
         )
         self.evaluation_due = False
         self._last_saved: int | None = None
@@ -57,7 +57,8 @@ class Recorder:
                 self.run.folder,
                 resume_step=step,
                 recorded_step=step - len(self._unlogged),
-                keep_best=self._plan.keep_best,
+                keep_best=self._plan.best_by is not None,
+                early_stop=self._early is not None,
             )
         self._started = self._logged_at = time.perf_counter()
 
@@ -81,7 +82,7 @@ class Recorder:
         self._unlogged.append(values)
         # One is due wherever there may be a checkpoint, too.
         every = [self._plan.log_every_steps, self._data.checkpoint_every]
-        if self._plan.keep_best:
+        if self._plan.best_by or self._early:
             every.append(self._data.eval_every)
         if step != self._data.total_steps and all(step % n for n in every):
             return None
@@ -135,22 +136,46 @@ class Recorder:
         )
 
     def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
-        """Evaluates, writes the record and returns it."""
+        """Evaluates, writes the record and returns it.
+
+        Raises:
+          RunError: it lacks what the best checkpoint or early stopping goes by.
+        """
         started = time.perf_counter()
         values = means(self._evaluate(state.for_evaluation))
+        for metric in filter(None, (self._plan.best_by, self._early and self._early.metric)):
+            if metric not in values:
+                raise RunError(
+                    f"{metric}: not defined for these held-out images, which are all of one class; "
+                    "choose another metric, and another --workdir"
+                )
         self._logged_at += time.perf_counter() - started  # not part of the training rate
         self._write(step, "eval", values)
         return values
 
     def is_best(self, step: int) -> bool:
         """Whether the run keeps its best checkpoint, and this step is the best so far."""
-        if not self._plan.keep_best:
+        if not self._plan.best_by:
             return False
-        best = self._best()
+        best = self._best(self._plan.best_by)
         return best is not None and best["step"] == step
 
-    def _best(self) -> dict[str, Any] | None:
-        return from_first(lambda: best_record(self.run.folder))
+    def _best(self, metric: str) -> dict[str, Any] | None:
+        return from_first(lambda: best_record(self.run.folder, metric))
+
+    def reason_to_stop(self, step: int) -> str | None:
+        """Why the run ends after this step, before its last one; None if it goes on.
+
+        It follows from the records of the evaluations up to here, which a resumed run has as well:
+        so it ends at the same step.
+        """
+        early = self._early
+        if early is None or step == self._data.total_steps:
+            return None
+        since = from_first(lambda: evaluations_since_best(self.run.folder, early.metric))
+        if since < early.patience:
+            return None
+        return f"no better {early.metric} in {counted(since, 'evaluation')}"
 
     def finish(self, step: int, state: TrainState, *, steps: int, skipped: int) -> dict[str, Any]:
         """Evaluates the last state and writes the summary.
@@ -181,8 +206,16 @@ class Recorder:
             summary["skipped"] = skipped
         if averaged:
             summary["eval_raw"] = means(self._evaluate(state.variables))
-        if self._plan.keep_best and (best := self._best()):
-            summary["best"] = {name: best[name] for name in ("step", "top1")}
+        metric = self._plan.best_by
+        if metric and (best := self._best(metric)):
+            other = {} if metric == "top1" else {"metric": metric, metric: best[metric]}
+            summary["best"] = {name: best[name] for name in ("step", "top1")} | other
+        if self._early and step < self._data.total_steps:
+            summary["early_stop"] = {
+                "metric": self._early.metric,
+                "patience": self._early.patience,
+                "planned_steps": self._data.total_steps,
+            }
         if self._plan.save_predictions:
             save_predictions(
                 self.run.folder,
