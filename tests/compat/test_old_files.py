@@ -294,7 +294,7 @@ def test_a_sweep_is_reported_and_goes_on(old, do, tool, here):
     )
     assert [row["trial"] for row in ours] == ["plain", "started-seed3", "pair/seed0", "pair/seed1"]
     for row, wanted in zip(ours, theirs, strict=True):
-        assert row.keys() == wanted.keys()
+        assert row.keys() >= wanted.keys()  # newer versions measure more
         for name, value in wanted.items():
             if name in ("eval.loss", "eval.top1", "eval.top5"):
                 known = SAME_MACHINE or not row["trial"].startswith("started")
