@@ -100,7 +100,7 @@ def _eval(flags, overrides: Sequence[str]) -> int:
         raise UsageError("eval --import needs data: --data=folder:PATH, or --config=FILE[:ARG]")
     options = {"step": flags.step, "weights": flags.weights}
     if flags.config or flags.data:
-        from mbv3_jax.train.inference import evaluate_on
+        from mbv3_jax.train.reevaluate import evaluate_on
 
         folder = flags.run or flags.imported
         batch = 32 if batch is None else batch
@@ -111,7 +111,7 @@ def _eval(flags, overrides: Sequence[str]) -> int:
                 "--batch: has an effect only with --data or --config; else the run's "
                 "eval_batch_size counts"
             )
-        from mbv3_jax.train.inference import reevaluate
+        from mbv3_jax.train.reevaluate import reevaluate
 
         values = reevaluate(flags.run, **options)
     _print_evaluation(values)

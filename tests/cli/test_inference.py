@@ -13,7 +13,7 @@ from PIL import Image
 from mbv3_jax import __main__
 from mbv3_jax.run.model import load_model, save_model
 from mbv3_jax.train import loop
-from mbv3_jax.train.inference import label_map
+from mbv3_jax.train.reevaluate import label_map
 
 LEVELS = {"dark": 60, "light": 190, "mid": 125}
 

@@ -16,7 +16,7 @@ from mbv3_jax.data.decode import Encoded
 from mbv3_jax.data.loader import train_batches
 from mbv3_jax.data.source import NotFound, Source, crop_for, find_entry, open_pair, source
 from mbv3_jax.run.config import parse_config
-from mbv3_jax.train.inference import reevaluate
+from mbv3_jax.train.reevaluate import reevaluate
 
 # A source and a configuration of the tiny network in one file, as a user would write them.
 SQUARES = '''

@@ -11,9 +11,9 @@ from PIL import Image
 from mbv3_jax.cli import train as cli
 from mbv3_jax.core.errors import Preempted, RunError
 from mbv3_jax.train import loop
-from mbv3_jax.train.inference import reevaluate
 from mbv3_jax.train.loop import train
 from mbv3_jax.train.recorder import Recorder
+from mbv3_jax.train.reevaluate import reevaluate
 
 
 @pytest.fixture(scope="module")

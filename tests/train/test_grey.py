@@ -16,8 +16,9 @@ from mbv3_jax.report.pictures import image_sheet
 from mbv3_jax.run.model import Model, Preprocessing, load_model, save_model
 from mbv3_jax.train import loop
 from mbv3_jax.train.experiment import make_experiment
-from mbv3_jax.train.inference import Inference, evaluate_on
+from mbv3_jax.train.inference import Inference
 from mbv3_jax.train.plan import read_plan
+from mbv3_jax.train.reevaluate import evaluate_on
 
 GREY = "--config.net.in_channels=1"
 

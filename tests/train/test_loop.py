@@ -14,7 +14,7 @@ from mbv3_jax.run.folder import read_config, read_summary
 from mbv3_jax.run.metrics import Metrics, read_metrics
 from mbv3_jax.train import loop
 from mbv3_jax.train.experiment import make_experiment
-from mbv3_jax.train.inference import reevaluate
+from mbv3_jax.train.reevaluate import reevaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 

@@ -16,7 +16,7 @@ from mbv3_jax.run.folder import read_config
 from mbv3_jax.run.metrics import read_metrics
 from mbv3_jax.train import loop
 from mbv3_jax.train.experiment import make_experiment
-from mbv3_jax.train.inference import reevaluate
+from mbv3_jax.train.reevaluate import reevaluate
 
 SHORT = (
     "--config.total_steps=12",

@@ -17,7 +17,7 @@ from mbv3_jax.run.metrics import best_record, read_metrics
 from mbv3_jax.run.model import Model, Preprocessing, load_model, save_model
 from mbv3_jax.train import loop
 from mbv3_jax.train.experiment import Experiment, make_experiment
-from mbv3_jax.train.inference import reevaluate
+from mbv3_jax.train.reevaluate import reevaluate
 from mbv3_jax.train.warm_start import weights_digest
 
 LEVELS = {"dark": 60, "light": 190, "mid": 125}

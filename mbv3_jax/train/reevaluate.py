@@ -1,0 +1,181 @@
+"""Evaluating a trained network again: on the data of its run, or on any other."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mbv3_jax.core.errors import RunError, UsageError, counted
+from mbv3_jax.data import loader
+from mbv3_jax.data.source import BadExample, crop_for, open_pair
+from mbv3_jax.nn import functional
+from mbv3_jax.run.checkpoint import Checkpoints, is_averaged
+from mbv3_jax.run.folder import read_config
+from mbv3_jax.train.evaluate import evaluate, make_eval_step
+from mbv3_jax.train.experiment import compile_evaluation, open_data
+from mbv3_jax.train.inference import Inference
+from mbv3_jax.train.plan import LOADER_OPTIONS, read_plan
+from mbv3_jax.train.sharding import replicated
+
+
+def evaluate_on(
+    folder: Path,
+    data: Mapping[str, Any],
+    *,
+    step: int | str | None = None,
+    weights: str = "auto",
+    batch: int = 32,
+    report: Callable[[str], None] = lambda note: None,
+) -> dict:
+    """Evaluates a trained network on any data.
+
+    The view and the normalisation are those of the folder. Labels are matched by the names of the
+    classes or, if there are as many and no name is the same, by their order.
+
+    Args:
+      folder: a run folder or an import folder.
+      data: `config.data`, or a part of it. All images of a folder of class folders without splits
+        are evaluated, unless "split_fraction" is given.
+      step, weights, batch: as for `Inference`.
+      report: called with each note on the network and on the data, such as what is not read there.
+
+    Returns:
+      {"folder", "data", "split", "labels": "by name" or "by order"}, the values of
+      `evaluate.evaluate`, and "class_names", by label.
+
+    Raises:
+      UsageError: the data does not exist, or its classes do not match those of the network.
+      RunError: an image cannot be read.
+    """
+    inference = Inference(folder, step=step, weights=weights, batch=batch)
+    model = inference.model
+    model.require_head(folder)
+    options = {key: value for key, value in data.items() if value is not None}
+    options.pop("balanced", None)  # of training
+    loading = {key: options.pop(key) for key in LOADER_OPTIONS if key in options}
+    name, on_error = options.pop("name"), options.get("on_error", "raise")
+    crop = {k: options.pop(k) for k in ("area", "ratio", *model.preprocessing.crop) if k in options}
+    try:
+        crop = crop_for(name, model.preprocessing.crop) | crop
+        options |= {"resolution": model.spec.resolution, "channels": model.spec.in_channels}
+        # Of a folder with one image in each class none is held out, and all are evaluated.
+        pair = open_pair(name, crop=crop, may_be_empty=True, **options)
+        labels, matched = label_map(pair[1].class_names, model.class_names)
+    except (ValueError, FileNotFoundError) as e:
+        raise UsageError(f"{e}") from e
+    everything = pair[1].split == "held_out" and "split_fraction" not in options
+    sources = [source for source in (pair if everything else pair[1:]) if len(source)]
+    if not sources:
+        raise UsageError(f"{name}: no image to evaluate on in its split {pair[1].split}")
+    notes = pair[0].notes if everything else (*pair[0].notes, *pair[1].notes)
+    for note in filter(None, (model.sigmoid_note, *notes)):
+        report(note)
+    if matched == "by order":
+        pairs = list(zip(pair[1].class_names, model.class_names, strict=True))[:3]
+        report(
+            "no class of the data has the name of one of the network; they are paired by their "
+            f"order: {', '.join(f'{ours} with {theirs}' for ours, theirs in pairs)}"
+            f"{', ...' if len(model.class_names) > len(pairs) else ''}"
+        )
+
+    def batches() -> Iterator[dict]:
+        for source in sources:
+            opened = loader.eval_batches(
+                source,
+                batch_size=inference.batch,
+                on_error=on_error,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                **({"num_workers": None} | loading),
+            )
+            with contextlib.closing(opened):
+                for batch in opened:
+                    yield batch | {"label": labels[batch["label"]]}
+
+    eval_step = make_eval_step(model.spec, **inference.options)
+    expected = sum(map(len, sources))
+    try:
+        values = evaluate(
+            eval_step, inference.variables, batches(), mesh=inference.mesh, expected=expected
+        )
+    except BadExample as e:
+        raise RunError(f"{e}") from e
+    split = "all" if everything else pair[1].split
+    origin = {"folder": str(folder), "data": name, "split": split, "labels": matched}
+    return origin | values | {"class_names": list(model.class_names)}
+
+
+def label_map(data: Sequence[str], network: Sequence[str]) -> tuple[np.ndarray, str]:
+    """Maps the labels of data to those of a network.
+
+    Args:
+      data: the names of the classes of the data.
+      network: the names of the classes of the network.
+
+    Returns:
+      The label of the network for each label of the data, int32 [len(data)], and "by name"; or
+      "by order", if there are as many and no name is the same.
+
+    Raises:
+      ValueError: they do not match; the message names classes.
+    """
+    count = len(data)
+    if tuple(data) == tuple(network):
+        return np.arange(count, dtype=np.int32), "by name"
+    place = {name: i for i, name in enumerate(network)}
+    missing = [name for name in data if name not in place]
+    if not missing:
+        twice = [name for name in data if list(network).count(name) > 1]
+        if twice:
+            raise ValueError(f"the network has several classes named {twice[0]!r}")
+        return np.array([place[name] for name in data], np.int32), "by name"
+    if len(missing) == count == len(network):
+        return np.arange(count, dtype=np.int32), "by order"
+    raise ValueError(
+        f"the data has {counted(count, 'class')}, the network {len(network)}, which has no class "
+        f"{missing[0]!r} ({len(missing)} such); it has {', '.join(map(repr, network[:3]))}, ..."
+    )
+
+
+def reevaluate(run: Path, *, step: int | str | None = None, weights: str = "auto") -> dict:
+    """Evaluates a run on every held-out example exactly once.
+
+    Args:
+      run: the run folder; it is only read.
+      step: which checkpoint; None for the newest, "best" for the best.
+      weights: "ema" or "raw"; "auto" takes the average if the run keeps one.
+
+    Returns:
+      {"run", "step", "weights", "split"}, the values of `evaluate.evaluate`, and "class_names", by
+      label.
+
+    Raises:
+      UsageError: it is not a run folder, or the run keeps no average.
+      RunError: the checkpoint does not exist, or cannot be read.
+    """
+    config = read_config(run)
+    plan = read_plan(config, run)
+    evaluation = compile_evaluation(plan, open_data(plan))
+    averaged = is_averaged(run, config, weights)
+    checkpoints = Checkpoints(run, read_only=True)
+    try:
+        step = checkpoints.find(step)
+        shapes = functional.shapes(evaluation.spec)
+        arrays = checkpoints.variables(step, shapes, averaged=averaged)
+    finally:
+        checkpoints.close()
+    try:
+        values = evaluation.evaluate(jax.device_put(arrays, replicated(evaluation.mesh)))
+    except BadExample as e:
+        raise RunError(f"{e}") from e
+    return {
+        "run": str(run),
+        "step": step,
+        "weights": "ema" if averaged else "raw",
+        "split": evaluation.data.held_out.split,
+        **values,
+        "class_names": list(evaluation.data.held_out.class_names),
+    }
