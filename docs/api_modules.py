@@ -75,6 +75,8 @@ ROOMS = {
         "mbv3_jax.train.seeds",
         "mbv3_jax.train.warm_start",
         "mbv3_jax.train.inference",
+        "mbv3_jax.train.reevaluate",
+        "mbv3_jax.train.measures",
     ],
     "quant": [
         "mbv3_jax.quant.post_training",

@@ -404,7 +404,9 @@ def config_differences(config: ConfigDict, other: ConfigDict) -> dict[str, tuple
     first, second = flatten_config(config), flatten_config(other)
     pairs = {
         path: (first.get(path), second.get(path))
-        for path in sorted((first.keys() | second.keys()) - _SAME_RUN)
+        for path in sorted(first.keys() | second.keys())
+        # Of a search's configuration, the field without the group that holds a training's.
+        if not {path, path.partition(".")[2]} & _SAME_RUN
     }
     absent = "(absent)"
     return {

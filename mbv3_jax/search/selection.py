@@ -113,12 +113,13 @@ def by_supernet(
         learning_rate=config.controller.learning_rate,
     )
     trainings = Trainings(space, config.brief, folder / "candidates", console)
-    points = spread(problem, weights, config.check, seed)
+    corrects = "finalists" in config  # folders of before it existed go on as they began
+    points = spread(problem, weights, config.check, seed, by_estimate=corrects)
     accuracies = trainings(points, seed) if points else np.zeros(0)
     trust = agreement(weights.evaluate(points)[0] if points else np.zeros(0), accuracies)
     trained = dict(zip(points, accuracies.tolist(), strict=True))
     evaluator: Evaluator = weights
-    if len(points) >= Corrected.LEAST:
+    if corrects and len(points) >= Corrected.LEAST:
 
         def cost_of(points: Sequence[Point]) -> np.ndarray:
             return problem.costs(points)[problem.cost_name]
@@ -134,7 +135,7 @@ def by_supernet(
             choice = Choice(best_first(visited, 1)[0], controllers.trace[name])
         else:
             choice, visited = _choose(strategy, problem, evaluator, name, seed)
-        if finalists := best_first(visited, config.get("finalists", 0)):  # absent in old folders
+        if corrects and (finalists := best_first(visited, config.finalists)):
             top1 = trainings(finalists, seed)
             trained |= zip(finalists, top1.tolist(), strict=True)
             best = int(np.argmax(reward(top1, problem.costs(finalists))))
@@ -143,14 +144,19 @@ def by_supernet(
     return _result(problem, choices, evaluator, trust, list(trained.items()))
 
 
-def spread(problem: Problem, evaluator: Evaluator, count: int, seed: int) -> list[Point]:
+def spread(
+    problem: Problem, evaluator: Evaluator, count: int, seed: int, *, by_estimate: bool = True
+) -> list[Point]:
     """Returns up to `count` random points, spread over cost and over estimated accuracy.
 
     Many more are drawn. Among those of about equal cost, every second one is that with the highest
-    estimate, and the others are those with the lowest.
+    estimate, and the others are those with the lowest. Without `by_estimate` they are just random.
     """
-    points = problem.space.sample(np.random.default_rng((seed, 1)), _PER_CHECK * count)
+    drawn = _PER_CHECK * count if by_estimate else count
+    points = problem.space.sample(np.random.default_rng((seed, 1)), drawn)
     points = list(dict.fromkeys(points))
+    if not by_estimate:
+        return points
     costs = problem.costs(points)[problem.cost_name]
     by_cost = [points[i] for i in np.argsort(costs, kind="stable")]
     chosen = []

@@ -214,7 +214,7 @@ def _read_plan(config: ConfigDict, spec: NetSpec, warm_start: WarmStart | None) 
     check_whole("keep_checkpoints", config.keep_checkpoints, at_least=1)
     for field in ("keep_best", "save_predictions"):
         flag(field, config[field])
-    on_damaged = config.get("on_damaged", "earlier")  # absent in older folders
+    on_damaged = config.get("on_damaged") or "earlier"  # absent in older folders
     choose("on_damaged", on_damaged, ("earlier", "refuse"))
     flag("compute.shard_optimizer", config.compute.shard_optimizer)
     compute = as_type(config.compute.to_dict(), ComputePlan, "compute")
