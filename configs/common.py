@@ -189,7 +189,7 @@ def default(network: str) -> ConfigDict:
     config.checkpoint_every_epochs = placeholder(float)  # the same in epochs
     config.checkpoint_every_examples = placeholder(int)  # the same in examples
     config.keep_checkpoints = 3  # the newest ones
-    # earlier (go on from the last intact checkpoint if the newest is damaged), refuse; None: earlier
+    # A damaged newest checkpoint: earlier (go on from the last intact one), refuse; None: earlier.
     config.on_damaged = placeholder(str)
     config.keep_best = False  # also the checkpoint of the best evaluation: --step=best
     # None: top1; else loss, ece, top5, balanced_accuracy, macro_f1, weighted_f1, ..., or of two
