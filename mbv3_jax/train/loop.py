@@ -104,9 +104,9 @@ def train(
                 console.print(f"note: {note}", soft_wrap=True)
             step = _newest_step(workdir, recorders, experiment)
             if step is not None:
-                console.print(f"resuming from step {step} in {workdir.resolve()}")
+                console.print(f"resuming from step {step} in {workdir.resolve()}", soft_wrap=True)
             elif init:
-                console.print(f"starting from {init['message']}")
+                console.print(f"starting from {init['message']}", soft_wrap=True)
             console.print("compiling the training step")
             stack = Stack(experiment)
             states = [_initial_state(experiment, recorder, step) for recorder in recorders]

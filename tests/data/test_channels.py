@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from mbv3_jax.data import augment, decode
+from mbv3_jax.data import source as data_source
 from mbv3_jax.data.augment import colour, ops
 from mbv3_jax.data.source import Source, open_pair, source
 
@@ -55,7 +56,7 @@ def test_grey_crops_without_the_fast_libraries(monkeypatch):
         assert a.shape == b.shape == (24, 24, 1) and abs(a - b).max() <= 2
 
 
-def test_other_numbers_are_for_sources_that_have_them(tmp_path):
+def test_other_numbers_are_for_sources_that_have_them(tmp_path, monkeypatch):
     for split in ("train", "val"):
         for name in ("a", "b"):
             (tmp_path / split / name).mkdir(parents=True)
@@ -72,6 +73,8 @@ def test_other_numbers_are_for_sources_that_have_them(tmp_path):
     grey = digits.batch([4])["image"]
     assert np.array_equal(np.repeat(grey, 3, axis=3), usual.batch([4])["image"])
     assert digits.fingerprint == usual.fingerprint
+
+    monkeypatch.setattr(data_source, "_REGISTRY", dict(data_source._REGISTRY))
 
     @source("bands", splits=("train", "test"), default_recipe="modest")
     class Bands(Source):

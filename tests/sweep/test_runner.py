@@ -73,6 +73,8 @@ def test_failures_are_retried_up_to_a_limit_that_is_kept(tmp_path, sweep, capfd)
 )
 def test_stopped_and_started_again(tmp_path, sweep, number, code):
     folder, trials = tmp_path / "sweep", named("slow", "later")
+    if number == signal.SIGHUP:
+        signal.signal(number, signal.SIG_DFL)  # nohup may have started the tests
 
     def stop():
         deadline = time.monotonic() + 60
