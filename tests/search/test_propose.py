@@ -1,4 +1,5 @@
 import json
+import types
 
 import numpy as np
 import pytest
@@ -93,7 +94,8 @@ def test_what_another_process_is_at_is_waited_for(trainings, monkeypatch):
         naps.append((trainings.run_folder((1,), 3) / "summary.json").exists())
         taken.close()  # killed
 
-    monkeypatch.setattr(candidates.time, "sleep", nap)
+    # Not time.sleep itself: other threads of this process sleep, too.
+    monkeypatch.setattr(candidates, "time", types.SimpleNamespace(sleep=nap))
     assert trainings([(0,), (1,)], 3).shape == (2,)
     assert naps == [True]  # the other was trained meanwhile
 
