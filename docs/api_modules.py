@@ -54,6 +54,7 @@ ROOMS = {
         "mbv3_jax.run.shipped",
         "mbv3_jax.run.folder",
         "mbv3_jax.run.checkpoint",
+        "mbv3_jax.run.digests",
         "mbv3_jax.run.metrics",
         "mbv3_jax.run.model",
         "mbv3_jax.run.processes",

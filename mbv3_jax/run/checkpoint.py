@@ -12,9 +12,7 @@ one of them a run would silently resume from other weights. Hence the checksums.
 import contextlib
 import dataclasses
 import itertools
-import json
 import sys
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,16 +29,14 @@ from mbv3_jax.core.checks import choose
 from mbv3_jax.core.errors import RunError, UsageError, first_line
 from mbv3_jax.core.files import check_storable
 from mbv3_jax.core.json_lines import say
-from mbv3_jax.core.json_values import parse_json
 from mbv3_jax.nn import functional
 from mbv3_jax.run import metrics
 from mbv3_jax.run.config import config_from_json, config_to_json
+from mbv3_jax.run.digests import check_digests, write_digests
 from mbv3_jax.run.folder import read_config
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged"  # where those that cannot be read are kept
-DIGESTS = "digests.json"
-_CHUNK = 1 << 24  # bytes
 
 State = Any  # what the trainer trains: a pytree of arrays with a field `step`
 
@@ -196,7 +192,7 @@ class Checkpoints:
         """What is wrong with the files of a checkpoint; None if they are what was written."""
         try:
             check_digests(self.folder / str(step))
-        except (OSError, ValueError) as e:
+        except ValueError as e:  # an OSError is of the disk, and may pass
             return first_line(e)
         return None
 
@@ -458,49 +454,3 @@ class _AllButClosedLoops:
     def __call__(self, unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             self._hook(unraisable)
-
-
-def write_digests(folder: epath.Path) -> None:
-    """Adds the checksums of all files in the subfolders of `folder` to it."""
-    (folder / DIGESTS).write_text(json.dumps(_digests(folder), indent=1))
-
-
-def check_digests(folder: epath.Path) -> None:
-    """Compares the files with the checksums that `write_digests` has noted.
-
-    Raises:
-      ValueError: a file is missing, surplus or changed; the message names the first.
-    """
-    try:
-        expected = parse_json((folder / DIGESTS).read_bytes(), dict[str, int])
-    except (OSError, ValueError) as e:
-        raise ValueError(f"its {DIGESTS} is missing or damaged") from e
-    got = _digests(folder)
-    for name in sorted(expected.keys() | got.keys()):
-        if name not in got:
-            raise ValueError(f"its file {name} is missing")
-        if name not in expected:
-            raise ValueError(f"its file {name} is not in its {DIGESTS}")
-        if got[name] != expected[name]:
-            raise ValueError(f"its file {name} is damaged: other bytes than were written")
-
-
-def _digests(folder: epath.Path) -> dict[str, int]:
-    """Path within `folder` -> CRC-32 of the file's bytes."""
-    digests: dict[str, int] = {}
-    folders = [item for item in folder.iterdir() if item.is_dir()]
-    for inner in folders:
-        for path in inner.iterdir():
-            if path.is_dir():
-                folders.append(path)
-            else:
-                digests[path.relative_to(folder).as_posix()] = _crc(path)
-    return digests
-
-
-def _crc(path: epath.Path) -> int:
-    crc = 0
-    with path.open("rb") as f:
-        while chunk := f.read(_CHUNK):
-            crc = zlib.crc32(chunk, crc)
-    return crc

@@ -32,15 +32,8 @@ from mbv3_jax.core.json_values import Number, as_type, parse_json, read_json
 from mbv3_jax.data import augment
 from mbv3_jax.data.decode import CENTRAL, CENTRAL_FRACTION, INTERPOLATIONS
 from mbv3_jax.nn import functional
-from mbv3_jax.run.checkpoint import (
-    DIGESTS,
-    Checkpoints,
-    check_digests,
-    is_averaged,
-    read_arrays,
-    write_arrays,
-    write_digests,
-)
+from mbv3_jax.run.checkpoint import Checkpoints, is_averaged, read_arrays, write_arrays
+from mbv3_jax.run.digests import DIGESTS, check_digests, write_digests
 from mbv3_jax.run.folder import check_format, write_format
 
 WEIGHTS = ("auto", "ema", "raw")

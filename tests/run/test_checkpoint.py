@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mbv3_jax.core.errors import RunError, UsageError
-from mbv3_jax.run.checkpoint import Checkpoints, Progress
+from mbv3_jax.run import digests
+from mbv3_jax.run.checkpoint import Checkpoints, Progress, newest_intact
 from mbv3_jax.run.config import config_differences
 from mbv3_jax.train.state import TrainState
 
@@ -235,3 +236,13 @@ def test_a_file_in_the_way_is_one_line(tmp_path):
     with pytest.raises(RunError, match=r"cannot use .*/checkpoints: .*File exists") as caught:
         Checkpoints(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_disk_that_cannot_be_read_is_no_damage(run, monkeypatch):
+    def fails(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(digests, "_crc", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        newest_intact([Checkpoints(run)])
+    assert Checkpoints(run).steps() == [1, 2]

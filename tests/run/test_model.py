@@ -14,7 +14,8 @@ from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.core.files import check_storable
 from mbv3_jax.data.augment import make_preprocess
 from mbv3_jax.nn import functional
-from mbv3_jax.run.checkpoint import Checkpoints, write_arrays, write_digests
+from mbv3_jax.run.checkpoint import Checkpoints, write_arrays
+from mbv3_jax.run.digests import write_digests
 from mbv3_jax.run.folder import read_config
 from mbv3_jax.run.model import (
     _FILES,

@@ -41,8 +41,9 @@ from mbv3_jax.core.files import (
 from mbv3_jax.core.json_values import Number, as_type, parse_json
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.functional import Variables
-from mbv3_jax.run.checkpoint import check_digests, read_arrays, write_arrays, write_digests
+from mbv3_jax.run.checkpoint import read_arrays, write_arrays
 from mbv3_jax.run.config import config_differences, config_from_json
+from mbv3_jax.run.digests import check_digests, write_digests
 from mbv3_jax.run.folder import (
     FORMAT_FILE,
     LOCK,
