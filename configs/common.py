@@ -1,6 +1,6 @@
 """Every field of a configuration with its meaning."""
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from mbv3_jax.core.registry import Registry
@@ -30,7 +30,7 @@ def default(network: str) -> ConfigDict:
         name=network,
         width=1.0,
         width_rule="slim",  # slim, keras, torchvision, timm
-        resolution=224,
+        resolution=FieldReference(224, field_type=object),  # the side, or (height, width)
         num_classes=placeholder(int),  # None: as many as the data has
         in_channels=3,
         padding="same",  # same (TensorFlow), symmetric (PyTorch)

@@ -29,7 +29,7 @@ def get_config(argument: str):
     file, _, task = argument.removeprefix("spec=").partition(",")
     config = recipes.choose("mobilenet_v3_small", task or "digits", recipes.V3)
     plain = common.default("mobilenet_v3_small").net
-    as_found = {"name": str, "resolution": int}
+    as_found = {"name": str, "resolution": object}
     as_found |= {k: kind for k, kind in _AS_FOUND.items() if config.net[k] == plain[k]}
     with config.unlocked():
         for field, kind in as_found.items():

@@ -105,7 +105,13 @@ def finetune(config: ConfigDict, argument: str) -> ConfigDict:
 
 def _leave_to_init(config: ConfigDict) -> ConfigDict:
     """Clears the fields that the folder of `config.init` decides."""
-    net = {"name": str, "resolution": int, "bn_decay": float, "dropout": float, "drop_path": float}
+    net = {
+        "name": str,
+        "resolution": object,
+        "bn_decay": float,
+        "dropout": float,
+        "drop_path": float,
+    }
     with config.unlocked():
         for group, fields in ((config.net, net), (config.augment, {"normalize": str})):
             for field, kind in fields.items():

@@ -16,7 +16,7 @@ python main.py --config=configs/search/small.py:imagenet
   run it yet.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from configs import found
@@ -30,7 +30,8 @@ def get_config(argument: str = "clutter"):
     config.program = "search"  # what main.py runs
     config.seed = 0
     # A preset (python -m mbv3_jax search spaces), with the constants of its networks.
-    config.space = dict(name="tiny", resolution=32, num_classes=15, bn_decay=0.9)
+    side = FieldReference(32, field_type=object)  # or (height, width)
+    config.space = dict(name="tiny", resolution=side, num_classes=15, bn_decay=0.9)
     # The cost: "madds", or "ms" by a latency table. The table is measured first, or is the file
     # latency.table from `latency measure`, or from a phone's figures by `latency csv`.
     config.cost = "ms"

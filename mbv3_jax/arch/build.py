@@ -6,7 +6,7 @@ from mbv3_jax.arch import edits
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.arch.tables import TABLES
 from mbv3_jax.arch.width import scale_width
-from mbv3_jax.core.checks import choose
+from mbv3_jax.core.checks import Resolution, choose
 
 
 def build(
@@ -14,7 +14,7 @@ def build(
     *,
     width: float = 1.0,
     width_rule: str = "slim",
-    resolution: int = 224,
+    resolution: Resolution = 224,
     num_classes: int = 1000,
     in_channels: int = 3,
     padding: str = "same",
@@ -46,7 +46,8 @@ def build(
       name: a key of `tables.TABLES`.
       width: multiplier of all channels; the paper has 0.35, 0.5, 0.75, 1.0 and 1.25 (figure 7).
       width_rule: which code base's rounding to use when width is not 1 (`width.WIDTH_RULES`).
-      resolution: side of the square input in pixels; the paper has 96 to 256 (figure 7).
+      resolution: side of the square input in pixels, or (height, width); the paper has squares of
+        96 to 256 (figure 7).
       num_classes: number of logits.
       in_channels: channels of the input.
       padding: "same" (TensorFlow, the paper's) or "symmetric" (PyTorch).

@@ -11,7 +11,7 @@ import json
 import math
 
 from mbv3_jax.arch.activations import ACTIVATIONS, GATES
-from mbv3_jax.core.checks import check_whole, choose, flag
+from mbv3_jax.core.checks import Resolution, check_resolution, check_whole, choose, flag, sides
 from mbv3_jax.core.json_values import parse_json
 from mbv3_jax.core.limits import check_limit
 
@@ -158,7 +158,7 @@ class NetSpec:
       name: the table that the network comes from, or a name of its own.
       stem, blocks, last: see `ConvSpec` and `BlockSpec`.
       head: the layer between pooling and logits; None for networks without one (MobileNetV2).
-      resolution: side of the square input image in pixels.
+      resolution: of the input image in pixels: the side of a square, or (height, width).
       in_channels: channels of the input image.
       num_classes: number of logits.
       padding: how strided convolutions pad: "same" as TensorFlow does (asymmetric if the size is
@@ -176,7 +176,7 @@ class NetSpec:
     blocks: tuple[BlockSpec, ...]
     last: ConvSpec
     head: HeadSpec | None
-    resolution: int = 224
+    resolution: Resolution = 224
     in_channels: int = 3
     num_classes: int = 1000
     padding: str = "same"
@@ -187,7 +187,8 @@ class NetSpec:
     quant: QuantSpec | None = None
 
     def __post_init__(self):
-        check_whole("resolution", self.resolution, MIN_RESOLUTION)
+        resolution = check_resolution("resolution", self.resolution, MIN_RESOLUTION)
+        object.__setattr__(self, "resolution", resolution)
         check_whole("in_channels", self.in_channels, 1)
         check_whole("num_classes", self.num_classes, 1)
         choose("padding", self.padding, PADDINGS)
@@ -212,24 +213,26 @@ class NetSpec:
           OverLimit: it has too many blocks, parameters, or values between two layers.
         """
         check_limit("MBV3_MAX_BLOCKS", len(self.blocks), "blocks: there are")
-        side, channels = self.resolution, self.in_channels
-        check_limit("MBV3_MAX_ACTIVATIONS", side**2 * channels, "resolution: the input has")
+        height, width, channels = self.input_shape
+        pixels = height * width
+        check_limit("MBV3_MAX_ACTIVATIONS", pixels * channels, "resolution: the input has")
         named: list[tuple[str, ConvSpec | BlockSpec]] = [("stem", self.stem)]
         named += ((f"blocks[{i}]", block) for i, block in enumerate(self.blocks))
         values: dict[str, int] = {}  # the most between two layers of each part
         weights: dict[str, int] = {}
         for path, layer in (*named, ("last", self.last)):
-            area, out, taps = -(-side // layer.stride), layer.out, layer.kernel**2
+            height, width = -(-height // layer.stride), -(-width // layer.stride)
+            strided, out, taps = height * width, layer.out, layer.kernel**2
             wide = layer.expansion if isinstance(layer, BlockSpec) else out
-            values[path] = area**2 * out
+            values[path] = strided * out
             weights[path] = channels * taps * out
             if isinstance(layer, BlockSpec):
-                values[path] = max(side**2 * wide, area**2 * out)
+                values[path] = max(pixels * wide, strided * out)
                 weights[path] = (channels + taps + out) * wide
             if layer.se:
                 squeezed = layer.se.channels(expansion=wide, block_input=channels)
                 weights[path] += 2 * wide * squeezed
-            side, channels = area, out
+            pixels, channels = strided, out
         if self.head:
             weights["head"] = channels * self.head.out
             channels = self.head.out
@@ -239,6 +242,11 @@ class NetSpec:
         path = max(weights, key=lambda path: weights[path])
         total = sum(weights.values())
         check_limit("MBV3_MAX_PARAMETERS", total, f"{path}: with it, the network has")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the input image."""
+        return (*sides(self.resolution), self.in_channels)
 
     def replace(self, **changes) -> "NetSpec":
         """A copy with these fields changed, validated again."""

@@ -166,7 +166,7 @@ class _Recorder:
         self.spec = spec
         self.recorded: list[Operation] = []
         self.current = IMAGES  # the tensor that the next operation reads
-        self.shape: Shape = (spec.resolution, spec.resolution, spec.in_channels)
+        self.shape: Shape = spec.input_shape
 
     def operations(self) -> tuple[Operation, ...]:
         spec = self.spec

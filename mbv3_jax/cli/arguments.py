@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from mbv3_jax.core.checks import check_number
+from mbv3_jax.core.checks import Resolution, check_number, check_resolution
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.core.packages import program
 
@@ -55,6 +55,16 @@ def positive_number(text: str) -> float:
         return check_number("", float(text), above=0)
     except ValueError as e:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a positive number") from e
+
+
+def resolution(text: str) -> Resolution:
+    """As `positive`, for the size of images: a side, or height x width as in 224x320."""
+    try:
+        both = [positive(part) for part in text.split("x")]
+        return check_resolution("", both if len(both) > 1 else both[0], 1)
+    except (argparse.ArgumentTypeError, ValueError) as e:
+        expected = "pixels as in 224, or height and width as in 224x320"
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}") from e
 
 
 def decimals(text: str) -> tuple[float, ...]:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mbv3_jax.arch.spec import NetSpec
-from mbv3_jax.cli.arguments import add_model, no_more, positive, positive_number
+from mbv3_jax.cli.arguments import add_model, no_more, positive, positive_number, resolution
+from mbv3_jax.core.checks import Resolution
 from mbv3_jax.core.errors import RunError, UsageError, counted
 from mbv3_jax.core.files import read_text
 from mbv3_jax.core.packages import program
@@ -149,7 +150,10 @@ def _add_table_parsers(actions) -> None:
         "--space", required=True, help="a search space; `search spaces` lists them"
     )
     measure.add_argument(
-        "--resolution", type=positive, metavar="PIXELS", help="default: the space's own"
+        "--resolution",
+        type=resolution,
+        metavar="PIXELS",
+        help="224, or height and width as in 224x320; default: the space's own",
     )
     measure.add_argument(
         "--networks",
@@ -246,7 +250,7 @@ def _measure(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     print(f"{flags.out}: {counted(len(table.pieces), 'piece')}, {networks}")
 
 
-def _sample(space: str, resolution: int | None, seed: int, count: int) -> list[NetSpec]:
+def _sample(space: str, resolution: Resolution | None, seed: int, count: int) -> list[NetSpec]:
     """Random networks of a search space.
 
     Raises:

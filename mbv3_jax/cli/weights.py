@@ -5,7 +5,14 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from mbv3_jax.cli.arguments import add_model, decimals, no_more, positive, positive_number
+from mbv3_jax.cli.arguments import (
+    add_model,
+    decimals,
+    no_more,
+    positive_number,
+    resolution,
+)
+from mbv3_jax.core.checks import in_pixels
 from mbv3_jax.core.errors import UsageError, counted, printable
 from mbv3_jax.core.files import check_storable
 from mbv3_jax.core.packages import program
@@ -46,7 +53,12 @@ def add_parsers(commands) -> None:
     view = take.add_argument_group(
         "images, where the file does not tell or tells something else",
     )
-    view.add_argument("--resolution", type=positive, metavar="N", help="side of the images, pixels")
+    view.add_argument(
+        "--resolution",
+        type=resolution,
+        metavar="N",
+        help="side of the images in pixels, or height and width as in 224x320",
+    )
     for name, what in (("mean", "mean"), ("std", "standard deviation")):
         view.add_argument(
             f"--{name}",
@@ -137,8 +149,9 @@ def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         print(f"revision: {revision} (to import the same again: --revision={revision})")
     print(f"sha256: {origin['sha256']}")
     print(
-        f"images: {spec.resolution} pixels, crop {view.crop_fraction:.3g} ({view.central}), "
-        f"{view.interpolation}, mean {view.mean}, std {view.std}; {origin['preprocessing']}"
+        f"images: {in_pixels(spec.resolution)} pixels, crop {view.crop_fraction:.3g} "
+        f"({view.central}), {view.interpolation}, mean {view.mean}, std {view.std}; "
+        f"{origin['preprocessing']}"
     )
     print(f"class names: {origin['class_names']}")
     if out is not None:

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+Resolution = int | tuple[int, int]  # of images, in pixels: the side of a square, or (height, width)
+
 
 def choose(path: str, got: T, choices: Iterable) -> T:
     """Returns `got` if it is one of `choices`; else raises ValueError naming `path` and them."""
@@ -62,3 +64,28 @@ def check_whole(
         expected += f" and at most {at_most}" if at_most is not None else ""
         raise ValueError(f"{path}: got {got!r}, expected {expected}")
     return int(got)
+
+
+def check_resolution(path: str, got: Any, at_least: int) -> Resolution:
+    """Returns `got` if it is a side in pixels, or a height and a width; a square has one number.
+
+    Raises:
+      ValueError: it is not; the message has `path`, the value and what is expected.
+    """
+    both = got if isinstance(got, tuple | list) else (got, got)
+    try:
+        height, width = (check_whole(path, side, at_least) for side in both)
+    except ValueError as e:
+        expected = f"a whole number of at least {at_least}, or (height, width) of such"
+        raise ValueError(f"{path}: got {got!r}, expected {expected}") from e
+    return height if height == width else (height, width)
+
+
+def sides(resolution: Resolution) -> tuple[int, int]:
+    """Height and width in pixels."""
+    return resolution if isinstance(resolution, tuple) else (resolution, resolution)
+
+
+def in_pixels(resolution: Resolution) -> str:
+    """A resolution as people write it: "224", or "224x320" for a height of 224."""
+    return str(resolution) if isinstance(resolution, int) else "x".join(map(str, resolution))

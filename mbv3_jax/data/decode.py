@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from mbv3_jax.core.checks import choose
+from mbv3_jax.core.checks import Resolution, choose, sides
 from mbv3_jax.core.errors import counted, printable
 from mbv3_jax.core.limits import check_limit, limit
 from mbv3_jax.data.source import BadExample, Batch, Source
@@ -117,8 +117,7 @@ class Encoded(Source):
         indices: Sequence[int] | np.ndarray,
         views: Iterable[np.random.Generator] | None = None,
     ) -> tuple[Batch, dict[int, str]]:
-        side = self.resolution
-        images = np.zeros((len(indices), side, side, self.channels), np.uint8)
+        images = np.zeros((len(indices), *sides(self.resolution), self.channels), np.uint8)
         labels = np.zeros(len(indices), np.int32)
         problems = {}
         generators = iter(views) if views is not None else None
@@ -128,7 +127,9 @@ class Encoded(Source):
                 encoded, label = self.read(index)
                 if not 0 <= label < self.num_classes:
                     raise ImageError(f"label {label}, expected 0 to {self.num_classes - 1}")
-                images[row] = decode_view(encoded, resolution=side, view=view, **self._crop)
+                images[row] = decode_view(
+                    encoded, resolution=self.resolution, view=view, **self._crop
+                )
                 labels[row] = label
             except (ImageError, OSError) as error:
                 # Without the path that an OSError puts into its text: `where` has it already.
@@ -140,7 +141,7 @@ class Encoded(Source):
 def decode_view(
     encoded: bytes,
     *,
-    resolution: int,
+    resolution: Resolution,
     view: np.random.Generator | None = None,
     area: tuple[float, float] = AREA,
     ratio: tuple[float, float] = RATIO,
@@ -150,13 +151,13 @@ def decode_view(
     exif_rotate: bool = False,
     channels: int = 3,
 ) -> np.ndarray:
-    """Decodes an image file and returns one square view of it; threads may call it concurrently.
+    """Decodes an image file and returns one view of it; threads may call it concurrently.
 
     Args:
       encoded: the bytes of a JPEG, PNG, WebP or other file that Pillow reads. Grey, palette and
         CMYK images become RGB, 16 bits become 8, alpha is dropped, and an animation is read as its
         first frame.
-      resolution: side of the result, in pixels.
+      resolution: of the result in pixels: its side, or (height, width).
       view: the generator that draws an Inception crop for training; None for the evaluation view.
       area, ratio: of the training crop, see `random_box`.
       interpolation: "bilinear" or "bicubic", antialiased when it shrinks, as in Pillow.
@@ -166,7 +167,7 @@ def decode_view(
         is already.
 
     Returns:
-      uint8 [resolution, resolution, channels], read-only.
+      uint8 [height, width, channels], read-only.
 
     Raises:
       ImageError: the bytes are not an image, or a truncated one.
@@ -179,17 +180,20 @@ def decode_view(
         image = open_image(encoded)
         turn = _TURNS[image.orientation() if exif_rotate else 1]
         size = image.size[::-1] if turn[0] else image.size
+        shape = sides(resolution)
+        stored = shape[::-1] if turn[0] else shape
         box: Box
         if view is None:
-            box = _stored(central_box(size[0], size[1], crop_fraction, central), size, turn)
+            box = central_box(size[0], size[1], crop_fraction, central, shape[1] / shape[0])
+            box = _stored(box, size, turn)
             pixels = image.pixels()
         else:
             drawn = random_box(size[0], size[1], view, area, ratio)
-            pixels, box = image.crop(_stored(drawn, size, turn), resolution)
+            pixels, box = image.crop(_stored(drawn, size, turn), stored)
         if channels == 1:  # before it is resized, as if the file were grey
             pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))
             pixels = pixels[..., None]
-        return _turned(_resize(pixels, box, resolution, interpolation), turn)
+        return _turned(_resize(pixels, box, stored, interpolation), turn)
     except Exception as error:  # on broken files the plugins of Pillow raise almost anything
         reason = str(error).partition(" <_io.BytesIO object at")[0] or type(error).__name__
         raise ImageError(f"cannot decode {len(encoded)} bytes as an image: {reason}") from error
@@ -232,24 +236,30 @@ def random_box(
 
 
 def central_box(
-    width: int, height: int, fraction: float = CENTRAL_FRACTION, central: str = "square"
+    width: int,
+    height: int,
+    fraction: float = CENTRAL_FRACTION,
+    central: str = "square",
+    aspect: float = 1.0,
 ) -> Box:
     """Returns the box of the evaluation view.
 
     Args:
       width, height: of the image, in pixels.
-      fraction: of the shorter side, or of both sides.
-      central: "square" is the central square whose side is `fraction` of the shorter side. This
-        equals resizing the shorter side to `resolution / fraction` and then cutting out the centre
-        (torchvision, timm, the TPU reference code), but takes a single resampling. "stretch" takes
-        `fraction` of both sides, which distorts images that are not square (slim).
+      fraction: of the sides of the largest box of the wanted shape, or of both sides of the image.
+      central: "square" is the central box of the wanted shape, for a square one with a side that is
+        `fraction` of the shorter side. This equals resizing the shorter side to
+        `resolution / fraction` and then cutting out the centre (torchvision, timm, the TPU
+        reference code), but takes a single resampling. "stretch" takes `fraction` of both sides,
+        which distorts images of another shape (slim).
+      aspect: width / height of the view.
 
     Returns:
       A box whose edges may lie between pixels.
     """
     square = choose("central", central, CENTRAL) == "square"
-    crop_width = fraction * (min(width, height) if square else width)
-    crop_height = fraction * (min(width, height) if square else height)
+    crop_width = fraction * (min(width, height * aspect) if square else width)
+    crop_height = fraction * (min(height, width / aspect) if square else height)
     left, top = (width - crop_width) / 2, (height - crop_height) / 2
     return left, top, left + crop_width, top + crop_height
 
@@ -263,24 +273,26 @@ def _check_channels(channels: int) -> int:
     return channels
 
 
-def _resize(pixels: np.ndarray, box: Box, resolution: int, interpolation: str) -> np.ndarray:
+def _resize(pixels: np.ndarray, box: Box, shape: tuple[int, int], interpolation: str) -> np.ndarray:
+    """Resizes a box of pixels to a height and a width."""
     names, channels = INTERPOLATIONS[interpolation], pixels.shape[2]
     left, top, right, bottom = box
+    height, width = shape
     if resizer is None:
         image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if channels == 1 else pixels))
-        resized = np.asarray(image.resize((resolution, resolution), names[1], box=box))
-        return resized.reshape(resolution, resolution, channels)
+        resized = np.asarray(image.resize((width, height), names[1], box=box))
+        return resized.reshape(height, width, channels)
     if not hasattr(_local, "resizer"):  # it keeps buffers, so each thread needs its own
         _local.resizer = resizer.Resizer()
     kind = resizer.PixelType.U8 if channels == 1 else resizer.PixelType.U8x3
     source = resizer.ImageData(pixels.shape[1], pixels.shape[0], kind, pixels.tobytes())
-    result = resizer.ImageData(resolution, resolution, kind)
+    result = resizer.ImageData(width, height, kind)
     options = resizer.ResizeOptions(
         resize_alg=resizer.ResizeAlg.convolution(getattr(resizer.FilterType, names[0])),
         crop_box=resizer.CropBox(left, top, right - left, bottom - top),
     )
     _local.resizer.resize(source, result, options)
-    return np.frombuffer(result.get_buffer(), np.uint8).reshape(resolution, resolution, channels)
+    return np.frombuffer(result.get_buffer(), np.uint8).reshape(height, width, channels)
 
 
 # EXIF orientation -> how the stored image becomes upright: whether it is transposed, then mirrored
@@ -310,11 +322,11 @@ def _stored(
     return (top, left, bottom, right) if transposed else (left, top, right, bottom)
 
 
-def _turned(square: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
+def _turned(view: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
     transposed, left_right, up_down = turn
-    square = square.swapaxes(0, 1) if transposed else square
-    square = square[:, ::-1] if left_right else square
-    return square[::-1] if up_down else square
+    view = view.swapaxes(0, 1) if transposed else view
+    view = view[:, ::-1] if left_right else view
+    return view[::-1] if up_down else view
 
 
 # The files, before anything is cropped.
@@ -363,12 +375,12 @@ class _Pillow:
             image = image.convert("RGBA")  # Pillow warns if it is converted to RGB directly
         return np.asarray(image.convert("RGB"))
 
-    def crop(self, box: WholeBox, resolution: int) -> tuple[np.ndarray, Box]:
+    def crop(self, box: WholeBox, shape: tuple[int, int]) -> tuple[np.ndarray, Box]:
         """Decodes what a crop needs.
 
         Args:
           box: the crop.
-          resolution: the side, in pixels, to which the crop will be resized.
+          shape: height and width in pixels to which the crop will be resized.
 
         Returns:
           uint8 [height, width, 3], and the crop as a box in these pixels.
@@ -390,11 +402,11 @@ class _Jpeg:
     def pixels(self) -> np.ndarray:
         return simplejpeg.decode_jpeg(self._encoded, "RGB", strict=False)
 
-    def crop(self, box: WholeBox, resolution: int) -> tuple[np.ndarray, Box]:
+    def crop(self, box: WholeBox, shape: tuple[int, int]) -> tuple[np.ndarray, Box]:
         """See `_Pillow.crop`."""
         left, top, right, bottom = box
-        scale = 1
-        while scale < 8 and min(right - left, bottom - top) >= 2 * scale * _SPARE * resolution:
+        scale, spare = 1, min((bottom - top) / shape[0], (right - left) / shape[1])
+        while scale < 8 and spare >= 2 * scale * _SPARE:
             scale *= 2
         encoded, (width, height) = self._encoded, self.size
         # A decoder that finds a smaller height in the header stops there. Chroma, at most 4 times

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from mbv3_jax.core.checks import Resolution
 from mbv3_jax.core.errors import counted
 from mbv3_jax.core.files import read_bytes, read_text
 from mbv3_jax.data.decode import Encoded
@@ -31,13 +32,13 @@ class Files(Encoded):
 
     Args:
       paths: the files.
-      resolution: side of the images, in pixels.
+      resolution: of the images in pixels: the side of squares, or (height, width).
       crop: options of `decode.decode_view`.
     """
 
     name, split, class_names, fingerprint = "files", "all", ("",), "files"
 
-    def __init__(self, paths: Sequence[str], resolution: int, crop: Mapping[str, Any]):
+    def __init__(self, paths: Sequence[str], resolution: Resolution, crop: Mapping[str, Any]):
         super().__init__(crop)
         self.resolution, self._paths = resolution, list(paths)
 

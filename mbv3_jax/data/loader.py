@@ -74,7 +74,7 @@ def train_batches(
       on_skip: called with a message, once for each example that is skipped.
 
     Returns:
-      An iterator over {"image": uint8 [batch, resolution, resolution, 3], "label": int32 [batch]},
+      An iterator over {"image": uint8 [batch, height, width, 3], "label": int32 [batch]},
       where the batch has `batch_size / process_count` examples.
 
     Raises:
@@ -114,7 +114,7 @@ def eval_batches(
     batches, `ceil(len(source) / batch_size)`.
 
     Returns:
-      An iterator over {"image": uint8 [batch, resolution, resolution, 3], "label": int32 [batch],
+      An iterator over {"image": uint8 [batch, height, width, 3], "label": int32 [batch],
       "mask": float32 [batch]}, where the batch has `batch_size / process_count` examples. The last
       batch is padded with a repeated example; "mask" is 1 for examples that count and 0 for
       padding. With `on_error="skip"` there is also "unreadable", float32 [batch]: 1 for examples

@@ -41,7 +41,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mbv3_jax.core.checks import choose
+from mbv3_jax.core.checks import Resolution, check_resolution, choose
 from mbv3_jax.core.errors import counted
 from mbv3_jax.core.files import expand_user
 from mbv3_jax.core.registry import option_names
@@ -70,7 +70,7 @@ class Source(abc.ABC):
     Attributes:
       name: the name of the source, as in `config.data.name`.
       split: the name of the split.
-      resolution: side of the square images, in pixels.
+      resolution: of the images in pixels: the side of squares, or (height, width).
       class_names: one name per label.
       fingerprint: a text that changes when examples are added, removed, renamed or relabelled. A
         run stores it, so that a resumed run can tell whether its data is still the same. It need
@@ -84,7 +84,7 @@ class Source(abc.ABC):
 
     name: str
     split: str
-    resolution: int
+    resolution: Resolution
     class_names: tuple[str, ...]
     fingerprint: str
     channels = 3
@@ -112,7 +112,7 @@ class Source(abc.ABC):
             crop; None for the evaluation view. Sources in memory ignore it.
 
         Returns:
-          {"image": uint8 [batch, resolution, resolution, channels], "label": int32 [batch]}.
+          {"image": uint8 [batch, height, width, channels], "label": int32 [batch]}.
 
         Raises:
           BadExample: one of the examples cannot be used.
@@ -289,7 +289,7 @@ def crop_for(name: str, crop: Mapping[str, object]) -> dict[str, object]:
 def open_pair(
     name: str,
     *,
-    resolution: int,
+    resolution: Resolution,
     channels: int | None = None,
     crop: Mapping[str, object] | None = None,
     on_error: str = "raise",
@@ -300,7 +300,7 @@ def open_pair(
 
     Args:
       name: the name of the source, see `find_entry`.
-      resolution: side of the square images, in pixels.
+      resolution: of the images in pixels: the side of squares, or (height, width).
       channels: that the images must have; None takes what the source has by default.
       crop: options of `decode.decode_view`, for sources of encoded images; those that are None
         count as not given.
@@ -323,7 +323,8 @@ def open_pair(
     for option in (*options, *crop):
         if ("crop" if option in crop else option) not in entry.options:
             raise ValueError(f"data.{option}: {name!r} has no such option, it must be None")
-    _check_values({"resolution": resolution, **options})
+    resolution = check_resolution("data.resolution", resolution, 1)
+    _check_values(options)
     if "crop" in entry.options:
         options["crop"] = {"exif_rotate": True, **crop} if entry.exif_rotate else crop
         if channels not in (None, 3):  # options of `decode_view` that a source passes on
@@ -355,7 +356,7 @@ def open_pair(
 
 
 def _check_values(options: Mapping[str, Any]) -> None:
-    for option in ("resolution", "num_classes", "num_examples"):
+    for option in ("num_classes", "num_examples"):
         value = options.get(option)
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"data.{option}: got {value!r}, expected a whole number of at least 1")

@@ -75,7 +75,7 @@ def reference(model: Model, images: np.ndarray) -> np.ndarray:
 
     Args:
       model: the network, which runs in float even if it was trained for int8.
-      images: normalised, [images, resolution, resolution, channels].
+      images: normalised, [images, height, width, channels].
 
     Returns:
       float32 [images, num_classes].
@@ -103,7 +103,7 @@ def run_file(file: bytes, target: Target, images: np.ndarray) -> np.ndarray:
     Args:
       file: the file.
       target: what the file is.
-      images: [images, resolution, resolution, channels], uint8 or normalised as the file takes
+      images: [images, height, width, channels], uint8 or normalised as the file takes
         them.
 
     Returns:

@@ -111,15 +111,14 @@ def write(model: Model, target: Target, network: Int8Network | None = None) -> b
         return onnx.to_onnx(
             spec, folded, batch=target.batch, dtype=target.precision, normalize=normalize
         )
-    image = (spec.resolution, spec.resolution, spec.in_channels)
     if target.file_format == "stablehlo":
         if target.precision == "float16":
             folded = jax.tree.map(tflite.to_half, folded)
         function = _logits_function(spec, folded, Forms(), normalize)
-        return to_stablehlo(function, (target.batch or "N", *image), target.input_dtype)
+        return to_stablehlo(function, (target.batch or "N", *spec.input_shape), target.input_dtype)
     function = _logits_function(spec, folded, _TFLITE_FORMS, normalize)
     file = tflite.to_tflite(
-        function, jax.ShapeDtypeStruct((target.batch, *image), target.input_dtype)
+        function, jax.ShapeDtypeStruct((target.batch, *spec.input_shape), target.input_dtype)
     )
     return tflite.with_half_weights(file) if target.precision == "float16" else file
 

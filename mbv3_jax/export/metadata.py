@@ -52,10 +52,11 @@ def describe(
       origin: where the weights come from.
     """
     spec, preprocessing = model.spec, model.preprocessing
-    n, side = "N" if batch is None else batch, spec.resolution
+    n = "N" if batch is None else batch
+    height, width, channels = spec.input_shape
     channels_first = file_format == "onnx" and input_dtype == "float32"
-    channels, note = spec.in_channels, model.sigmoid_note
-    shape = [n, channels, side, side] if channels_first else [n, side, side, channels]
+    note = model.sigmoid_note
+    shape = [n, channels, height, width] if channels_first else [n, height, width, channels]
     colours = _COLOURS.get(channels, f"{channels} channels")
     return {
         "network": spec.name,
@@ -73,7 +74,7 @@ def describe(
             "dtype": "int8" if input_dtype == "int8" else "float32",
             "values": f"softmax gives the classes{note and '; '}{note}",
         },
-        "preprocessing": dataclasses.asdict(preprocessing) | {"resolution": side},
+        "preprocessing": dataclasses.asdict(preprocessing) | {"resolution": spec.resolution},
         "classes": list(model.class_names),
         "spec": dataclasses.asdict(spec),
         "origin": dict(origin),

@@ -60,12 +60,12 @@ def to_onnx(
     from onnx import TensorProto, checker, helper, shape_inference
 
     writer = _Writer(spec, folded, np.dtype(dtype))
-    side, channels, n = spec.resolution, spec.in_channels, batch or "N"
+    (height, width, channels), n = spec.input_shape, batch or "N"
     if normalize:
-        kind, shape = TensorProto.UINT8, [n, side, side, channels]
+        kind, shape = TensorProto.UINT8, [n, height, width, channels]
         x = writer.normalized("images", *normalize)
     else:
-        kind, shape = TensorProto.FLOAT, [n, channels, side, side]
+        kind, shape = TensorProto.FLOAT, [n, channels, height, width]
         x = "images"
     half = writer.dtype == np.float16
     if half:
@@ -187,12 +187,15 @@ class _Writer:
     def activated(self, conv: Convolution, x: str) -> str:
         """A convolution of [N, C, H, W] with its activation or gate."""
         kernel, bias = self.layer(conv)
-        before, after = pad_amounts(
-            conv.in_shape[0],
-            kernel=conv.kernel,
-            stride=conv.stride,
-            dilation=1,
-            padding=self.spec.padding,
+        (top, bottom), (left, right) = (
+            pad_amounts(
+                size,
+                kernel=conv.kernel,
+                stride=conv.stride,
+                dilation=1,
+                padding=self.spec.padding,
+            )
+            for size in conv.in_shape[:2]
         )
         y = self.node(
             "Conv",
@@ -204,7 +207,7 @@ class _Writer:
             conv.path,
             kernel_shape=(conv.kernel, conv.kernel),
             strides=(conv.stride, conv.stride),
-            pads=(before, before, after, after),
+            pads=(top, left, bottom, right),
             group=kernel.shape[3] if conv.depthwise else 1,
         )
         if conv.gate:

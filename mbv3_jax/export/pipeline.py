@@ -128,7 +128,7 @@ def _check_out(out: Path, suffix: str) -> None:
 class Samples:
     """Images to check an export on, cropped to the network's resolution.
 
-    images: uint8 [images, resolution, resolution, channels].
+    images: uint8 [images, height, width, channels].
     labels: int32 [images]; None if the labels are not known.
     what: a description for messages.
     calibration: the data to calibrate int8 on: the run's training data, or the images that were
@@ -157,12 +157,11 @@ def find_samples(
       UsageError: there are no such images, or the data of the run is not available.
       RunError: none of the images can be read.
     """
-    side = model.spec.resolution
     if named:
         notes: list[str] = []
         try:
             paths = find_files(named, report=notes.append)
-            files = Files(paths, side, model.crop)
+            files = Files(paths, model.spec.resolution, model.crop)
         except (FileNotFoundError, ValueError) as e:
             raise UsageError(f"--images: {e}") from e
         images, _ = _load(files, count)
@@ -170,7 +169,7 @@ def find_samples(
             images=images, labels=None, what="; ".join(("images given", *notes)), calibration=files
         )
     if run is None:
-        shape = (count or _NOISE_IMAGES, side, side, model.spec.in_channels)
+        shape = (count or _NOISE_IMAGES, *model.spec.input_shape)
         images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         what = "images of noise (name real ones with --images=FOLDER)"
         return Samples(images=images, labels=None, what=what, calibration=None)

@@ -211,7 +211,7 @@ def to_int8_tflite(network: Int8Network, *, batch: int = 1) -> bytes:
       batch: images at a time.
 
     Returns:
-      The file. It maps int8 images [batch, resolution, resolution, channels] to int8 logits
+      The file. It maps int8 images [batch, height, width, channels] to int8 logits
       [batch, num_classes]; both tensors have a scale and a zero point.
 
     Raises:
@@ -247,8 +247,8 @@ def to_int8_tflite(network: Int8Network, *, batch: int = 1) -> bytes:
             on_bias=on_bias,
         )
 
-    shape = (batch, spec.resolution, spec.resolution, spec.in_channels)
-    return to_tflite(run, jax.ShapeDtypeStruct(shape, "float32"), quantized=True)
+    images = jax.ShapeDtypeStruct((batch, *spec.input_shape), "float32")
+    return to_tflite(run, images, quantized=True)
 
 
 def _unequal(bias: np.ndarray, unit: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.checks import Resolution, in_pixels
 from mbv3_jax.core.errors import UsageError, printable
 from mbv3_jax.interop import download, images, layout, mapping, networks, weight_files
 from mbv3_jax.interop.class_names import find_class_names
@@ -96,6 +97,7 @@ def import_weights(
     fit = identify(library, {n: t.shape for n, t in tensors.items()}, name, width, str(path))
     identified, table = fit.network, fit.table
     if entry:
+        usual: tuple[Resolution, Preprocessing]
         usual, usual_source = (entry.resolution, entry.preprocessing), f"of {entry.name}"
     else:
         usual = identified.spec.resolution, usual_preprocessing(library, identified.name)
@@ -296,7 +298,8 @@ def instructions(model: Model, network: Network, out: Path) -> str:
     if network.library == "keras" and "include_preprocessing=True" in build:
         scale = "values from 0 to 255, as the network scales them itself"
     images = (
-        f"# images: {model.spec.resolution} pixels, crop {preprocessing.crop_fraction:g} "
-        f"({preprocessing.central}), {preprocessing.interpolation}; {scale}"
+        f"# images: {in_pixels(model.spec.resolution)} pixels, "
+        f"crop {preprocessing.crop_fraction:g} ({preprocessing.central}), "
+        f"{preprocessing.interpolation}; {scale}"
     )
     return "\n".join([*lines, images])

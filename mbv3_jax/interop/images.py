@@ -13,6 +13,7 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 
 from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.checks import Resolution
 from mbv3_jax.core.errors import UsageError, counted, printable
 from mbv3_jax.core.json_values import Number, as_type, read_json
 from mbv3_jax.run.model import Preprocessing
@@ -143,7 +144,7 @@ def settle(
     spec: NetSpec,
     told: Told,
     given: Mapping[str, Any],
-    usual: tuple[int, Preprocessing],
+    usual: tuple[Resolution, Preprocessing],
     usual_source: str,
 ) -> tuple[NetSpec, Preprocessing, str]:
     """Decides how images become the input: by the flags, else the file, else as is usual.
@@ -248,9 +249,8 @@ def _size(sides: list, where: str) -> Told:
     """What height and width tell."""
     if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
         return {}
-    if sides[0] != sides[1]:
-        return {"resolution": (None, f"{where} has {sides[0]} x {sides[1]}, which is no square")}
-    return {"resolution": (sides[0], where)}
+    height, width = sides
+    return {"resolution": (height if height == width else (height, width), where)}
 
 
 def _arithmetic(

@@ -12,7 +12,7 @@ from mbv3_jax.arch.build import build
 from mbv3_jax.arch.spec import BlockSpec, ConvSpec, NetSpec, SESpec
 from mbv3_jax.arch.tables import TABLES
 from mbv3_jax.arch.width import scale_width
-from mbv3_jax.core.checks import choose
+from mbv3_jax.core.checks import choose, sides
 from mbv3_jax.core.errors import UsageError
 
 LIBRARIES = ("timm", "torchvision", "keras")
@@ -320,5 +320,6 @@ def construction(network: Network, spec: NetSpec, *, preprocessing_inside: bool 
     if base.startswith("MobileNetV3"):
         options += [f"minimalistic={bool(minimalistic)}"]
         options += [f"include_preprocessing={preprocessing_inside}"]
-    shape = f"({spec.resolution}, {spec.resolution}, 3)"
+    height, width = sides(spec.resolution)
+    shape = f"({height}, {width}, 3)"
     return f"keras.applications.{base}(input_shape={shape}, {', '.join(options)})"

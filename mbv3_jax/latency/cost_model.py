@@ -8,6 +8,7 @@ whole: in a large network a piece finds less of its data in the caches than alon
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ def calibrate(x: Sequence[float], ms: Sequence[float], *, linear: bool = False) 
 
 def work(piece: Piece) -> dict[str, float]:
     """Returns the work of a piece by kind, in millions of operations or values; "call" is 1."""
-    before, after = piece.size**2, piece.out_size**2
+    before, after = math.prod(piece.sizes), math.prod(piece.out_sizes)
     kernel, wide = piece.kernel**2, piece.expansion
     counts = dict.fromkeys(_columns(), 0.0)
     activated = after * wide
@@ -125,7 +126,8 @@ def _with_unmeasured_activations(
 
 def _row(piece: Piece) -> list[float]:
     """Returns the trees' inputs: the work, and the sizes, which decide what fits in a cache."""
-    sizes = (piece.size, piece.inputs, piece.expansion, piece.out, piece.kernel, piece.stride)
+    size = math.sqrt(math.prod(piece.sizes))
+    sizes = (size, piece.inputs, piece.expansion, piece.out, piece.kernel, piece.stride)
     return [*work(piece).values(), *sizes, piece.squeezed, KINDS.index(piece.kind)]
 
 

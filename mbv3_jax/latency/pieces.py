@@ -25,7 +25,7 @@ class Piece:
 
     Attributes:
       kind: "stem", "block", or "tail" (last 1x1 convolution, pooling, head, logits).
-      size: side of the input in pixels.
+      size: height of the input in pixels.
       inputs: input channels.
       expansion: expansion channels of a block; channels of a tail's last 1x1; 0 for a stem.
       out: output channels; of a tail, the number of classes.
@@ -35,6 +35,7 @@ class Piece:
       gate: of squeeze-and-excite, "" for none.
       shortcut: whether the block's input is added.
       padding: see `NetSpec`; "same" if it makes no difference.
+      width: of the input in pixels; 0 if it is as wide as high.
     """
 
     kind: str
@@ -50,16 +51,24 @@ class Piece:
     gate: str = ""
     shortcut: bool = False
     padding: str = "same"
+    width: int = 0
 
     @property
     def name(self) -> str:
         """The name of its file."""
-        return "-".join(str(v) for v in dataclasses.astuple(self) if v != "")
+        *values, width = (str(v) for v in dataclasses.astuple(self) if v != "")
+        return "-".join([*values, width] if self.width else values)
 
     @property
-    def out_size(self) -> int:
-        """Side of the output in pixels; for a tail, of its last convolution's output."""
-        return strided_size(self.size, self.stride)
+    def sizes(self) -> tuple[int, int]:
+        """Height and width of the input in pixels."""
+        return self.size, self.width or self.size
+
+    @property
+    def out_sizes(self) -> tuple[int, int]:
+        """Height and width of the output; for a tail, of its last convolution's output."""
+        height, width = (strided_size(size, self.stride) for size in self.sizes)
+        return height, width
 
 
 def pieces(spec: NetSpec) -> list[Piece]:
@@ -99,7 +108,7 @@ def _piece(
 ) -> Piece:
     """The piece of a stage; its kernel, stride and activation are those of the layer `main`."""
     convs = _convolutions(operations)
-    conv, size, inputs = convs[main], operations[0].in_shape[0], operations[0].in_shape[2]
+    conv, (size, width, inputs) = convs[main], operations[0].in_shape
     reduce = convs.get(f"{conv.stage}/se/reduce")
     expand = convs.get(f"{conv.stage}/se/expand")
     return Piece(
@@ -113,6 +122,7 @@ def _piece(
         gate=(expand.gate or "") if expand else "",
         # Both paddings are the same without a stride.
         padding=spec.padding if conv.kernel > 1 and conv.stride > 1 else "same",
+        width=width if width != size else 0,
         **fields,
     )
 
@@ -162,7 +172,7 @@ def network(piece: Piece) -> NetSpec:
 
 
 def function(piece: Piece, runtime: str) -> Callable[[jax.Array], jax.Array]:
-    """The piece as a function with random weights: [1, size, size, inputs] -> its output.
+    """The piece as a function with random weights: [1, height, width, inputs] -> its output.
 
     Args:
       piece: which.

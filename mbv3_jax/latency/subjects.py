@@ -48,7 +48,7 @@ def write_random(
     if (runtime, precision) != ("litert", "float32"):
         return write_file(folder, random_model(spec), runtime, precision, name)
     folded, forms = random_folded(spec), Forms(hard_sigmoid="rescaled")  # as in an export
-    shape = (1, spec.resolution, spec.resolution, spec.in_channels)
+    shape = (1, *spec.input_shape)
     file = tflite.to_tflite(
         lambda x: apply_folded(spec, folded, x, forms=forms), jax.ShapeDtypeStruct(shape, "float32")
     )
@@ -106,7 +106,7 @@ def write_file(
     network = None
     if precision == "int8":
         spec = model.spec.replace(quant=None)
-        shape = (_CALIBRATION_IMAGES, spec.resolution, spec.resolution, spec.in_channels)
+        shape = (_CALIBRATION_IMAGES, *spec.input_shape)
         images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
         options = Options(observer="min_max")
         network = quantize(spec, model.variables, [images], options)

@@ -223,7 +223,7 @@ def write_piece(folder: Path, piece: Piece, target: str) -> Path:
     suffix = "tflite" if target == "litert" else "stablehlo"
     path = folder / f"{piece.name}.{suffix}"
     if not path.is_file():
-        shape = jax.ShapeDtypeStruct((1, piece.size, piece.size, piece.inputs), "float32")
+        shape = jax.ShapeDtypeStruct((1, *piece.sizes, piece.inputs), "float32")
         run = function(piece, target)
         if target == "litert":
             file = tflite.to_tflite(run, shape)

@@ -121,7 +121,7 @@ def _xla(path, threads):
         return lambda: call(images).block_until_ready(), ("jax", "jaxlib")
     spec = spec_from_json(Path(path).read_bytes())
     variables = functional.init(spec, jax.random.key(0))
-    images = _input((1, spec.resolution, spec.resolution, spec.in_channels))
+    images = _input((1, *spec.input_shape))
     images = jax.numpy.asarray(images)
     apply = jax.jit(lambda v, x: functional.apply(spec, v, x)[0])
     return lambda: apply(variables, images).block_until_ready(), ("jax", "jaxlib")

@@ -90,7 +90,7 @@ def tensors(spec: NetSpec) -> tuple[str, ...]:
     def run(folded, images):
         return apply_folded(spec, folded, images, forms=INT8, on_activation=note)
 
-    images = jax.ShapeDtypeStruct((1, spec.resolution, spec.resolution, spec.in_channels), "f4")
+    images = jax.ShapeDtypeStruct((1, *spec.input_shape), "f4")
     jax.eval_shape(run, folded_shapes(spec), images)
     return tuple(names)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from mbv3_jax.arch import cost
 from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.checks import sides
 from mbv3_jax.report import search_charts, tables
 from mbv3_jax.report.page import render, sortable, title_of
 from mbv3_jax.report.search_result import TRUSTED_SPEARMAN, Network, Search
@@ -219,15 +220,17 @@ def stages(spec: NetSpec) -> list[dict]:
     """Groups the blocks of a network; a stage begins at another width or at a stride of 2.
 
     Returns:
-      Dicts with "width", "side" (of the feature map, in pixels) and "blocks": dicts with "number",
+      Dicts with "width", "size" (of the feature map, in pixels) and "blocks": dicts with "number",
       "kernel", "expansion", "factor" (expansion / input channels), "se" and "act".
     """
     result: list[dict] = []
     strides = spec.strides()
     for i, (block, inputs) in enumerate(zip(spec.blocks, spec.block_inputs(), strict=True), 1):
         if not result or block.stride == 2 or block.out != result[-1]["width"]:
-            side = math.ceil(spec.resolution / strides[f"block{i}"])
-            result.append({"width": block.out, "side": side, "blocks": []})
+            size = " x ".join(
+                str(math.ceil(side / strides[f"block{i}"])) for side in sides(spec.resolution)
+            )
+            result.append({"width": block.out, "size": size, "blocks": []})
         result[-1]["blocks"].append(
             {
                 "number": i,

@@ -8,6 +8,7 @@ from typing import NotRequired, TypedDict
 
 from mbv3_jax.arch import cost
 from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.checks import Resolution, in_pixels
 from mbv3_jax.core.files import read_bytes
 from mbv3_jax.core.json_values import Number, parse_json, read_json
 from mbv3_jax.run.folder import check_format
@@ -68,7 +69,7 @@ class Search:
 
     folder: Path
     space: str
-    resolution: int
+    pixels: str
     num_classes: int
     cost_name: str
     unit: str
@@ -191,7 +192,7 @@ class _Result(TypedDict):
     """search.json, see `search.program`."""
 
     space: str
-    resolution: int
+    resolution: Resolution
     num_classes: int
     cost: _Cost
     evaluator: str
@@ -207,7 +208,7 @@ def _search(folder: Path, tree: _Result) -> Search:
     return Search(
         folder=folder,
         space=tree["space"],
-        resolution=tree["resolution"],
+        pixels=in_pixels(tree["resolution"]),
         num_classes=tree["num_classes"],
         cost_name=tree["cost"]["name"],
         unit=tree["cost"]["unit"],

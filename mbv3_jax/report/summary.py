@@ -8,6 +8,7 @@ from mbv3_jax.arch import cost
 from mbv3_jax.arch.published import published
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.arch.traversal import Convolution, Operation, ResidualAdd, stages
+from mbv3_jax.core.checks import in_pixels
 
 _BYTES = 4  # of a float32
 
@@ -18,7 +19,7 @@ def layer_table(spec: NetSpec) -> Table:
     SE is the squeezed width. Activations are the feature maps that the part writes for one image in
     float32, which training keeps for the backward pass.
     """
-    table = Table(title=f"{spec.name}, {spec.resolution} pixels", header_style="bold")
+    table = Table(title=f"{spec.name}, {in_pixels(spec.resolution)} pixels", header_style="bold")
     for name in ("part", "input", "operator"):
         table.add_column(name, no_wrap=True)
     for name in ("k", "exp", "out", "SE", "NL", "s", "params", "MAdds", "activations"):

@@ -18,6 +18,7 @@ from scipy import linalg, optimize
 
 from mbv3_jax.arch import cost
 from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.checks import sides
 from mbv3_jax.search.space import Point, Space
 
 # The parts are weighed by so many networks at most; predictions rest on all of them.
@@ -85,7 +86,7 @@ def _choices(space: Space) -> np.ndarray:
 @functools.lru_cache(maxsize=1 << 14)
 def _by_level(spec: NetSpec) -> dict[str, float]:
     features = {
-        "network/resolution": float(spec.resolution),
+        "network/resolution": math.sqrt(math.prod(sides(spec.resolution))),
         "network/stem": float(spec.stem.out),
         "network/last": float(spec.last.out),
         "network/madds": float(cost.madds(spec)),

@@ -377,9 +377,8 @@ def _compile_experiment(plan: Plan, data: Data) -> Experiment:
     experiment.train_batches(0).close()  # checks the seed and the options of the loader
     # Tracing finds what remains: an optimizer's rule that misses a parameter, a smoothing or an
     # average out of range, a crop that does not fit.
-    side, channels = data.spec.resolution, data.spec.in_channels
     batch = {
-        "image": jax.ShapeDtypeStruct((plan.batch_size, side, side, channels), "uint8"),
+        "image": jax.ShapeDtypeStruct((plan.batch_size, *data.spec.input_shape), "uint8"),
         "label": jax.ShapeDtypeStruct((plan.batch_size,), "int32"),
     }
     arguments = experiment.abstract_state(), batch

@@ -10,7 +10,7 @@ probability        float32 [images], of the prediction
 label_probability  float32 [images], of the label
 path               [images], where the image is stored, or its number
 mistakes           int64 [mistakes], which images are the worst mistakes, the worst first
-thumbnails         uint8 [mistakes, side, side, channels], the mistakes as the network saw them,
+thumbnails         uint8 [mistakes, height, width, channels], the mistakes as the network saw them,
                    scaled down
 """
 
@@ -27,7 +27,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mbv3_jax.arch.spec import NetSpec
-from mbv3_jax.core.checks import check_whole
+from mbv3_jax.core.checks import check_whole, sides
 from mbv3_jax.core.errors import UsageError, printable
 from mbv3_jax.core.files import open_atomically
 from mbv3_jax.data import augment, loader
@@ -108,8 +108,8 @@ class Inference:
 class Results:
     """Iterates over image files in order: (path, view, result or None).
 
-    The view, uint8 [side, side, channels], is what the network saw. The result is None for a file
-    that cannot be read, and where the network computes no finite number.
+    The view, uint8 [height, width, channels], is what the network saw. The result is None for a
+    file that cannot be read, and where the network computes no finite number.
 
     Attributes:
       problems: path -> the reason, for the files that cannot be read or have no result.
@@ -138,9 +138,8 @@ class Results:
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray, dict | None]]:
         inference, size = self._inference, self._inference.batch
-        side, channels = self._files.resolution, self._files.channels
         empty = {
-            "image": np.zeros((size, side, side, channels), np.uint8),
+            "image": np.zeros((size, *inference.model.spec.input_shape), np.uint8),
             "label": np.zeros(size, np.int32),
             "mask": np.zeros(size, np.float32),
         }
@@ -234,12 +233,12 @@ def save_predictions(
         "path": np.array([source.where(i) for i in range(len(source))]),
     }
     worst = worst_mistakes(values, MISTAKES)
-    stride = -(-source.resolution // THUMBNAIL)
+    stride = -(-max(sides(source.resolution)) // THUMBNAIL)
     thumbnails = [source[int(i)]["image"][::stride, ::stride] for i in worst]
-    side = -(-source.resolution // stride)
+    height, width = (-(-side // stride) for side in sides(source.resolution))
     values |= {
         "mistakes": worst,
-        "thumbnails": np.array(thumbnails, np.uint8).reshape(-1, side, side, source.channels),
+        "thumbnails": np.array(thumbnails, np.uint8).reshape(-1, height, width, source.channels),
     }
     with open_atomically(run_folder / PREDICTIONS) as file:
         np.savez_compressed(file, **values)

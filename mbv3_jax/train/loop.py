@@ -35,6 +35,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from mbv3_jax.arch import cost
+from mbv3_jax.core.checks import in_pixels
 from mbv3_jax.core.errors import Preempted, RunError, UsageError, counted, plain, printable
 from mbv3_jax.data.source import BadExample
 from mbv3_jax.run.checkpoint import newest_intact
@@ -151,8 +152,9 @@ def opening(experiment: Experiment, workdir: Path) -> list[str]:
         f"data: {printable(training.name)}, "
         f"{counted(len(training), 'training image')} of {classes}",
         f"held out: {counted(len(held_out), f'{printable(held_out.split)} image')}{majority}",
-        f"network: {spec.name}, {spec.resolution} pixels, {cost.params(spec) / 1e6:.2f} million "
-        f"parameters, {plain(cost.madds(spec) / 1e6)} million MAdds",
+        f"network: {spec.name}, {in_pixels(spec.resolution)} pixels, "
+        f"{cost.params(spec) / 1e6:.2f} million parameters, "
+        f"{plain(cost.madds(spec) / 1e6)} million MAdds",
         f"training: {counted(data.total_steps, 'step')} of {counted(plan.batch_size, 'image')}, "
         f"{plain(data.total_steps / data.steps_per_epoch)} epochs, on "
         f"{counted(len(devices), kind)}{runs}",

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from mbv3_jax.core.checks import sides
 from mbv3_jax.data import decode
 from mbv3_jax.data.decode import ImageError, decode_view
 
@@ -57,19 +58,21 @@ def libraries(request, monkeypatch):
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("resolution", [32, 96, 224, 400])
+@pytest.mark.parametrize("resolution", [32, 96, 224, 400, (96, 160), (240, 96)])
 def test_views_are_pillows_resize(libraries, resolution, interpolation):
     # Up to a crop twice as large as the view everything is decoded at its full size.
     encoded = encode(photograph(150 if resolution == 32 else 460, 130 if resolution == 32 else 345))
     image = decoded(encoded)
     options = {"resolution": resolution, "interpolation": interpolation}
-    shape, filter_ = (resolution, resolution), _PILLOW[interpolation]
-    cases = [(decode_view(encoded, **options), decode.central_box(*image.size))]
+    height, width = sides(resolution)
+    shape, filter_ = (width, height), _PILLOW[interpolation]
+    central = decode.central_box(*image.size, aspect=width / height)
+    cases = [(decode_view(encoded, **options), central)]
     for seed in range(3):
         view = decode_view(encoded, **options, view=np.random.default_rng(seed))
         box = decode.random_box(*image.size, np.random.default_rng(seed))
-        assert min(box[2] - box[0], box[3] - box[1]) < 4 * resolution
-        assert view.shape == (resolution, resolution, 3) and view.dtype == np.uint8
+        assert min((box[2] - box[0]) / width, (box[3] - box[1]) / height) < 4
+        assert view.shape == (height, width, 3) and view.dtype == np.uint8
         cases.append((view, box))
     for view, box in cases:
         inside = all(edge == int(edge) for edge in box)
@@ -149,6 +152,9 @@ def test_evaluation_options():
     assert decode.central_box(500, 400) == (75, 25, 425, 375)
     assert decode.central_box(500, 400, 1.0) == (50, 0, 450, 400)
     assert decode.central_box(400, 500, 0.5, "stretch") == (100, 125, 300, 375)
+    # The largest box of the shape is as wide as the image, or as high.
+    assert decode.central_box(500, 400, 1.0, aspect=2.0) == (0, 75, 500, 325)
+    assert decode.central_box(500, 400, 0.5, aspect=0.5) == (200, 100, 300, 300)
     encoded = encode(photograph(320, 160), "PNG")
     expected = decoded(encoded).resize((64, 64), Image.Resampling.BILINEAR, box=(20, 10, 300, 150))
     view = decode_view(encoded, resolution=64, central="stretch")
@@ -179,7 +185,7 @@ def test_partial_decoding_changes_nothing(subsampling, options):
     opened = decode.open_image(encoded)
     for bottom in (1, 2, 15, 16, 17, 31, 32, 33, 100, 255, 284, 285, 286, 300, 301):
         box = (3, bottom // 2, 150, bottom)
-        pixels, inner = opened.crop(box, 200)
+        pixels, inner = opened.crop(box, (200, 200))
         assert inner == (0, 0, 147, bottom - bottom // 2)
         assert np.array_equal(pixels, exact[bottom // 2 : bottom, 3:150])
 
@@ -189,18 +195,18 @@ def test_large_photographs_are_decoded_small(side, scale):
     pytest.importorskip("simplejpeg")
     encoded = encode(photograph(side + 37, side + 51), quality=92)
     box = (13, 7, 13 + side, 7 + side)
-    pixels, inner = decode.open_image(encoded).crop(box, 64)
+    pixels, inner = decode.open_image(encoded).crop(box, (64, 64))
     assert pixels.shape[0] in (math.ceil(side / scale), math.ceil(side / scale) + 1)
     assert inner[2] - inner[0] == side / scale and 0 <= inner[0] < 1
-    view = decode._resize(pixels, inner, 64, "bilinear")
+    view = decode._resize(pixels, inner, (64, 64), "bilinear")
     expected = decoded(encoded).crop(box).resize((64, 64), Image.Resampling.BILINEAR)
     off = difference(view, expected)
     assert off.mean() < (0.3 if scale == 1 else 2)  # noise as sharp as this is the worst case
     # Not shifted: the difference has no slope along a ramp.
     ramp = Image.fromarray(np.tile(np.linspace(20, 235, side + 37), (side + 51, 1)).astype("uint8"))
     ramp = encode(ramp.convert("RGB"), quality=95)
-    pixels, inner = decode.open_image(ramp).crop(box, 64)
-    view = decode._resize(pixels, inner, 64, "bilinear").astype(float)
+    pixels, inner = decode.open_image(ramp).crop(box, (64, 64))
+    view = decode._resize(pixels, inner, (64, 64), "bilinear").astype(float)
     expected = np.asarray(decoded(ramp).crop(box).resize((64, 64), Image.Resampling.BILINEAR))
     assert abs((view - expected).mean()) < 0.1
 
@@ -213,13 +219,15 @@ def test_exif_orientation(kind, orientation):
     encoded = encode(photograph(90, 60), kind, exif=exif)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))).convert("RGB")
     assert upright.size == ((60, 90) if orientation > 4 else (90, 60))
-    shape, bilinear = (48, 48), Image.Resampling.BILINEAR
-    box = decode.central_box(*upright.size)
-    view = decode_view(encoded, resolution=48, exif_rotate=True)
-    assert difference(view, upright.resize(shape, bilinear, box=box)).max() <= 2
-    box = decode.random_box(*upright.size, np.random.default_rng(7))
-    view = decode_view(encoded, resolution=48, exif_rotate=True, view=np.random.default_rng(7))
-    assert difference(view, upright.crop(box).resize(shape, bilinear)).max() <= 2
+    bilinear = Image.Resampling.BILINEAR
+    for width, height in ((48, 48), (64, 40)):
+        options = {"resolution": (height, width), "exif_rotate": True}
+        box = decode.central_box(*upright.size, aspect=width / height)
+        view = decode_view(encoded, **options)
+        assert difference(view, upright.resize((width, height), bilinear, box=box)).max() <= 2
+        box = decode.random_box(*upright.size, np.random.default_rng(7))
+        view = decode_view(encoded, **options, view=np.random.default_rng(7))
+        assert difference(view, upright.crop(box).resize((width, height), bilinear)).max() <= 2
     stored = decode_view(encoded, resolution=48)
     plain = decode_view(encode(photograph(90, 60), kind), resolution=48)
     assert np.array_equal(stored, plain)

@@ -52,10 +52,10 @@ def layers_of(piece: Piece):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pieces_are_the_network(name):
-    spec = build(name, resolution=96)
+    spec = build(name, resolution=(96, 64))
     found = pieces(spec)
     assert [p.kind for p in found] == ["stem", *["block"] * len(spec.blocks), "tail"]
-    assert all(a.out_size == b.size and a.out == b.inputs for a, b in itertools.pairwise(found))
+    assert all(a.out_sizes == b.sizes and a.out == b.inputs for a, b in itertools.pairwise(found))
     # The networks that pieces are measured in hold the layers of the network they are from.
     parts = ["stem", *(f"block{i + 1}" for i in range(len(spec.blocks))), "tail"]
     tail = ("last", "head", "logits")

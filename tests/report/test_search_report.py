@@ -69,12 +69,12 @@ def test_the_page_has_every_part(folder, tmp_path):
 
 def test_stages_begin_at_another_width_or_with_stride_two():
     found = stages(mobilenet_v3_small())
-    assert [(s["width"], s["side"], len(s["blocks"])) for s in found] == [
-        (16, 56, 1),
-        (24, 28, 2),
-        (40, 14, 3),
-        (48, 14, 2),
-        (96, 7, 3),
+    assert [(s["width"], s["size"], len(s["blocks"])) for s in found] == [
+        (16, "56 x 56", 1),
+        (24, "28 x 28", 2),
+        (40, "14 x 14", 3),
+        (48, "14 x 14", 2),
+        (96, "7 x 7", 3),
     ]
     first, last = found[0]["blocks"][0], found[-1]["blocks"][-1]
     assert (first["kernel"], first["expansion"], first["se"], first["act"]) == (3, 16, True, "relu")
@@ -205,7 +205,7 @@ class TestRefused:
         [
             ({"cost": None}, "cost: got None, expected an object"),
             ({"cost": {"name": "ms"}}, "cost.unit: missing, expected a string"),
-            ({"resolution": "32"}, "resolution: got '32', expected a whole number"),
+            ({"resolution": "32"}, "resolution: got '32', expected a whole number or a list"),
             ({"candidates": [{"top1": "1", "cost": 1}]}, "candidates[0].top1: got '1', expected a"),
             ({"candidates": [3]}, "candidates[0]: got 3, expected an object"),
             ({"found": {}}, "found: empty"),

@@ -20,6 +20,7 @@ import itertools
 
 import numpy as np
 
+from mbv3_jax.core.checks import Resolution, in_pixels, sides
 from mbv3_jax.data.source import Source, source
 
 # The order decides which images a split gets.
@@ -57,22 +58,22 @@ class Clutter(Source):
     """One split of the letters; every letter has the same number of images.
 
     Choose between networks by their accuracy on "validation", and use "test" once at the end. An
-    image is rendered when it is first read and then kept, in resolution * resolution * 3 bytes.
+    image is rendered when it is first read and then kept, in height * width * 3 bytes.
 
     Args:
       split: "train" (3000 images), "validation" (1500) or "test" (3000).
-      resolution: side of the images, in pixels.
+      resolution: of the images in pixels: the side of squares, or (height, width).
     """
 
-    def __init__(self, split: str, resolution: int):
+    def __init__(self, split: str, resolution: Resolution):
         self.name, self.split, self.resolution = "clutter", split, resolution
         self.class_names = tuple(LETTERS)
         before = list(SPLITS).index(split)
         self._first = sum(list(SPLITS.values())[:before])
-        self._images = np.empty((SPLITS[split], resolution, resolution, 3), np.uint8)
+        self._images = np.empty((SPLITS[split], *sides(resolution), 3), np.uint8)
         self._rendered = np.zeros(SPLITS[split], bool)
         content = hashlib.sha256(self.batch(range(len(LETTERS)))["image"].tobytes()).hexdigest()
-        self.fingerprint = f"clutter/{split}/{resolution}/{len(self)}/{content[:16]}"
+        self.fingerprint = f"clutter/{split}/{in_pixels(resolution)}/{len(self)}/{content[:16]}"
 
     def __len__(self) -> int:
         return len(self._images)
@@ -86,29 +87,30 @@ class Clutter(Source):
         for start in range(0, len(missing), _CHUNK):
             chunk = missing[start : start + _CHUNK]
             labels = chunk % self.num_classes
-            self._images[chunk] = render(self._first + chunk, labels, self.resolution)
+            self._images[chunk] = render(self._first + chunk, labels, sides(self.resolution))
             self._rendered[chunk] = True
         labels = (indices % self.num_classes).astype(np.int32)
         return {"image": self._images[indices], "label": labels}
 
 
-def render(numbers: np.ndarray, labels: np.ndarray, side: int) -> np.ndarray:
+def render(numbers: np.ndarray, labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Renders images.
 
     Args:
       numbers: int64 [batch], one number per image; different numbers give different images.
       labels: int [batch], the letter that each image shows.
-      side: of the images, in pixels.
+      shape: height and width of the images, in pixels; the letter fits into the shorter.
 
     Returns:
-      uint8 [batch, side, side, 3].
+      uint8 [batch, height, width, 3].
     """
     draw = _Draws(numbers)
-    ticks = (np.arange(side, dtype=_F) * _F(2) + _F(1)) / _F(side) - _F(1)
-    x, y = ticks[None, None, :], ticks[None, :, None]
+    side = min(shape)
+    ticks = [(np.arange(n, dtype=_F) * _F(2) + _F(1)) / _F(side) - _F(n / side) for n in shape]
+    y, x = ticks[0][None, :, None], ticks[1][None, None, :]
 
     ground = draw(0.15, 0.85, 3)  # [batch, 3]
-    image = _background(draw, ground, x, y, side)
+    image = _background(draw, ground, x, y)
     ink = _ink(draw, ground)
     letter = _letter(draw, labels)  # [batch, _MOST, 4]
     thickness = draw(0.06, 0.1)
@@ -129,7 +131,7 @@ def render(numbers: np.ndarray, labels: np.ndarray, side: int) -> np.ndarray:
 
     noisy = (
         image.transpose(1, 2, 3, 0)
-        + draw.noise((side, side, 3)) * draw(0.03, 0.12)[:, None, None, None]
+        + draw.noise((*shape, 3)) * draw(0.03, 0.12)[:, None, None, None]
     )
     return (np.clip(noisy, 0, 1) * _F(255) + _F(0.5)).astype(np.uint8)
 
@@ -167,11 +169,10 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def _background(
-    draw: _Draws, ground: np.ndarray, x: np.ndarray, y: np.ndarray, side: int
-) -> np.ndarray:
-    """Stripes and blotches around a colour: float32 [3, batch, side, side]."""
-    image = np.empty((3, len(ground), side, side), _F)
+def _background(draw: _Draws, ground: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Stripes and blotches around a colour: float32 [3, batch, height, width]."""
+    shape = y.size, x.size
+    image = np.empty((3, len(ground), *shape), _F)
     # Triangle waves along a random direction, at most about four per side.
     across, down, shift = draw(-2, 2), draw(-2, 2), draw(0, 1)
     phase = x * across[:, None, None] + y * down[:, None, None] + shift[:, None, None]
@@ -180,18 +181,23 @@ def _background(
     coarse, fine = draw(-0.2, 0.2, 3, 5, 5), draw(-0.15, 0.15, 3, 13, 13)
     for c in range(3):
         image[c] = wave * tint[:, c, None, None] + ground[:, c, None, None]
-        image[c] += _enlarged(coarse[:, c], side)
-        image[c] += _enlarged(fine[:, c], side)
+        image[c] += _enlarged(coarse[:, c], shape)
+        image[c] += _enlarged(fine[:, c], shape)
     return image
 
 
-def _enlarged(grid: np.ndarray, side: int) -> np.ndarray:
-    """[batch, n, n] enlarged to [batch, side, side], corner to corner, bilinear."""
+def _enlarged(grid: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """[batch, n, n] enlarged to [batch, *shape], corner to corner, bilinear."""
     cells = grid.shape[1] - 1
-    place = (np.arange(side, dtype=_F) + _F(0.5)) * _F(cells) / _F(side)
-    low = np.minimum(place.astype(np.int64), cells - 1)
-    fraction = place - low.astype(_F)
+
+    def between(side: int) -> tuple[np.ndarray, np.ndarray]:
+        place = (np.arange(side, dtype=_F) + _F(0.5)) * _F(cells) / _F(side)
+        low = np.minimum(place.astype(np.int64), cells - 1)
+        return low, place - low.astype(_F)
+
+    low, fraction = between(shape[0])
     rows = grid[:, low] + (grid[:, low + 1] - grid[:, low]) * fraction[None, :, None]
+    low, fraction = between(shape[1])
     return rows[:, :, low] + (rows[:, :, low + 1] - rows[:, :, low]) * fraction
 
 

@@ -8,6 +8,7 @@ import hashlib
 
 import numpy as np
 
+from mbv3_jax.core.checks import Resolution, in_pixels, sides
 from mbv3_jax.data.source import Source, source
 
 _HELD_OUT_EVERY = 5
@@ -22,11 +23,11 @@ class Digits(Source):
 
     Args:
       split: "train" or "test".
-      resolution: side of the images, in pixels.
+      resolution: of the images in pixels: the side of squares, or (height, width).
       channels: any number, all alike.
     """
 
-    def __init__(self, split: str, resolution: int, *, channels: int = 3):
+    def __init__(self, split: str, resolution: Resolution, *, channels: int = 3):
         from sklearn.datasets import load_digits  # takes a second to import
 
         data = load_digits()
@@ -40,9 +41,9 @@ class Digits(Source):
         self.channels = channels
         self.class_names = tuple(str(i) for i in range(10))
         self._labels = data.target[keep].astype(np.int32)
-        self._images = _resize(small, resolution)
+        self._images = _resize(small, sides(resolution))
         content = hashlib.sha256(self._images.tobytes() + self._labels.tobytes()).hexdigest()
-        self.fingerprint = f"digits/{split}/{resolution}/{content[:16]}"
+        self.fingerprint = f"digits/{split}/{in_pixels(resolution)}/{content[:16]}"
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -56,16 +57,20 @@ class Digits(Source):
         return {"image": images, "label": self._labels[indices]}
 
 
-def _resize(images: np.ndarray, side: int) -> np.ndarray:
-    """Resizes float [count, h, h] to uint8 [count, side, side]: bilinear, antialiased, separable.
+def _resize(images: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Resizes float [count, h, h] to uint8 [count, *shape]: bilinear, antialiased, separable.
 
     Each output pixel is the triangle-weighted mean of the input pixels around it (half-pixel
     centres, edges renormalised), as in PIL's BILINEAR and `jax.image.resize`.
     """
-    old = images.shape[1]
+    rows, columns = (_weights(images.shape[1], side) for side in shape)
+    return np.rint(rows @ images @ columns.T).clip(0, 255).astype(np.uint8)
+
+
+def _weights(old: int, side: int) -> np.ndarray:
+    """What each of `side` pixels takes of each of `old`: float32 [side, old]."""
     scale = old / side
     centre = (np.arange(side) + 0.5) * scale - 0.5
     distance = np.abs(centre[:, None] - np.arange(old)) / max(scale, 1.0)
     weights = np.maximum(0.0, 1.0 - distance)
-    weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-    return np.rint(weights @ images @ weights.T).clip(0, 255).astype(np.uint8)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from mbv3_jax.core.checks import Resolution
 from mbv3_jax.core.errors import counted
 from mbv3_jax.core.files import expand_user, read_bytes
 from mbv3_jax.data.decode import Encoded
@@ -54,7 +55,7 @@ class Folder(Encoded):
     Args:
       root: the folder that `files` are relative to.
       split: the name of the split.
-      resolution: side of the images, in pixels.
+      resolution: of the images in pixels: the side of squares, or (height, width).
       class_names: one name per label.
       files: (path relative to `root`, label), in the order of the indices.
       crop: options of `decode.decode_view`.
@@ -64,7 +65,7 @@ class Folder(Encoded):
         self,
         root: Path,
         split: str,
-        resolution: int,
+        resolution: Resolution,
         class_names: Sequence[str],
         files: Sequence[LabelledFile],
         crop: Mapping[str, Any],
@@ -102,7 +103,7 @@ class Folder(Encoded):
 @source("folder:PATH", default_recipe="modest", exif_rotate=True)
 def open_folder(
     path: str,
-    resolution: int,
+    resolution: Resolution,
     *,
     train_split: str | None = None,
     eval_split: str | None = None,
@@ -114,7 +115,7 @@ def open_folder(
 
     Args:
       path: the folder.
-      resolution: side of the images, in pixels.
+      resolution: of the images in pixels: the side of squares, or (height, width).
       train_split: name of the split to train on; None for the one that is named like it.
       eval_split: name of the split to evaluate on; None for that of validation, or else of tests.
       split_fraction: hold out this fraction of the training split instead; of a folder without

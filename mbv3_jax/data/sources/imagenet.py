@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from mbv3_jax.core.checks import Resolution
 from mbv3_jax.core.files import expand_user
 from mbv3_jax.data.source import NotFound, source
 from mbv3_jax.data.sources.tfds import Tfds, open_prepared
@@ -24,7 +25,7 @@ How to get it, once:
 
 @source("imagenet", default_recipe="paper", num_classes=1000)
 def open_imagenet(
-    resolution: int,
+    resolution: Resolution,
     *,
     data_dir: str | os.PathLike[str] | None = None,
     train_split: str | None = None,

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from mbv3_jax.core.checks import Resolution, in_pixels, sides
 from mbv3_jax.data.source import Source, source
 
 _SPLITS = {"train": 1024, "test": 256}  # and how many examples each has by default
@@ -18,7 +19,7 @@ class Synthetic(Source):
 
     Args:
       split: "train" or "test".
-      resolution: side of the images, in pixels.
+      resolution: of the images in pixels: the side of squares, or (height, width).
       num_classes: how many classes there are.
       num_examples: how many examples either split has; None for 1024 and 256.
       channels: any number.
@@ -27,7 +28,7 @@ class Synthetic(Source):
     def __init__(
         self,
         split: str,
-        resolution: int,
+        resolution: Resolution,
         *,
         num_classes: int = 10,
         num_examples: int | None = None,
@@ -37,11 +38,12 @@ class Synthetic(Source):
         self.name, self.split, self.resolution = "synthetic", split, resolution
         self.channels = channels
         self.class_names = tuple(f"class{i}" for i in range(num_classes))
-        self.fingerprint = f"synthetic/{split}/{resolution}/{num_classes}/{self._length}"
+        self.fingerprint = f"synthetic/{split}/{in_pixels(resolution)}/{num_classes}/{self._length}"
         self._split_number = list(_SPLITS).index(split)
-        self._noise = _random_bytes(0, resolution**2 * channels + _WINDOWS) // 4  # at most 63
+        height, width = sides(resolution)
+        self._noise = _random_bytes(0, height * width * channels + _WINDOWS) // 4  # at most 63
         levels = _random_bytes(1, num_classes * _STRIPES).reshape(num_classes, -1) // 4 * 3
-        self._stripes = levels[:, np.arange(resolution) * _STRIPES // resolution]
+        self._stripes = levels[:, np.arange(height) * _STRIPES // height]
 
     def __len__(self) -> int:
         return self._length
@@ -52,14 +54,14 @@ class Synthetic(Source):
     def batch(self, indices, views=None):
         indices = np.asarray(indices, np.int64)
         labels = (indices % self.num_classes).astype(np.int32)
-        side = self.resolution
-        images = np.empty((len(indices), side, side * self.channels), np.uint8)
+        height, width = sides(self.resolution)
+        images = np.empty((len(indices), height, width * self.channels), np.uint8)
         # An odd factor scatters the windows; the even ones belong to the training split.
         starts = (indices * 2 + self._split_number) * 40503 % _WINDOWS
         for image, start, label in zip(images, starts, labels, strict=True):
             window = self._noise[start : start + image.size].reshape(image.shape)
             np.add(window, self._stripes[label][:, None], out=image)
-        return {"image": images.reshape(-1, side, side, self.channels), "label": labels}
+        return {"image": images.reshape(-1, height, width, self.channels), "label": labels}
 
 
 def _random_bytes(stream: int, count: int) -> np.ndarray:

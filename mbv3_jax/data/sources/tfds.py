@@ -6,6 +6,7 @@ from typing import Any
 
 from etils import epath
 
+from mbv3_jax.core.checks import Resolution
 from mbv3_jax.core.files import expand_user
 from mbv3_jax.core.packages import install, program
 from mbv3_jax.data.decode import Encoded
@@ -27,7 +28,7 @@ Add the format that is read here to the existing copy (needs no TensorFlow, and 
 @source("tfds/NAME", default_recipe="modest")
 def open_tfds(
     dataset: str,
-    resolution: int,
+    resolution: Resolution,
     *,
     data_dir: str | os.PathLike[str] | None = None,
     train_split: str | None = None,
@@ -51,7 +52,7 @@ def open_tfds(
 def open_prepared(
     name: str,
     dataset: str,
-    resolution: int,
+    resolution: Resolution,
     *,
     data_dir: str | os.PathLike[str] | None,
     train_split: str | None,
@@ -64,7 +65,7 @@ def open_prepared(
 
     Args:
       name, dataset, data_dir, how_to_get: see `find_builder`.
-      resolution: side of the images, in pixels.
+      resolution: of the images in pixels: the side of squares, or (height, width).
       train_split: the split to train on, also a TFDS slice like "train[:90%]"; None for "train".
       eval_split: the split to evaluate on; None for the first of `HELD_OUT` that exists.
       split_fraction: hold out this fraction of the training split instead.
@@ -106,7 +107,7 @@ class Tfds(Encoded):
       name: the name of the source, for messages.
       builder: of `find_builder`.
       split: the split, also as a TFDS slice.
-      resolution: side of the images, in pixels.
+      resolution: of the images in pixels: the side of squares, or (height, width).
       crop: options of `decode.decode_view`.
     """
 
@@ -115,7 +116,7 @@ class Tfds(Encoded):
         name: str,
         builder: Any,
         split: str,
-        resolution: int,
+        resolution: Resolution,
         crop: Mapping[str, Any],
     ):
         import tensorflow_datasets as tfds
