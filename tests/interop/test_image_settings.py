@@ -132,7 +132,7 @@ def test_what_timm_keeps_may_be_wrong(run, state, tmp_path):
     assert run({**state, **config}, *options).startswith("images: 64x80 pixels")
     config["pretrained_cfg"] = CONFIG | {"input_size": (3, 16, 16)}
     said = run({**state, **config}, "--dry-run", code=2)
-    assert "resolution: got 16, expected a whole number of at least 32, or (height, width) of such (the" in said
+    assert "resolution: got 16, expected a whole number of at least 32, or (height, width)" in said
     assert run({**state, **config}, "--dry-run", "--resolution=96").startswith("images: 96 ")
     said = run({**state, "pretrained_cfg": {"mean": "x"}}, "--dry-run", code=2)
     assert "x.pth: pretrained_cfg.mean: got 'x', expected a list or null" in said
