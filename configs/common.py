@@ -4,6 +4,7 @@ from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from mbv3_jax.core.registry import Registry
+from mbv3_jax.train.distillation import DISTILLATION
 from mbv3_jax.train.losses import LOSSES
 from mbv3_jax.train.optimizers import OPTIMIZERS
 from mbv3_jax.train.schedules import SCHEDULES
@@ -177,6 +178,19 @@ def default(network: str) -> ConfigDict:
         **_options(LOSSES, without=("label_smoothing",)),
     )
     config.label_smoothing = 0.0  # of losses that have it
+
+    # A trained network that this one learns from besides the labels: a run folder, an import folder
+    # or a .stablehlo file; or several, whose logits are averaged, as ("runs/a", "runs/b").
+    config.teacher = placeholder(object)
+    # How it learns from it; all None without a teacher. See mbv3_jax.train.distillation.
+    config.distillation = dict(
+        name=placeholder(str),  # None: kl; js, symmetric_kl, hard
+        weight=placeholder(float),  # None: 0.5; the loss by the labels has the rest
+        dtype=placeholder(str),  # that a teacher computes in: None: float32; bfloat16
+        # temperature
+        **_options(DISTILLATION),
+    )
+
     config.ema_decay = placeholder(float)  # of weights and BatchNorm statistics; None: no average
 
     config.log_every_steps = 10  # a record is the mean of the steps since the last one

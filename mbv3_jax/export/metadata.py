@@ -15,13 +15,13 @@ from pathlib import Path
 import jax
 
 from mbv3_jax.core.errors import RunError, UsageError
-from mbv3_jax.core.files import open_regular, read_bytes
+from mbv3_jax.core.files import read_bytes
 from mbv3_jax.core.json_values import parse_json
-from mbv3_jax.core.limits import check_archive
 from mbv3_jax.export import onnx
+from mbv3_jax.run.archive import METADATA, read_archive
 from mbv3_jax.run.model import Model
 
-_LABELS, _JSON = "labels.txt", "metadata.json"
+_LABELS = "labels.txt"
 _COLOURS = {1: "grey", 3: "RGB"}
 _NORMALISED = "(value / 255 - mean) / std of each channel"
 _VALUES = {
@@ -90,7 +90,7 @@ def attach(file: bytes, file_format: str, entries: Mapping) -> bytes:
     with zipfile.ZipFile(stream, "a") as archive:
         texts = {
             _LABELS: "".join(f"{name}\n" for name in entries["classes"]),
-            _JSON: _to_json(entries, indent=1),
+            METADATA: _to_json(entries, indent=1),
         }
         for name, text in texts.items():
             archive.writestr(zipfile.ZipInfo(name, _DATE), text)
@@ -108,13 +108,14 @@ def read(path: Path) -> dict:
         if path.suffix == ".onnx":
             properties = onnx.metadata(read_bytes(path))
             return {key: parse_json(value, object) for key, value in properties.items()}
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            check_archive(archive)
-            return parse_json(archive.read(_JSON), dict)
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}") from e
-    except (zipfile.BadZipFile, KeyError, ValueError) as e:
+    except ValueError as e:
         raise RunError(f"{path} has no metadata of this package: {e}") from e
+    entries = read_archive(path)
+    if entries is None:
+        raise RunError(f"{path} has no metadata of this package: no {METADATA}")
+    return entries
 
 
 def _to_json(value: object, indent: int | None = None) -> str:

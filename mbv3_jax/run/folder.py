@@ -6,6 +6,7 @@ spec.json         the network
 classes.json      the names of the classes, by label
 sessions.jsonl    a line for each start: command, commit, versions, devices
 init.json         the folder whose weights the run started from, if any; see `train/warm_start.py`
+teacher.json      the teachers that the run learns from, if any; see `train/teacher.py`
 metrics.jsonl     a line per log and evaluation; see `metrics.py`
 metrics.damaged-* metrics.jsonl as it was when a run was resumed that had damaged lines in it
 events.out.*      the same for TensorBoard
@@ -61,11 +62,12 @@ FORMAT_VERSION = 2
 FORMAT_FILE = "format.json"
 
 LOCK = "lock"
+_TEACHER = "teacher.json"
 SESSIONS = "sessions.jsonl"
 # What a process that was killed in a run folder may have been writing.
 _WRITTEN = (
     "config.json", FORMAT_FILE, "spec.json", "classes.json", "init.json",
-    "metrics.jsonl", "predictions.npz", "summary.json",
+    _TEACHER, "metrics.jsonl", "predictions.npz", "summary.json",
 )  # fmt: skip
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _OTHER_WORKDIR = "choose another --workdir"
@@ -139,6 +141,11 @@ class SeedsSummary(Times):
     eval: dict[str, _Statistics]
 
 
+class _Teacher(TypedDict):
+    path: str
+    digest: str
+
+
 class _Format(TypedDict):
     version: int
 
@@ -149,6 +156,7 @@ def claim_folder(
     spec: NetSpec,
     class_names: Sequence[str] = (),
     init: dict | None = None,
+    teachers: Sequence[dict] = (),
 ) -> contextlib.AbstractContextManager:
     """Makes the folder of a new run, or checks that an existing one has the same configuration.
 
@@ -158,6 +166,7 @@ def claim_folder(
       spec: its network.
       class_names: by label.
       init: what init.json is to hold, for a run that starts from trained weights.
+      teachers: what teacher.json is to hold, for a run that learns from others.
 
     Returns:
       A context manager at whose end another command may use the folder; so it may when this
@@ -166,7 +175,7 @@ def claim_folder(
     Raises:
       UsageError: the path is not a folder, cannot be written, cannot hold checkpoints, is in use by
         another command, or holds a run of another configuration (the message lists the fields
-        that differ), of another network, or of a newer version.
+        that differ), of another network or with other teachers, or of a newer version.
     """
     path = run / "config.json"
     check_storable(run, _OTHER_WORKDIR)
@@ -180,6 +189,7 @@ def claim_folder(
             check_same_config(run, config, stored)
             _check_same_network(run, spec)
             _check_class_names(run, class_names)
+            _check_same_teachers(run, teachers)
             lock = lock_folder(run)
             _remove_leftovers(run)
             if not same_fields(config, stored):  # where the data lies now, for example
@@ -201,6 +211,8 @@ def claim_folder(
             write_atomically(run / "classes.json", names)
         if init:
             write_atomically(run / "init.json", json.dumps(init, indent=1, ensure_ascii=False))
+        if teachers and not (run / _TEACHER).exists():
+            write_atomically(run / _TEACHER, json.dumps(teachers, indent=1, ensure_ascii=False))
         if not (run / "summary.json").exists():
             _write_session(run)
     except OSError as e:
@@ -314,6 +326,20 @@ def _check_same_network(run: Path, spec: NetSpec) -> None:
             f"{run} holds a run of another network than the configuration gives now, "
             f"{spec.name}; choose another folder with --workdir"
         )
+
+
+def _check_same_teachers(run: Path, teachers: Sequence[dict]) -> None:
+    """The same path may hold other weights than when the run started."""
+    path = run / _TEACHER
+    if not path.exists():  # no teacher, or killed before it was written
+        return
+    stored = read_json(path, list[_Teacher], error=UsageError, advice=_OTHER_WORKDIR)
+    for before, now in zip(stored, teachers, strict=False):
+        if before["digest"] != now["digest"]:
+            raise UsageError(
+                f"config.teacher: {now['path']} is another teacher than when {run} started; "
+                f"put the old one back, or {_OTHER_WORKDIR}"
+            )
 
 
 def _check_class_names(run: Path, class_names: Sequence[str]) -> None:

@@ -29,15 +29,17 @@ from mbv3_jax.data.source import Source, crop_for, open_pair
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.modules import Compute
 from mbv3_jax.run.config import Duration
+from mbv3_jax.train.distillation import Teaching
 from mbv3_jax.train.evaluate import EvalStep, evaluate, make_eval_step
 from mbv3_jax.train.finetune import frozen_stages, rate_factors, scale_rates
 from mbv3_jax.train.losses import Loss, class_weights, make_loss
 from mbv3_jax.train.optimizers import make_optimizer
 from mbv3_jax.train.plan import Plan, check_metrics, read_plan
 from mbv3_jax.train.schedules import Schedule, make_schedule
-from mbv3_jax.train.sharding import make_mesh, replicated, spread
+from mbv3_jax.train.sharding import check_divides, make_mesh, replicated, spread
 from mbv3_jax.train.state import TrainState, create_state
 from mbv3_jax.train.step import Preprocess, TrainStep, make_train_step
+from mbv3_jax.train.teacher import read_teaching
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,6 +209,7 @@ class Experiment(Evaluation):
     tx: the optimizer.
     schedule: its learning rate.
     preprocess: for training; see `augment.make_preprocess`.
+    teaching: the teacher; None for none.
     train_step: see `step.make_train_step`; of all seeds at once where the plan has several.
     """
 
@@ -214,12 +217,21 @@ class Experiment(Evaluation):
     tx: optax.GradientTransformation
     schedule: Schedule
     preprocess: Preprocess
+    teaching: Teaching | None
     train_step: TrainStep
 
     def with_network(self, spec: NetSpec, tx: optax.GradientTransformation) -> "Experiment":
         """The same data and devices with another network and optimizer, programs built again."""
         return _assemble(
-            self.plan, self.data, self.mesh, self.compute, self.frozen, spec, tx, self.schedule
+            self.plan,
+            self.data,
+            self.mesh,
+            self.compute,
+            self.frozen,
+            spec,
+            tx,
+            self.schedule,
+            self.teaching,
         )
 
     def init_record(self) -> dict[str, Any] | None:
@@ -312,7 +324,7 @@ def make_experiment(config: ConfigDict, run: Path | None = None) -> Experiment:
       run: the run folder, which need not exist, for a run that starts from trained weights.
 
     Raises:
-      RunError: the folder that the run starts from is damaged.
+      RunError: the folder that the run starts from, or that of its teacher, is damaged.
       UsageError: a field of the configuration is wrong; the message names it, what it got and
         what would be right. Also if the data does not exist, with how to get it.
     """
@@ -329,7 +341,7 @@ def compile_evaluation(plan: Plan, data: Data) -> Evaluation:
     mesh = make_mesh()
     devices = mesh.devices.size
     try:
-        _check_divides("eval_batch_size", plan.eval_batch_size, devices)
+        check_divides("eval_batch_size", plan.eval_batch_size, devices)
         compute = _compute(plan, data.spec, frozen=(), devices=devices)
         _, eval_preprocess = _preprocessing(plan, data.spec)
     except ValueError as e:
@@ -350,8 +362,10 @@ def compile_experiment(plan: Plan, data: Data) -> Experiment:
     """Builds the optimizer and the jitted steps, and traces the training step once.
 
     Raises:
-      UsageError: the devices do not divide a batch, or an option of the optimizer, the schedule,
-        the loss, the preprocessing or the loader is wrong.
+      UsageError: the devices do not divide a batch, an option of the optimizer, the schedule, a
+        loss, the preprocessing or the loader is wrong, or the teacher is missing or has other
+        classes than the data.
+      RunError: the teacher is damaged.
     """
     try:
         return _compile_experiment(plan, data)
@@ -368,12 +382,13 @@ def _compile_experiment(plan: Plan, data: Data) -> Experiment:
             f"the processes have unequal numbers of devices: {sorted(shares.values())}; each gets "
             "an equal part of a batch"
         )
-    _check_divides("batch_size", plan.batch_size, devices, plan.accum_steps)
-    _check_divides("eval_batch_size", plan.eval_batch_size, devices)
+    check_divides("batch_size", plan.batch_size, devices, plan.accum_steps)
+    check_divides("eval_batch_size", plan.eval_batch_size, devices)
     frozen = frozen_stages(data.spec, plan.finetune.frozen)
     compute = _compute(plan, data.spec, frozen=frozen, devices=devices)
     tx, schedule = _make_optimizer(plan, data, frozen)
-    experiment = _assemble(plan, data, mesh, compute, frozen, data.spec, tx, schedule)
+    teaching = read_teaching(plan, data.spec, data.training.class_names)
+    experiment = _assemble(plan, data, mesh, compute, frozen, data.spec, tx, schedule, teaching)
     experiment.train_batches(0).close()  # checks the seed and the options of the loader
     # Tracing finds what remains: an optimizer's rule that misses a parameter, a smoothing or an
     # average out of range, a crop that does not fit.
@@ -388,18 +403,6 @@ def _compile_experiment(plan: Plan, data: Data) -> Experiment:
         )
     jax.eval_shape(experiment.train_step, *arguments)
     return experiment
-
-
-def _check_divides(field: str, size: int, devices: int, accum_steps: int = 1) -> None:
-    divisor = devices * accum_steps
-    if size % divisor:
-        below, above = size // divisor * divisor, -(-size // divisor) * divisor
-        near = f"{below} or {above}" if below else f"{above}"
-        accum = f" times accum_steps {accum_steps}" if accum_steps > 1 else ""
-        raise ValueError(
-            f"{field}: got {size}, which {devices} devices{accum} do not divide; "
-            f"the nearest that would do: {near}"
-        )
 
 
 def _compute(plan: Plan, spec: NetSpec, *, frozen: tuple[str, ...], devices: int) -> Compute:
@@ -458,6 +461,7 @@ def _assemble(
     spec: NetSpec,
     tx: optax.GradientTransformation,
     schedule: Schedule,
+    teaching: Teaching | None,
 ) -> Experiment:
     preprocess, eval_preprocess = _preprocessing(plan, spec)
     train_step = make_train_step(
@@ -473,6 +477,7 @@ def _assemble(
         accum_steps=plan.accum_steps,
         frozen=frozen,
         shard_optimizer=plan.compute.shard_optimizer,
+        teaching=teaching,
     )
     return Experiment(
         plan=plan,
@@ -485,6 +490,7 @@ def _assemble(
         schedule=schedule,
         preprocess=preprocess,
         eval_preprocess=eval_preprocess,
+        teaching=teaching,
         train_step=train_step,
         eval_step=make_eval_step(spec, preprocess=eval_preprocess, mesh=mesh, compute=compute),
     )

@@ -4,8 +4,8 @@ Where a run starts. The rules apply in this order, and the code below follows th
 
 1. The configuration has to be valid, and its data has to open. If not, nothing is written.
 2. The run folder is claimed (`run/folder.py`). It is refused, and left as it is, if it holds
-   something that is not a run, a run of another configuration or of another network or of a newer
-   version of this code, or if another command uses it.
+   something that is not a run, a run of another configuration, of another network, with another
+   teacher or of a newer version of this code, or if another command uses it.
 3. A run that has finished is not trained again: its summary is returned. With several seeds, some
    of which finished by themselves, the command is refused.
 4. A run that has a checkpoint resumes from the newest one that is complete; what a killed process
@@ -158,6 +158,7 @@ def opening(experiment: Experiment, workdir: Path) -> list[str]:
         f"training: {counted(data.total_steps, 'step')} of {counted(plan.batch_size, 'image')}, "
         f"{plain(data.total_steps / data.steps_per_epoch)} epochs, on "
         f"{counted(len(devices), kind)}{runs}",
+        *([f"teacher: {experiment.teaching.description}"] if experiment.teaching else ()),
         f"run folder: {printable(str(workdir))}",
         *notes,
     ]
@@ -173,9 +174,11 @@ def _claim_folders(
 ) -> None:
     """Claims the folder and, with several seeds, that of each run in it."""
     names = experiment.data.training.class_names
+    teachers = experiment.teaching.record if experiment.teaching else ()
     configs = {workdir: config} | {run.folder: run.config for run in runs}
     for folder, folder_config in configs.items():
-        locks.enter_context(claim_folder(folder, folder_config, experiment.spec, names, init))
+        claim = claim_folder(folder, folder_config, experiment.spec, names, init, teachers)
+        locks.enter_context(claim)
 
 
 def _newest_step(

@@ -20,6 +20,7 @@ from mbv3_jax.run.checkpoint import best_metric
 from mbv3_jax.run.config import UNITS, Duration, spec_of
 from mbv3_jax.run.metrics import EVAL_METRICS
 from mbv3_jax.run.model import Preprocessing, preprocessing_of_config
+from mbv3_jax.train.distillation import WEIGHT
 from mbv3_jax.train.warm_start import WarmStart, read_warm_start
 
 BATCH_NORMS = ("cross_device", "per_device")
@@ -129,6 +130,22 @@ class EarlyStop:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillationPlan:
+    """What else the network learns from; see `teacher.py` and `distillation.py`.
+
+    teachers: run folders, import folders and StableHLO files, as given.
+    loss: a name of `distillation.DISTILLATION`.
+    weight: of this loss, above 0 and at most 1; that of the labels has the rest.
+    dtype: that teachers compute in; None for float32.
+    """
+
+    teachers: tuple[str, ...]
+    loss: Choice
+    weight: float
+    dtype: str | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a configuration asks for. Fields that are not explained are those of the configuration.
 
@@ -139,6 +156,7 @@ class Plan:
     warm_start: the weights that the run starts from; None for fresh ones.
     augment: options of `data.augment.make_preprocess`.
     class_weights: as given, see `losses.class_weights`.
+    distillation: None to learn from the labels alone.
     batch_size, eval_batch_size: over all devices.
     best_by: the metric that chooses the best checkpoint, if it is kept.
     early_stop: None to train all steps.
@@ -163,6 +181,7 @@ class Plan:
     schedule: Choice
     loss: Choice
     class_weights: Any
+    distillation: DistillationPlan | None
     label_smoothing: float
     ema_decay: float | None
     log_every_steps: int
@@ -180,8 +199,9 @@ class Plan:
 def read_plan(config: ConfigDict, run: Path | None = None) -> Plan:
     """Turns a configuration into a plan.
 
-    Optimizer, schedule and loss are checked where they are built: evaluating a run whose optimizer
-    is registered in the user's own configuration file does not need that file.
+    Optimizer, schedule, losses and teachers are checked where they are built: evaluating a run
+    whose optimizer is registered in the user's own configuration file does not need that file, nor
+    does it need a teacher.
 
     Args:
       config: see `configs/common.py`.
@@ -244,6 +264,7 @@ def _read_plan(config: ConfigDict, spec: NetSpec, warm_start: WarmStart | None) 
         schedule=Choice.read(config.schedule, without=warmup_fields),
         loss=Choice.read(config.loss, without=("class_weights",)),
         class_weights=config.loss.get("class_weights"),
+        distillation=_distillation(config),
         label_smoothing=config.label_smoothing,
         ema_decay=config.ema_decay,
         log_every_steps=config.log_every_steps,
@@ -256,6 +277,35 @@ def _read_plan(config: ConfigDict, spec: NetSpec, warm_start: WarmStart | None) 
         early_stop=_early_stop(config),
         save_predictions=config.save_predictions,
         profile=_profile(config.get("profile")),  # absent in older folders
+    )
+
+
+def _distillation(config: ConfigDict) -> DistillationPlan | None:
+    given, group = config.get("teacher"), config.get("distillation")  # absent in older folders
+    options = group.to_dict() if group else {}
+    if given is None:
+        for name, value in options.items():
+            if value is not None:
+                raise ValueError(
+                    f"distillation.{name}: got {value!r}, but teacher is None; set "
+                    "--config.teacher=DIR"
+                )
+        return None
+    teachers = (given,) if isinstance(given, str) else given
+    listed = isinstance(teachers, tuple | list) and len(teachers) > 0
+    if not listed or not all(isinstance(teacher, str) and teacher for teacher in teachers):
+        raise ValueError(
+            f"teacher: got {given!r}, expected a run folder, an import folder or a .stablehlo "
+            "file, or several as ('runs/a', 'runs/b')"
+        )
+    name, weight, dtype = (options.pop(option, None) for option in ("name", "weight", "dtype"))
+    return DistillationPlan(
+        teachers=tuple(teachers),
+        loss=Choice(name=name or "kl", options=options),
+        weight=check_number(
+            "distillation.weight", WEIGHT if weight is None else weight, above=0, at_most=1
+        ),
+        dtype=dtype,
     )
 
 

@@ -75,6 +75,19 @@ def spread(tree: Tree, mesh: Mesh) -> Tree:
     return jax.tree.map(place, tree)
 
 
+def check_divides(field: str, size: int, devices: int, accum_steps: int = 1) -> None:
+    """Raises ValueError, naming `field`, where devices and parts do not divide a batch."""
+    divisor = devices * accum_steps
+    if size % divisor:
+        below, above = size // divisor * divisor, -(-size // divisor) * divisor
+        near = f"{below} or {above}" if below else f"{above}"
+        accum = f" times accum_steps {accum_steps}" if accum_steps > 1 else ""
+        raise ValueError(
+            f"{field}: got {size}, which {devices} devices{accum} do not divide; "
+            f"the nearest that would do: {near}"
+        )
+
+
 def bytes_per_device(tree: Tree) -> int:
     """How many bytes of the arrays, or of shapes with a sharding, one device holds."""
     return sum(

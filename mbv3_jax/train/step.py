@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.modules import Compute
+from mbv3_jax.train.distillation import Teaching
 from mbv3_jax.train.losses import Loss, correct, cross_entropy
 from mbv3_jax.train.schedules import Schedule
 from mbv3_jax.train.sharding import batch_sharded, replicated, spread
@@ -36,6 +37,7 @@ def make_train_step(
     accum_steps: int = 1,
     frozen: tuple[str, ...] = (),
     shard_optimizer: bool = False,
+    teaching: Teaching | None = None,
 ) -> TrainStep:
     """Builds the jitted update.
 
@@ -59,52 +61,70 @@ def make_train_step(
         `finetune.scale_rates`.
       shard_optimizer: whether every device keeps and updates only a part of the optimizer's state
         and of the average, see `sharding.spread`.
+      teaching: the teacher that the network also learns from; None for none. All seeds have one.
 
     Returns:
       step(state, batch) -> (state, metrics), a `functools.partial` of the jitted function
-      (seed, state, batch). `state` is donated: its buffers are reused. The batch is {"image": uint8
-      [batch, height, width, channels], "label": int32 [batch]}. Metrics are float32 scalars of
-      this step: loss, top1 (a fraction, of the training batch), lr, and the norms of gradient,
-      update and parameters.
+      (seed, variables of the teacher or None, state, batch). `state` is donated: its buffers are
+      reused. The batch is {"image": uint8 [batch, height, width, channels], "label": int32
+      [batch]}. Metrics are float32 scalars of this step: loss, top1 (a fraction, of the training
+      batch), lr, and the norms of gradient, update and parameters; with a teacher also label_loss
+      and teacher_loss, of which loss is the weighted sum, and teacher_top1.
     """
 
-    def loss_of(params, batch_stats, images, labels, key):
+    def answers_of(teacher, images):
+        # Before the gradient is taken, so that nothing of the teacher is kept for it.
+        return teaching.logits(teacher, images) if teaching else None
+
+    def loss_of(params, batch_stats, images, labels, answers, key):
         params = params | {stage: jax.lax.stop_gradient(params[stage]) for stage in frozen}
         variables = {"params": params, "batch_stats": batch_stats}
         logits, batch_stats = functional.apply(
             spec, variables, images, train=True, key=key, compute=compute
         )
-        top1 = correct(logits, labels, 1)
-        return jnp.mean(loss(logits, labels)), (batch_stats, jnp.mean(top1))
+        mean_loss = label_loss = jnp.mean(loss(logits, labels))
+        metrics = {"top1": jnp.mean(correct(logits, labels, 1))}
+        if teaching:
+            mean_loss, teacher_loss = teaching.mixed(label_loss, logits, answers)
+            metrics |= {
+                "label_loss": label_loss,
+                "teacher_loss": teacher_loss,
+                "teacher_top1": jnp.mean(correct(answers, labels, 1)),
+            }
+        return mean_loss, (batch_stats, {"loss": mean_loss, **metrics})
 
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)
 
-    def accumulate(params, batch_stats, images, labels, key):
+    def accumulate(params, batch_stats, images, labels, teacher, key):
         if accum_steps == 1:
-            return gradient_of(params, batch_stats, images, labels, key)
+            answers = answers_of(teacher, images)
+            (_, aux), grads = gradient_of(params, batch_stats, images, labels, answers, key)
+            return *aux, grads
 
         def parts(x):
             x = x.reshape(x.shape[0] // accum_steps, accum_steps, *x.shape[1:]).swapaxes(0, 1)
             return jax.lax.with_sharding_constraint(x, batch_sharded(mesh, axis=1))
 
         def body(carry, part):
-            (loss_sum, top1_sum), grads, batch_stats = carry
+            sums, batch_stats = carry
             number, images, labels = part
             part_key = jax.random.fold_in(key, number)
-            (part_loss, (batch_stats, part_top1)), part_grads = gradient_of(
-                params, batch_stats, images, labels, part_key
+            answers = answers_of(teacher, images)
+            (_, (batch_stats, metrics)), grads = gradient_of(
+                params, batch_stats, images, labels, answers, part_key
             )
-            grads = jax.tree.map(jnp.add, grads, part_grads)
-            return ((loss_sum + part_loss, top1_sum + part_top1), grads, batch_stats), None
+            return (jax.tree.map(jnp.add, sums, (metrics, grads)), batch_stats), None
 
-        zeros = jax.tree.map(jnp.zeros_like, params)
+        names: tuple[str, ...] = ("loss", "top1")
+        if teaching:
+            names += ("label_loss", "teacher_loss", "teacher_top1")
+        zeros = dict.fromkeys(names, 0.0), jax.tree.map(jnp.zeros_like, params)
         numbers = jnp.arange(accum_steps)
-        carry, _ = jax.lax.scan(
-            body, ((0.0, 0.0), zeros, batch_stats), (numbers, parts(images), parts(labels))
+        (sums, batch_stats), _ = jax.lax.scan(
+            body, (zeros, batch_stats), (numbers, parts(images), parts(labels))
         )
-        (loss_sum, top1_sum), grads, batch_stats = carry
-        grads = jax.tree.map(lambda g: g / accum_steps, grads)
-        return (loss_sum / accum_steps, (batch_stats, top1_sum / accum_steps)), grads
+        metrics, grads = jax.tree.map(lambda x: x / accum_steps, sums)
+        return batch_stats, metrics, grads
 
     whole: Any = replicated(mesh)
     split = batch_sharded(mesh)
@@ -115,13 +135,15 @@ def make_train_step(
         average_of = whole if ema_decay is None else spread(shapes, mesh)
         state_shardings = TrainState(whole, whole, spread(parts_of, mesh), average_of)
 
-    def step(seed: jax.Array, state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    def step(
+        seed: jax.Array, teacher: Any, state: TrainState, batch: dict
+    ) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.key(seed), STEP_STREAM)
         key_data, key_net = jax.random.split(jax.random.fold_in(key, state.step))
         images, labels = preprocess(batch, key_data)
         params = state.variables["params"]
-        (mean_loss, (batch_stats, top1)), grads = accumulate(
-            params, state.variables["batch_stats"], images, labels, key_net
+        batch_stats, metrics, grads = accumulate(
+            params, state.variables["batch_stats"], images, labels, teacher, key_net
         )
         if shard_optimizer:
             constrain = jax.lax.with_sharding_constraint
@@ -137,9 +159,7 @@ def make_train_step(
         average = state.ema
         if ema_decay is not None:
             average = update_average(state.ema, variables, average_decay(ema_decay, state.step))
-        metrics = {
-            "loss": mean_loss,
-            "top1": top1,
+        metrics |= {
             "lr": schedule(state.step),
             "grad_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
@@ -148,12 +168,15 @@ def make_train_step(
         return TrainState(state.step + 1, variables, opt_state, average), metrics
 
     if isinstance(seed, Sequence):
-        step, split = jax.vmap(step), batch_sharded(mesh, axis=1)
+        step, split = jax.vmap(step, in_axes=(0, None, 0, 0)), batch_sharded(mesh, axis=1)
     jitted = jax.jit(
         step,
-        donate_argnums=1,
-        in_shardings=(whole, state_shardings, split),
+        donate_argnums=2,
+        in_shardings=(whole, whole, state_shardings, split),
         out_shardings=(state_shardings, whole),
     )
-    seeds = jax.make_array_from_process_local_data(whole, np.asarray(seed, np.uint32))
-    return functools.partial(jitted, seeds)
+    seeds, teacher = jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(whole, np.asarray(x)),
+        (np.asarray(seed, np.uint32), teaching.variables if teaching else None),
+    )
+    return functools.partial(jitted, seeds, teacher)

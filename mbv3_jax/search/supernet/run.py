@@ -86,6 +86,11 @@ def train_supernet(
             f"config: shared.net.in_channels: got {experiment.spec.in_channels}, but the networks "
             f"of a search take {spec.in_channels}"
         )
+    if experiment.teaching:
+        raise UsageError(
+            f"config: shared.teacher: got {config.teacher!r}, but shared weights learn from labels "
+            "alone; --config.shared.teacher=None clears it"
+        )
     held_out, batch_size = experiment.data.held_out, config.batch_size
     if len(held_out) < batch_size:
         raise UsageError(

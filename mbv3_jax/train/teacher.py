@@ -1,0 +1,346 @@
+"""Teachers: trained networks that a run learns from, `config.teacher`.
+
+A teacher is a run folder or an import folder, or a StableHLO file: any function from images to
+logits. It sees what the student sees, in the same compiled step, after augmentation and mixing: at
+its own resolution, normalised as it was trained. BatchNorm uses its running statistics, nothing is
+dropped, and no gradient reaches it. The weights of a folder are an input of the step; those of a
+file are constants in it. No checkpoint holds them. teacher.json of the run folder has their digest,
+so that a run does not resume with another teacher.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.checks import choose
+from mbv3_jax.core.errors import UsageError, counted, first_line, plain, printable
+from mbv3_jax.core.files import expand_user, read_bytes
+from mbv3_jax.core.json_values import Number, as_type
+from mbv3_jax.core.packages import need
+from mbv3_jax.nn import functional
+from mbv3_jax.nn.modules import DTYPES, Compute
+from mbv3_jax.run.archive import read_archive
+from mbv3_jax.run.model import load_model
+from mbv3_jax.train.distillation import DISTILLATION, Teaching
+from mbv3_jax.train.plan import DistillationPlan, Plan
+from mbv3_jax.train.warm_start import weights_digest
+
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of each channel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """One teacher.
+
+    path: the folder or the file.
+    what: its network, for a person.
+    num_classes: how many logits it has.
+    class_names: by label; none if it does not say.
+    resolution, channels: of the images that it takes.
+    normalize: of the images that it takes; None if it does not say, and takes them as the student.
+    digest: of everything that its answers depend on.
+    variables: input of `logits`.
+    logits: (variables, images) -> [batch, classes].
+    """
+
+    path: Path
+    what: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    resolution: int
+    channels: int
+    normalize: Normalization | None
+    digest: str
+    variables: Any
+    logits: Callable[[Any, jax.Array], jax.Array]
+
+    def record(self) -> dict[str, Any]:
+        """What teacher.json of the run holds of it."""
+        return {"path": str(self.path), "network": self.what, "digest": self.digest}
+
+    def check(self, spec: NetSpec, class_names: Sequence[str]) -> None:
+        """Checks that it can teach a network.
+
+        Args:
+          spec: the student.
+          class_names: of its data, by label.
+
+        Raises:
+          ValueError: it has other classes, or takes images of other channels.
+        """
+        where = f"teacher: {self.path}"
+        if self.num_classes != spec.num_classes:
+            raise ValueError(
+                f"{where} has {counted(self.num_classes, 'class')}, but the data has "
+                f"{spec.num_classes}; expected the same ones"
+            )
+        unnamed = tuple(map(str, range(self.num_classes)))  # of sources and runs without names
+        if not {unnamed, ()} & {self.class_names, tuple(class_names)}:
+            for label, (theirs, ours) in enumerate(zip(self.class_names, class_names, strict=True)):
+                if theirs != ours:
+                    same = sorted(self.class_names) == sorted(class_names)
+                    order = "the same classes in another order" if same else "other classes"
+                    raise ValueError(
+                        f"{where} has {order}: its label {label} is {printable(theirs)!r}, that of "
+                        f"the data {printable(ours)!r}"
+                    )
+        from_grey = spec.in_channels == 1 and self.normalize is not None
+        if self.channels != spec.in_channels and not from_grey:
+            raise ValueError(
+                f"{where} takes images of {counted(self.channels, 'channel')}, but net.in_channels "
+                f"is {spec.in_channels}"
+            )
+
+    def view(self, images: jax.Array, normalize: Normalization) -> jax.Array:
+        """The student's images as this teacher takes them.
+
+        Args:
+          images: [batch, height, width, channels], normalised for the student.
+          normalize: how they are.
+
+        Returns:
+          [batch, resolution, resolution, channels]; grey images have become equal colours.
+        """
+        side = self.resolution
+        if self.normalize not in (None, normalize):
+            (mean, std), (mean_here, std_here) = np.array(self.normalize), np.array(normalize)
+            factor, offset = (std_here / std).astype("f4"), ((mean_here - mean) / std).astype("f4")
+            images = images * factor + offset
+        if images.shape[1:3] != (side, side):
+            shape = (len(images), side, side, images.shape[-1])
+            images = jax.image.resize(images, shape, "bilinear", antialias=True)
+        return images
+
+
+def read_teaching(plan: Plan, spec: NetSpec, class_names: Sequence[str]) -> Teaching | None:
+    """Reads the teachers of a plan.
+
+    Args:
+      plan: what the configuration says.
+      spec: the student.
+      class_names: of its data, by label.
+
+    Returns:
+      None if the plan has no teacher.
+
+    Raises:
+      UsageError: there is no such teacher, or it is of another kind.
+      RunError: it is damaged.
+      ValueError: it does not fit the student or its data, or an option of the loss is wrong.
+    """
+    asked, normalize = plan.distillation, plan.preprocessing.normalize
+    if asked is None:
+        return None
+    loss = DISTILLATION.bind(asked.loss.name, asked.loss.options)
+    teachers = [read_teacher(path, asked.dtype) for path in asked.teachers]
+    for teacher in teachers:
+        teacher.check(spec, class_names)
+
+    def logits(variables: Sequence[Any], images: jax.Array) -> jax.Array:
+        # The mean of logits is the geometric mean of what the teachers predict, which Hinton et
+        # al. (arXiv 1503.02531, section 2) name besides the arithmetic one.
+        answers = [
+            teacher.logits(weights, teacher.view(images, normalize)).astype(jnp.float32)
+            for teacher, weights in zip(teachers, variables, strict=True)
+        ]
+        return sum(answers[1:], start=answers[0]) / len(answers)
+
+    return Teaching(
+        variables=[teacher.variables for teacher in teachers],
+        logits=logits,
+        loss=loss,
+        weight=asked.weight,
+        description=_describe(asked, teachers, spec),
+        record=[teacher.record() for teacher in teachers],
+    )
+
+
+def _describe(plan: DistillationPlan, teachers: Sequence[Teacher], spec: NetSpec) -> str:
+    names = " and ".join(f"{printable(str(teacher.path))} ({teacher.what})" for teacher in teachers)
+    text = f"{names}; {plan.loss.name}, weight {plain(plan.weight)}"
+    sides = sorted({t.resolution for t in teachers} - {spec.resolution})
+    if sides:
+        text += f"; images resized to {' and '.join(map(str, sides))} pixels for it"
+    if any(teacher.normalize is None for teacher in teachers):
+        text += "; a file that does not say how images are normalised gets those of the student"
+    return text
+
+
+def read_teacher(given: str, dtype: str | None = None) -> Teacher:
+    """Reads one teacher.
+
+    Args:
+      given: a run folder, an import folder or a StableHLO file.
+      dtype: that a network of a folder computes in, a key of `modules.DTYPES`; None for float32.
+
+    Raises:
+      UsageError: there is no such thing, it is of another kind, or the option does not apply.
+      RunError: it is damaged.
+      ValueError: the type is unknown.
+    """
+    path = expand_user(given, "config.teacher", error=UsageError).absolute()
+    if dtype is not None:
+        choose("distillation.dtype", dtype, DTYPES)
+    if path.suffix in (".onnx", ".tflite"):
+        raise UsageError(
+            f"config.teacher: {path} runs outside the training step; expected a run folder, an "
+            "import folder or a .stablehlo file"
+        )
+    if path.is_dir():
+        return _read_folder(path, dtype or "float32")
+    if not path.exists():
+        several = ""
+        if "," in given:
+            several = '; several are given as --config.teacher=\'("DIR", "DIR")\''
+        raise UsageError(f"config.teacher: {path}: no such folder or file{several}")
+    if dtype is not None:
+        raise UsageError(
+            f"config: distillation.dtype: got {dtype!r}, but {path} computes in its own types; "
+            "--config.distillation.dtype=None clears it"
+        )
+    return _read_file(path)
+
+
+def _read_folder(path: Path, dtype: str) -> Teacher:
+    try:
+        model = load_model(path)
+        model.require_head(path)
+    except UsageError as e:
+        raise UsageError(f"config.teacher: {e}") from e
+    spec, compute = model.spec, Compute(dtype=dtype)
+    normalize = model.preprocessing.normalize
+    text = f"{normalize} {spec.resolution} {weights_digest(model.variables)}"
+    return Teacher(
+        path=path,
+        what=spec.name,
+        num_classes=spec.num_classes,
+        class_names=model.class_names,
+        resolution=spec.resolution,
+        channels=spec.in_channels,
+        normalize=normalize,
+        digest=hashlib.sha256(text.encode()).hexdigest(),
+        variables=model.variables,
+        logits=lambda variables, images: functional.apply(
+            spec, variables, images, train=False, compute=compute
+        )[0],
+    )
+
+
+class _Normalized(TypedDict):
+    mean: list[Number]
+    std: list[Number]
+
+
+class _Metadata(TypedDict):
+    """What is read of the metadata of an exported file, see `export.metadata.describe`."""
+
+    network: str
+    classes: list[str]
+    preprocessing: _Normalized
+
+
+def _read_file(path: Path) -> Teacher:
+    need("flatbuffers", "StableHLO", "export")  # jax.export imports it
+    try:
+        content = read_bytes(path)
+        exported = jax.export.deserialize(bytearray(content))
+    except OSError as e:
+        raise UsageError(f"config.teacher: {path}: {e.strerror}") from e
+    except Exception as e:  # of a file of another kind the reader can raise anything
+        raise UsageError(
+            f"config.teacher: {path} is not a StableHLO file of jax.export: {first_line(e)}"
+        ) from e
+    side, channels, num_classes = _signature(path, exported)
+    dtype = exported.in_avals[0].dtype
+    entries = read_archive(path)
+    metadata: _Metadata | None = None
+    if entries is not None:
+        try:
+            metadata = as_type(entries, _Metadata)
+        except ValueError as e:
+            raise UsageError(f"config.teacher: {path}: its metadata: {e}") from e
+    normalize: Normalization | None = None
+    if dtype == np.uint8:  # pixels, which the file normalises
+        normalize = (0.0,) * channels, (1 / 255,) * channels
+    elif metadata:
+        mean, std = (metadata["preprocessing"][name] for name in ("mean", "std"))
+        normalize = tuple(map(float, mean)), tuple(map(float, std))
+    call = _by_seeds(exported.call)
+
+    def logits(variables: Any, images: jax.Array) -> jax.Array:
+        if dtype == np.uint8:
+            images = jnp.clip(jnp.round(images), 0, 255)
+        return call(images.astype(dtype))
+
+    return Teacher(
+        path=path,
+        what=metadata["network"] if metadata else exported.fun_name,
+        num_classes=num_classes,
+        class_names=tuple(metadata["classes"]) if metadata else (),
+        resolution=side,
+        channels=channels,
+        normalize=normalize,
+        digest=hashlib.sha256(content).hexdigest(),
+        variables=(),
+        logits=logits,
+    )
+
+
+def _signature(path: Path, exported: jax.export.Exported) -> tuple[int, int, int]:
+    """Side and channels of the images, and the number of classes, of a function of images.
+
+    Raises:
+      UsageError: it is a function of something else, of a fixed number of images, or for other
+        devices.
+    """
+
+    def refuse(got: str, expected: str) -> UsageError:
+        return UsageError(f"config.teacher: {path}: got {got}, expected {expected}")
+
+    inputs, outputs = exported.in_avals, exported.out_avals
+    signature = f"a function ({', '.join(map(str, inputs))}) -> ({', '.join(map(str, outputs))})"
+    expected = "one of images [N, side, side, channels] with logits [N, classes]"
+    if len(inputs) != 1 or len(outputs) != 1 or len(outputs[0].shape) != 2:
+        raise refuse(signature, expected)
+    (images,), (logits,) = inputs, outputs
+    if len(images.shape) != 4 or not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise refuse(signature, expected)
+    count, height, width, channels = images.shape
+    fixed = [n for n in (height, width, channels, logits.shape[1]) if isinstance(n, int)]
+    kinds = (np.dtype("float32"), np.dtype("uint8"), jnp.dtype("bfloat16"), np.dtype("float16"))
+    if len(fixed) < 4 or height != width or images.dtype not in kinds:
+        raise refuse(signature, expected)
+    if not jax.export.is_symbolic_dim(count):
+        raise refuse(f"a file for batches of {count}", "one for any: mbv3 export --batch=any")
+    platform = jax.export.default_export_platform()
+    anywhere = jax.export.DisabledSafetyCheck.platform() in exported.disabled_safety_checks
+    if platform not in exported.platforms and not anywhere:
+        raise refuse(f"a file for {', '.join(exported.platforms)}", f"one for {platform}")
+    if exported.nr_devices != 1:
+        raise refuse(f"a file for {exported.nr_devices} devices", "one for a single device")
+    return height, channels, logits.shape[1]
+
+
+def _by_seeds(call: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """The function with a rule for `jax.vmap`, which exported functions do not have.
+
+    Several seeds at once see so many batches: these become one.
+    """
+    wrapped = jax.custom_batching.custom_vmap(call)
+
+    @wrapped.def_vmap
+    def rule(runs: int, is_batched: Any, images: jax.Array) -> tuple[jax.Array, bool]:
+        # Images first: this axis is the one that devices share.
+        images = images.swapaxes(0, 1)
+        merged = images.reshape(-1, *images.shape[2:])
+        logits = wrapped(merged).reshape(len(images), runs, -1)
+        return logits.swapaxes(0, 1), True
+
+    return wrapped
