@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mbv3_jax.core.errors import UsageError, printable
-from mbv3_jax.core.registry import option_names
+from mbv3_jax.core.registry import Registry, option_names
 from mbv3_jax.run.config import flatten_config, parse_config
 from mbv3_jax.run.shipped import SHIPPED, find_file, run_file, split_argument
 
@@ -172,13 +172,20 @@ def _from_docstrings() -> dict[str, str]:
 
 
 def _of_entries() -> dict[str, str]:
-    """Which optimizers, schedules and losses have an option, and with which default."""
+    """Which entries of the registries have an option, and with which default."""
+    from mbv3_jax.train.distillation import DISTILLATION
     from mbv3_jax.train.losses import LOSSES
     from mbv3_jax.train.optimizers import OPTIMIZERS
     from mbv3_jax.train.schedules import SCHEDULES
 
     found: dict[str, list[str]] = {}
-    for group, registry in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("loss", LOSSES)):
+    registries: dict[str, Registry] = {
+        "optimizer": OPTIMIZERS,
+        "schedule": SCHEDULES,
+        "loss": LOSSES,
+        "distillation": DISTILLATION,
+    }
+    for group, registry in registries.items():
         for name, factory in registry.items():
             signature = inspect.signature(factory).parameters
             for option in option_names(factory):

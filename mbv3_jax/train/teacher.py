@@ -63,7 +63,7 @@ class Teacher:
 
     def record(self) -> dict[str, Any]:
         """What teacher.json of the run holds of it."""
-        return {"path": str(self.path), "network": self.what, "digest": self.digest}
+        return {"path": str(self.path.absolute()), "network": self.what, "digest": self.digest}
 
     def check(self, spec: NetSpec, class_names: Sequence[str]) -> None:
         """Checks that it can teach a network.
@@ -185,7 +185,7 @@ def read_teacher(given: str, dtype: str | None = None) -> Teacher:
       RunError: it is damaged.
       ValueError: the type is unknown.
     """
-    path = expand_user(given, "config.teacher", error=UsageError).absolute()
+    path = expand_user(given, "config.teacher", error=UsageError)
     if dtype is not None:
         choose("distillation.dtype", dtype, DTYPES)
     if path.suffix in (".onnx", ".tflite"):

@@ -312,6 +312,11 @@ def test_held_out_batches_are_evaluation_views_of_the_held_out_images(config, tm
     assert found[0]["label"].tolist() != whole["label"][: config.batch_size].tolist()
 
 
+def test_a_teacher_is_refused_rather_than_ignored(config, space, rewards, tmp_path):
+    with pytest.raises(UsageError, match=r"shared\.teacher: got 'runs/large', but shared weights"):
+        _train(_with(config, teacher="runs/large"), space, rewards, tmp_path)
+
+
 def test_a_held_out_split_smaller_than_a_batch_is_refused_at_once(
     config, space, rewards, tmp_path, monkeypatch
 ):

@@ -69,6 +69,11 @@ def train_supernet(
         or read.
       Preempted, KeyboardInterrupt: After a signal, between two steps, and saved.
     """
+    if (teacher := config.get("teacher")) is not None:
+        raise UsageError(
+            f"config: shared.teacher: got {teacher!r}, but shared weights learn from labels alone; "
+            "--config.shared.teacher=None clears it"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     spec = _largest(problem.space)
     write_atomically(folder / "largest.json", spec_to_json(spec))
@@ -85,11 +90,6 @@ def train_supernet(
         raise UsageError(
             f"config: shared.net.in_channels: got {experiment.spec.in_channels}, but the networks "
             f"of a search take {spec.in_channels}"
-        )
-    if experiment.teaching:
-        raise UsageError(
-            f"config: shared.teacher: got {config.teacher!r}, but shared weights learn from labels "
-            "alone; --config.shared.teacher=None clears it"
         )
     held_out, batch_size = experiment.data.held_out, config.batch_size
     if len(held_out) < batch_size:
