@@ -55,6 +55,7 @@ ROOMS = {
         "mbv3_jax.run.folder",
         "mbv3_jax.run.checkpoint",
         "mbv3_jax.run.digests",
+        "mbv3_jax.run.archive",
         "mbv3_jax.run.metrics",
         "mbv3_jax.run.model",
         "mbv3_jax.run.processes",
@@ -62,6 +63,7 @@ ROOMS = {
     ],
     "train": [
         "mbv3_jax.train.losses",
+        "mbv3_jax.train.distillation",
         "mbv3_jax.train.schedules",
         "mbv3_jax.train.optimizers",
         "mbv3_jax.train.finetune",
@@ -75,6 +77,7 @@ ROOMS = {
         "mbv3_jax.train.recorder",
         "mbv3_jax.train.seeds",
         "mbv3_jax.train.warm_start",
+        "mbv3_jax.train.teacher",
         "mbv3_jax.train.inference",
         "mbv3_jax.train.reevaluate",
         "mbv3_jax.train.measures",

@@ -101,3 +101,19 @@ def test_training_for_int8_has_a_trial_for_each_seed_and_its_twin_in_float(sweep
     assert loaded.trials[2].overrides["init"] == str(sweep_folder / "both" / "seed1")
     with pytest.raises(UsageError, match="cut is no run folder of a run that has ended"):
         plan.load(f"{ROOT / 'configs/ablations/qat.py'}:{sweep_folder / 'cut'}")
+
+
+def test_a_small_network_has_a_trial_with_each_loss_of_a_teacher(sweep_folder):
+    from mbv3_jax.core.errors import UsageError
+    from mbv3_jax.sweep import plan
+
+    file, teacher = ROOT / "configs/ablations/distillation.py", sweep_folder / "each-seed0"
+    loaded = plan.load(f"{file}:{teacher}")
+    assert [t.name for t in loaded.trials] == ["alone", "kl", "js", "hard"]
+    assert {t.overrides["seeds"] for t in loaded.trials} == {(0, 1, 2)}
+    assert "teacher" not in loaded.trials[0].overrides
+    job = plan.make_jobs(loaded, sweep_folder.parent / "distillation")[1]
+    assert (job.config.teacher, job.config.distillation.name) == (str(teacher), "kl")
+    for name, message in (("cut", "no run folder of a run that"), ("both", "name one: .*seed0")):
+        with pytest.raises(UsageError, match=message):
+            plan.load(f"{file}:{sweep_folder / name}")
