@@ -108,7 +108,8 @@ def random_model(seed, *, names=NAMES, preprocessing=None, **changes):
 
     Its statistics are far from those of a batch.
     """
-    spec = SPEC.replace(num_classes=max(len(names), 1), **changes)
+    # Without dropout, so that nothing but BatchNorm tells training from inference.
+    spec = SPEC.replace(num_classes=max(len(names), 1), dropout=0.0, **changes)
     variables = functional.init(spec, jax.random.key(seed))
     rng = np.random.default_rng(seed)
     params, stats = variables["params"], variables["batch_stats"]
