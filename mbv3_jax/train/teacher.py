@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mbv3_jax.arch.spec import NetSpec
-from mbv3_jax.core.checks import choose
+from mbv3_jax.core.checks import choose, sides
 from mbv3_jax.core.errors import UsageError, counted, first_line, plain, printable
 from mbv3_jax.core.files import expand_user, read_bytes
 from mbv3_jax.core.json_values import Number, as_type
@@ -43,7 +43,8 @@ class Teacher:
     what: its network, for a person.
     num_classes: how many logits it has.
     class_names: by label; none if it does not say.
-    resolution, channels: of the images that it takes.
+    size: height and width of the images that it takes, in pixels.
+    channels: of them.
     normalize: of the images that it takes; None if it does not say, and takes them as the student.
     digest: of everything that its answers depend on.
     variables: input of `logits`.
@@ -54,7 +55,7 @@ class Teacher:
     what: str
     num_classes: int
     class_names: tuple[str, ...]
-    resolution: int
+    size: tuple[int, int]
     channels: int
     normalize: Normalization | None
     digest: str
@@ -106,15 +107,14 @@ class Teacher:
           normalize: how they are.
 
         Returns:
-          [batch, resolution, resolution, channels]; grey images have become equal colours.
+          [batch, *size, channels]; grey images have become equal colours.
         """
-        side = self.resolution
         if self.normalize not in (None, normalize):
             (mean, std), (mean_here, std_here) = np.array(self.normalize), np.array(normalize)
             factor, offset = (std_here / std).astype("f4"), ((mean_here - mean) / std).astype("f4")
             images = images * factor + offset
-        if images.shape[1:3] != (side, side):
-            shape = (len(images), side, side, images.shape[-1])
+        if images.shape[1:3] != self.size:
+            shape = (len(images), *self.size, images.shape[-1])
             images = jax.image.resize(images, shape, "bilinear", antialias=True)
         return images
 
@@ -165,9 +165,10 @@ def read_teaching(plan: Plan, spec: NetSpec, class_names: Sequence[str]) -> Teac
 def _describe(plan: DistillationPlan, teachers: Sequence[Teacher], spec: NetSpec) -> str:
     names = " and ".join(f"{printable(str(teacher.path))} ({teacher.what})" for teacher in teachers)
     text = f"{names}; {plan.loss.name}, weight {plain(plan.weight)}"
-    sides = sorted({t.resolution for t in teachers} - {spec.resolution})
-    if sides:
-        text += f"; images resized to {' and '.join(map(str, sides))} pixels for it"
+    sizes = sorted({teacher.size for teacher in teachers} - {sides(spec.resolution)})
+    if sizes:
+        resized = " and ".join(f"{height}x{width}" for height, width in sizes)
+        text += f"; images resized to {resized} pixels for it"
     if any(teacher.normalize is None for teacher in teachers):
         text += "; a file that does not say how images are normalised gets those of the student"
     return text
@@ -216,13 +217,14 @@ def _read_folder(path: Path, dtype: str) -> Teacher:
         raise UsageError(f"config.teacher: {e}") from e
     spec, compute = model.spec, Compute(dtype=dtype)
     normalize = model.preprocessing.normalize
-    text = f"{normalize} {spec.resolution} {weights_digest(model.variables)}"
+    size = sides(spec.resolution)
+    text = f"{normalize} {size} {weights_digest(model.variables)}"
     return Teacher(
         path=path,
         what=spec.name,
         num_classes=spec.num_classes,
         class_names=model.class_names,
-        resolution=spec.resolution,
+        size=size,
         channels=spec.in_channels,
         normalize=normalize,
         digest=hashlib.sha256(text.encode()).hexdigest(),
@@ -257,7 +259,7 @@ def _read_file(path: Path) -> Teacher:
         raise UsageError(
             f"config.teacher: {path} is not a StableHLO file of jax.export: {first_line(e)}"
         ) from e
-    side, channels, num_classes = _signature(path, exported)
+    size, channels, num_classes = _signature(path, exported)
     dtype = exported.in_avals[0].dtype
     entries = read_archive(path)
     metadata: _Metadata | None = None
@@ -284,7 +286,7 @@ def _read_file(path: Path) -> Teacher:
         what=metadata["network"] if metadata else exported.fun_name,
         num_classes=num_classes,
         class_names=tuple(metadata["classes"]) if metadata else (),
-        resolution=side,
+        size=size,
         channels=channels,
         normalize=normalize,
         digest=hashlib.sha256(content).hexdigest(),
@@ -293,8 +295,8 @@ def _read_file(path: Path) -> Teacher:
     )
 
 
-def _signature(path: Path, exported: jax.export.Exported) -> tuple[int, int, int]:
-    """Side and channels of the images, and the number of classes, of a function of images.
+def _signature(path: Path, exported: jax.export.Exported) -> tuple[tuple[int, int], int, int]:
+    """Size and channels of the images, and the number of classes, of a function of images.
 
     Raises:
       UsageError: it is a function of something else, of a fixed number of images, or for other
@@ -306,7 +308,7 @@ def _signature(path: Path, exported: jax.export.Exported) -> tuple[int, int, int
 
     inputs, outputs = exported.in_avals, exported.out_avals
     signature = f"a function ({', '.join(map(str, inputs))}) -> ({', '.join(map(str, outputs))})"
-    expected = "one of images [N, side, side, channels] with logits [N, classes]"
+    expected = "one of images [N, height, width, channels] with logits [N, classes]"
     if len(inputs) != 1 or len(outputs) != 1 or len(outputs[0].shape) != 2:
         raise refuse(signature, expected)
     (images,), (logits,) = inputs, outputs
@@ -315,7 +317,7 @@ def _signature(path: Path, exported: jax.export.Exported) -> tuple[int, int, int
     count, height, width, channels = images.shape
     fixed = [n for n in (height, width, channels, logits.shape[1]) if isinstance(n, int)]
     kinds = (np.dtype("float32"), np.dtype("uint8"), jnp.dtype("bfloat16"), np.dtype("float16"))
-    if len(fixed) < 4 or height != width or images.dtype not in kinds:
+    if len(fixed) < 4 or images.dtype not in kinds:
         raise refuse(signature, expected)
     if not jax.export.is_symbolic_dim(count):
         raise refuse(f"a file for batches of {count}", "one for any: mbv3 export --batch=any")
@@ -325,7 +327,7 @@ def _signature(path: Path, exported: jax.export.Exported) -> tuple[int, int, int
         raise refuse(f"a file for {', '.join(exported.platforms)}", f"one for {platform}")
     if exported.nr_devices != 1:
         raise refuse(f"a file for {exported.nr_devices} devices", "one for a single device")
-    return height, channels, logits.shape[1]
+    return (height, width), channels, logits.shape[1]
 
 
 def _by_seeds(call: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
