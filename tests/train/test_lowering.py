@@ -20,7 +20,7 @@ def test_the_step_lowers_for_tpu_and_cuda(network):
     }
     state = experiment.abstract_state()
     exported = jax.export.export(experiment.train_step.func, platforms=("tpu", "cuda"))(
-        jax.ShapeDtypeStruct((), "uint32"), state, batch
+        jax.ShapeDtypeStruct((), "uint32"), None, state, batch
     )
     assert exported.platforms == ("tpu", "cuda")
     assert exported.nr_devices == len(jax.devices())
