@@ -6,6 +6,9 @@ if __name__ == "__main__":
     from mbv3_jax.cli import use_huge_pages
 
     use_huge_pages()
+    from mbv3_jax.cli.compiled import keep_programs
+
+    keep_programs()
     from mbv3_jax.cli.train import main
 
     sys.exit(main(sys.argv[1:]))

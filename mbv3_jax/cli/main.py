@@ -19,6 +19,7 @@ from mbv3_jax.cli import (
     weights,
 )
 from mbv3_jax.cli.arguments import Parser
+from mbv3_jax.cli.compiled import keep_programs
 from mbv3_jax.cli.examples import add_examples
 from mbv3_jax.core.errors import EXIT_INTERRUPTED, RunError, UsageError, printable_lines
 from mbv3_jax.core.packages import program
@@ -58,9 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     is_own_process = arguments is None
     arguments = sys.argv[1:] if arguments is None else arguments
+    if is_own_process and arguments[:1] == ["train"]:
+        use_huge_pages()
+    if is_own_process:
+        keep_programs()
     if arguments[:1] == ["train"]:
-        if is_own_process:
-            use_huge_pages()
         from mbv3_jax.cli.train import main as train
 
         return train(arguments[1:])
