@@ -13,11 +13,17 @@ from mbv3_jax.run.folder import SESSIONS, Summary, Times
 from mbv3_jax.run.metrics import Record, read_metrics
 
 
+class _Data(TypedDict):
+    name: str
+    eval_split: NotRequired[str | None]
+
+
 class Config(TypedDict):
     """config.json, as far as a report asks for single fields."""
 
     seed: int
     seeds: NotRequired[list[int] | None]
+    data: NotRequired[_Data]
 
 
 class _Program(TypedDict):
@@ -103,6 +109,21 @@ class Trial:
     def spec(self) -> NetSpec | None:
         return next((run.spec for run in self.runs if run.spec), None)
 
+    @property
+    def data(self) -> str | None:
+        """What the runs were evaluated on: "folder:/photographs, validation"."""
+        for run in (*self.finished, *self.runs):
+            if data := run.config.get("data"):
+                split = run.summary["split"] if run.summary else data.get("eval_split")
+                return ", ".join(filter(None, (data["name"], split)))
+        return None
+
+    @property
+    def held_out(self) -> int | None:
+        """How many images that were; None while no run has finished."""
+        evaluations = (run.summary["eval"] for run in self.finished if run.summary)
+        return next((e["count"] + e.get("unreadable", 0) for e in evaluations), None)
+
     def values(self, metric: str) -> list[float]:
         """A metric of the final evaluations, ordered by seed.
 
@@ -164,6 +185,34 @@ def collect(folders: Iterable[Path]) -> list[Sweep]:
         title = loose[0].name if len(loose) == 1 else f"{len(loose)} runs"
         sweeps.append(Sweep(title=title, name=None, folder=None, command=None, trials=tuple(loose)))
     return sweeps
+
+
+def same_data(a: Trial, b: Trial) -> bool:
+    """Whether the results of two trials may be compared: they are of the same held-out images.
+
+    That is said by the name of the data, its split and the number of images. A trial that has no
+    result is told by the name alone.
+    """
+    if a.finished and b.finished:
+        return (a.data, a.held_out) == (b.data, b.held_out)
+    names = [
+        next((r.config["data"]["name"] for r in t.runs if "data" in r.config), None) for t in (a, b)
+    ]
+    return None in names or names[0] == names[1]
+
+
+def by_data(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """The trials in groups of the same data, see `same_data`, in order of their first trials."""
+    trials = list(trials)
+    groups: list[list[int]] = []
+    # Those with results make the groups, which the others then join.
+    for i in sorted(range(len(trials)), key=lambda i: not trials[i].finished):
+        same = (group for group in groups if same_data(trials[group[0]], trials[i]))
+        if (group := next(same, None)) is None:
+            groups.append([i])
+        else:
+            group.append(i)
+    return [[trials[i] for i in group] for group in sorted(map(sorted, groups))]
 
 
 def is_search(folder: Path) -> bool:

@@ -12,7 +12,7 @@ from scipy import stats
 
 from mbv3_jax.arch import cost
 from mbv3_jax.core.errors import printable, printable_lines
-from mbv3_jax.report.collect import Trial
+from mbv3_jax.report.collect import Trial, same_data
 
 CONFIDENCE = 0.95
 _METRICS = ("top1", "top5", "balanced_accuracy", "macro_f1", "ece", "loss")
@@ -66,6 +66,7 @@ class Difference:
     low, high: ends of the confidence interval; None if a side has fewer than two seeds.
     real: whether the difference is larger than the spread of the seeds explains; None if that
       cannot be said.
+    same_data: whether both sides were evaluated on the same images; if not, nothing can be said.
     """
 
     metric: str
@@ -74,12 +75,16 @@ class Difference:
     low: float | None = None
     high: float | None = None
     real: bool | None = None
+    same_data: bool = True
 
 
 def metric_differences(a: Trial, b: Trial) -> list[Difference]:
     """How the metrics differ; empty if a side has no finished run."""
     values = [(metric, a.values(metric), b.values(metric)) for metric in _METRICS]
-    return [difference(m, of_a, of_b) for m, of_a, of_b in values if of_a and of_b]
+    found = [difference(m, of_a, of_b) for m, of_a, of_b in values if of_a and of_b]
+    if same_data(a, b):
+        return found
+    return [Difference(metric=d.metric, a=d.a, b=d.b, same_data=False) for d in found]
 
 
 def difference(metric: str, a: Sequence[float], b: Sequence[float]) -> Difference:
@@ -162,11 +167,14 @@ def _result_rows(a: Trial, b: Trial) -> list[tuple[str, ...]]:
                 (name, f"{cost_a:,}", f"{cost_b:,}", change if cost_a != cost_b else "same", "", "")
             )
     for d in metric_differences(a, b):
-        rows.append((d.metric, f"{d.a:.3f}", f"{d.b:.3f}", f"{d.b - d.a:+.3f}", *_verdict(d)))
+        change = f"{d.b - d.a:+.3f}" if d.same_data else ""
+        rows.append((d.metric, f"{d.a:.3f}", f"{d.b:.3f}", change, *_verdict(d)))
     return rows
 
 
 def _verdict(d: Difference) -> tuple[str, str]:
+    if not d.same_data:
+        return "of different data", "?"
     if d.real is None:
         return "needs two seeds on each side", "?"
     return f"{d.low:+.3f} to {d.high:+.3f}", "yes" if d.real else "no"

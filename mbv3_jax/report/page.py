@@ -15,10 +15,19 @@ from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.errors import counted
 from mbv3_jax.core.json_values import read_json
 from mbv3_jax.report import charts
-from mbv3_jax.report.collect import Run, Sweep, Trial
+from mbv3_jax.report.collect import Run, Sweep, Trial, by_data
 from mbv3_jax.report.pictures import confusion, read_predictions, shorten
 from mbv3_jax.report.rows import rows, runtimes
-from mbv3_jax.report.tables import CLASSES, OURS, PUBLISHED, Column, cell, used_columns
+from mbv3_jax.report.tables import (
+    AGAINST_PUBLISHED,
+    CLASSES,
+    COSTS,
+    MEASURES,
+    RESULTS,
+    Column,
+    cell,
+    used_columns,
+)
 
 _MOST_CLASSES = 30  # above it, there is no confusion matrix, only the most frequent confusions
 _MISTAKES = 12  # images of each trial
@@ -71,6 +80,11 @@ def _sweep(sweep: Sweep, latencies: Callable[[NetSpec], dict | None]) -> dict:
     table = rows(sweep, latencies)
     finished = sum(row["runs"] for row in table)
     complete = [row for row in table if row["runs"] and not row["missing"]]
+    of_trial = dict(zip(map(id, sweep.trials), table, strict=True))
+    groups = [
+        _group(trials, [of_trial[id(trial)] for trial in trials])
+        for trials in by_data(sweep.trials)
+    ]
     return {
         "title": sweep.title,
         "command": sweep.command,
@@ -78,21 +92,34 @@ def _sweep(sweep: Sweep, latencies: Callable[[NetSpec], dict | None]) -> dict:
         "finished": finished,
         "complete": len(complete),
         "missing": [(row["trial"], row["missing"]) for row in table if row["missing"]],
+        "best": [group["best"] for group in groups if group["best"]],
+        "tables": [
+            (name, sortable(table, columns))
+            for name, columns in (("trials", RESULTS), ("measures", MEASURES), ("costs", COSTS))
+            if any(used_columns(columns[1:], table))
+        ],
+        "published": sortable([r for r in table if r["published_source"]], AGAINST_PUBLISHED),
+        "runtimes": runtimes(table),
+        "groups": groups,
+        "costs": _costs(sweep.trials),
+        "trials": [_trial(trial) for trial in sweep.trials],
+    }
+
+
+def _group(trials: Sequence[Trial], table: Sequence[dict]) -> dict:
+    """What is said and drawn of trials of the same data, and of these alone."""
+    return {
+        "data": trials[0].data,
         "best": max(
             (row for row in table if row["top1"] is not None),
             key=lambda row: row["top1"],
             default=None,
         ),
-        "ours": sortable(table, OURS),
-        "published": sortable(
-            [row for row in table if row["published_source"]], (*OURS[:2], *PUBLISHED)
-        ),
-        "runtimes": runtimes(table),
         "curves": [
             svg
             for svg in (
-                charts.training_curves(sweep.trials, kind="eval", metric="top1"),
-                charts.training_curves(sweep.trials, kind="train", metric="loss"),
+                charts.training_curves(trials, kind="eval", metric="top1"),
+                charts.training_curves(trials, kind="train", metric="loss"),
             )
             if svg
         ],
@@ -101,8 +128,6 @@ def _sweep(sweep: Sweep, latencies: Callable[[NetSpec], dict | None]) -> dict:
             for against in ("madds", "latency_ms")
             if (svg := charts.accuracy_against_cost(table, against=against))
         ],
-        "costs": _costs(sweep.trials),
-        "trials": [_trial(trial) for trial in sweep.trials],
     }
 
 

@@ -12,7 +12,12 @@ from mbv3_jax.arch.published import ablation, published
 from mbv3_jax.arch.spec import NetSpec, spec_to_json
 from mbv3_jax.core.files import open_atomically
 from mbv3_jax.core.json_values import Number, read_json
-from mbv3_jax.report.collect import Sweep, Trial
+from mbv3_jax.report.collect import Sweep, Trial, same_data
+
+MEASURES = (
+    *("top5", "balanced_accuracy", "macro_precision", "macro_recall", "macro_f1", "ece"),
+    "loss",
+)
 
 # Measures a network: returns {"ms": median latency of a batch of one, "runtime": what ran it and
 # on which machine}, or {"error": why the network cannot be measured}.
@@ -74,20 +79,25 @@ def rows(sweep: Sweep, latencies: Callable[[NetSpec], dict | None]) -> list[dict
 
     Returns:
       Dicts whose values are None where a figure is not known:
-      "trial", "missing", "runs" (how many have finished), "top1" and "top1_std" (percent; mean and
-      sample deviation over the seeds, which needs two), "top1_values", "balanced_accuracy",
-      "macro_f1" and "ece" (percent; means over the seeds), "loss", "params", "madds", "latency_ms",
+      "trial", "missing", "runs" (how many have finished), "data" and "held_out" (what they were
+      evaluated on, and how many images), "resolution" (pixels), "top1" and "top1_std" (percent;
+      mean and sample deviation over the seeds, which needs two), "top1_values", those of `MEASURES`
+      (percent, but for the loss; means over the seeds), "best_top1" (percent, of the best
+      checkpoints; a mean) and "best_step" (of a single run), "test_top1" (percent, of a third
+      split; a mean), "params", "madds", "latency_ms",
       "runtime", "images_per_second", "seconds";
       the published figures "published_network", "published_top1", "published_madds_m",
       "published_params_m", "published_ms" (Pixel 1), "published_source", and "difference" (our
       top-1 - the published one, in percentage points);
-      for a sweep, "effect" and "published_effect": top-1 - the first trial's, in percentage points.
+      for a sweep, "effect" and "published_effect": top-1 - the first trial's, in percentage points,
+      where both were evaluated on the same data.
     """
     table = [_row(sweep, trial, latencies) for trial in sweep.trials]
-    for row in table:
+    for row, trial in zip(table, sweep.trials, strict=True):
+        comparable = sweep.name and row is not table[0] and same_data(sweep.trials[0], trial)
         for effect, value in (("effect", "top1"), ("published_effect", "published_top1")):
             of_trial, of_first = row[value], table[0][value]
-            known = sweep.name and row is not table[0] and None not in (of_trial, of_first)
+            known = comparable and None not in (of_trial, of_first)
             row[effect] = of_trial - of_first if known else None
     return table
 
@@ -99,17 +109,25 @@ def _row(sweep: Sweep, trial: Trial, latencies: Callable[[NetSpec], dict | None]
     if "error" in measured:
         missing.append(f"latency: {measured['error']}")
     mean_top1 = statistics.fmean(top1) if top1 else None
+    best = [run.summary["best"] for run in trial.runs if run.summary and "best" in run.summary]
+    tests = [run.summary["test"] for run in trial.runs if run.summary and "test" in run.summary]
     return {
         "trial": trial.name,
         "missing": "; ".join(missing) or None,
         "runs": len(trial.finished),
+        "data": trial.data,
+        "held_out": trial.held_out,
+        "resolution": spec and spec.resolution,
         "top1": mean_top1,
         "top1_std": statistics.stdev(top1) if len(top1) > 1 else None,
         "top1_values": top1,
         **{
             metric: statistics.fmean(values) if (values := trial.values(metric)) else None
-            for metric in ("balanced_accuracy", "macro_f1", "ece", "loss")
+            for metric in MEASURES
         },
+        "best_top1": 100 * statistics.fmean(b["top1"] for b in best) if best else None,
+        "best_step": best[0]["step"] if len(best) == 1 else None,
+        "test_top1": 100 * statistics.fmean(t["top1"] for t in tests) if tests else None,
         "params": spec and cost.params(spec),
         "madds": spec and cost.madds(spec),
         "latency_ms": measured.get("ms"),

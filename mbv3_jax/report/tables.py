@@ -49,6 +49,13 @@ def _top1(row: dict) -> str:
     return f"{row['top1']:.2f}{spread}"
 
 
+def _best(row: dict) -> str:
+    if row["best_top1"] is None:
+        return ""
+    step = "" if row["best_step"] is None else f" (step {row['best_step']:,})"
+    return f"{row['best_top1']:.2f}{step}"
+
+
 def _time(row: dict) -> str:
     seconds = row["seconds"]
     if seconds is None:
@@ -63,14 +70,32 @@ def _source(row: dict) -> str:
     return ", ".join(parts) if parts[1] else ""
 
 
-OURS = (
-    Column("trial", "trial", "", lambda row: row["trial"]),
-    Column("top1", "top-1 %", "mean ± deviation over the seeds", _top1),
+_TRIAL = Column("trial", "trial", "", lambda row: row["trial"])
+_TOP1 = Column("top1", "top-1 %", "mean ± deviation over the seeds", _top1)
+RESULTS = (
+    _TRIAL,
+    Column("data", "data", "held out", lambda row: row["data"] or ""),
+    Column("held_out", "images", "held out", _number("held_out", "{:,}")),
+    Column("resolution", "pixels", "resolution", _number("resolution", "{}")),
+    _TOP1,
+    Column("best_top1", "best %", "top-1 of the best checkpoint", _best),
+    Column("test_top1", "test %", "top-1 on the test split", _number("test_top1", "{:.2f}")),
+    Column("top5", "top-5 %", "", _number("top5", "{:.2f}")),
+)
+MEASURES = (
+    _TRIAL,
     Column(
         "balanced_accuracy", "balanced %", "mean recall", _number("balanced_accuracy", "{:.2f}")
     ),
-    Column("macro_f1", "F1 %", "mean over the classes", _number("macro_f1", "{:.2f}")),
+    Column(
+        "macro_precision", "precision %", "mean of classes", _number("macro_precision", "{:.2f}")
+    ),
+    Column("macro_recall", "recall %", "mean of classes", _number("macro_recall", "{:.2f}")),
+    Column("macro_f1", "F1 %", "mean of classes", _number("macro_f1", "{:.2f}")),
     Column("ece", "ECE %", "calibration error", _number("ece", "{:.2f}")),
+)
+COSTS = (
+    _TRIAL,
     Column("runs", "runs", "finished", lambda row: str(row["runs"])),
     Column("params", "params M", "trainable", _number("params", "{:.2f}", 1e-6)),
     Column("madds", "MAdds M", "of one image", _number("madds", "{:.1f}", 1e-6)),
@@ -78,6 +103,7 @@ OURS = (
     Column("images_per_second", "images/s", "training", _number("images_per_second", "{:,.0f}")),
     Column("seconds", "time", "of training, all seeds", _time),
 )
+OURS = (*RESULTS, *MEASURES[1:], *COSTS[1:])
 # A page shows these in a separate table, after the trial and our top-1.
 PUBLISHED = (
     Column("published_network", "network", "published", _source),
@@ -88,6 +114,7 @@ PUBLISHED = (
     Column("published_madds_m", "MAdds M", "published", _number("published_madds_m", "{:.0f}")),
     Column("published_ms", "Pixel 1 ms", "published", _number("published_ms", "{:.1f}")),
 )
+AGAINST_PUBLISHED = (_TRIAL, _TOP1, *PUBLISHED)
 # Of the classes of one run.
 CLASSES = (
     Column("class", "class", "", lambda row: row["class"]),

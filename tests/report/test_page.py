@@ -208,3 +208,15 @@ def test_drawn_blocks_fit_a_phone_whole(browser, search_page):
         "e => width(e) / width(e.parentNode))"
     )
     assert max(shares) == shares[-1] > 0.85 and min(shares) == shares[0] < 0.03
+
+
+def test_the_caption_of_a_small_matrix_is_one_line(browser, page):
+    view(browser, page)
+    heights = browser.execute_script(
+        "document.querySelectorAll('details').forEach(d => { d.open = true });"
+        "const table = document.querySelector('table.matrix');"
+        "[...table.rows].forEach(r => [...r.cells].slice(3).forEach(c => c.remove()));"
+        "const line = parseFloat(getComputedStyle(table.caption).lineHeight);"
+        "return [table.caption.getClientRects()[0].height, line]"
+    )
+    assert heights[0] < 2 * heights[1]

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from mbv3_jax.__main__ import main
 from mbv3_jax.arch import cost
 from mbv3_jax.report import charts, tables
-from mbv3_jax.report.collect import collect
+from mbv3_jax.report.collect import by_data, collect
 from mbv3_jax.report.compare import (
     changed_fields,
     difference,
@@ -60,7 +61,7 @@ def test_rows_have_mean_and_deviation_of_what_the_runs_ended_with(sweep, table, 
         assert table[name]["top1"] == pytest.approx(np.mean(top1))
         assert table[name]["top1_std"] == pytest.approx(np.std(top1, ddof=1))
         assert table[name]["loss"] == pytest.approx(np.mean([e["eval"]["loss"] for e in ends]))
-        for metric in ("balanced_accuracy", "macro_f1", "ece"):
+        for metric in ("balanced_accuracy", "macro_precision", "macro_recall", "ece", "top5"):
             mean = np.mean([100 * end["eval"][metric] for end in ends])
             assert table[name][metric] == pytest.approx(mean)
     spec = sweep.trials[0].spec
@@ -74,6 +75,51 @@ def test_rows_have_mean_and_deviation_of_what_the_runs_ended_with(sweep, table, 
     assert table["each"]["seconds"] == pytest.approx(sum(one_by_one))
     at_once = json.loads((sweep_folder / "both" / "summary.json").read_text())["seconds"]
     assert table["both"]["seconds"] == pytest.approx(at_once)
+
+
+def changed(run, folder, *, data=None, summary=None):
+    """A copy of a run folder with other fields of config.data and of summary.json."""
+    shutil.copytree(run, folder)
+    for name, fields in (("config", {"data": data or {}}), ("summary", summary or {})):
+        path = folder / f"{name}.json"
+        content = json.loads(path.read_text())
+        for key, value in fields.items():
+            content[key] = content.get(key, {}) | value
+        path.write_text(json.dumps(content))
+    return folder
+
+
+def test_runs_of_different_data_are_not_ranked_against_each_other(sweep_folder, tmp_path, capsys):
+    run = sweep_folder / "each-seed0"
+    best = {"best": {"step": 12, "top1": 0.875}}
+    same = changed(run, tmp_path / "same", summary={"eval": {"top1": 0.5}, **best})
+    other = changed(run, tmp_path / "other", data={"name": "digits"}, summary=best)
+    more = changed(run, tmp_path / "more", summary={"eval": {"count": 7}})
+    cut = changed(run, tmp_path / "cut", data={"name": "digits"})
+    (cut / "summary.json").unlink()
+    (sweep,) = collect([cut, run, same, other, more])
+    by_name = {trial.name: trial for trial in sweep.trials}
+    names = [[str(t.name) for t in group] for group in by_data(sweep.trials)]
+    assert names == [[str(cut), str(other)], [str(run), str(same)], [str(more)]]
+    row = rows(sweep, unmeasured)[2]
+    count = json.loads((run / "summary.json").read_text())["eval"]["count"]
+    assert row["data"] == "synthetic, test" and row["held_out"] == count
+    assert (row["resolution"], row["best_top1"], row["best_step"]) == (32, 87.5, 12)
+    page = sweep_page([sweep], unmeasured)
+    for name in (other, same, more):
+        assert re.search(rf"Best on [^<]*: <strong>{name}</strong>", page)
+    assert page.count("<strong>") == 4  # those, and "Missing"
+    assert "87.50 (step 12)" in page and "trials of different data are not compared" in page
+    (alone,) = collect([run, same])
+    assert "Best: <strong>" in sweep_page([alone], unmeasured)
+    (first, *_) = metric_differences(by_name[str(run)], by_name[str(other)])
+    assert (first.same_data, first.real, first.low) == (False, None, None)
+    assert main(["report", "--compare", str(run), str(other)]) == 0
+    assert "of different data" in capsys.readouterr().out
+    assert all(d.same_data for d in metric_differences(by_name[str(run)], by_name[str(same)]))
+    (named,) = [dataclasses.replace(sweep, name="data", trials=sweep.trials[1:])]
+    effects = [row["effect"] is None for row in rows(named, unmeasured)]
+    assert effects == [True, False, True, True]
 
 
 def test_the_page_of_a_run_has_its_classes(sweep_folder, tmp_path):
@@ -91,8 +137,8 @@ def test_the_page_of_a_run_has_its_classes(sweep_folder, tmp_path):
     (run / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(ValueError, match=r"summary.json is damaged: eval.per_class has lists of "):
         sweep_page(collect([run]), unmeasured)
-    for name in ("per_class", "balanced_accuracy", "macro_f1", "ece"):  # as older versions wrote it
-        del summary["eval"][name]
+    kept = ("count", "loss", "top1", "top5")  # as older versions wrote it
+    summary["eval"] = {name: summary["eval"][name] for name in kept}
     (run / "summary.json").write_text(json.dumps(summary))
     (older,) = collect([run])
     assert "<h3>Classes</h3>" not in sweep_page([older], unmeasured)
@@ -165,7 +211,8 @@ def test_formats_for_papers_and_programs(sweep):
         row["top1"] for row in table
     ]
     markdown = tables.write([(sweep.title, table)], "md")
-    assert f"| both | {table[0]['top1']:.2f} ± {table[0]['top1_std']:.2f} |" in markdown
+    assert f"| {table[0]['top1']:.2f} ± {table[0]['top1_std']:.2f} |" in markdown
+    assert f"| both | synthetic, test | {table[0]['held_out']} | 32 |" in markdown
     assert "- cut: interrupted, at step 12" in markdown
     odd = [{**table[0], "trial": "50%_of & {all}\\x^~"}]
     latex = tables.write([("t", odd)], "latex")
