@@ -3,8 +3,9 @@
 import sys
 
 if __name__ == "__main__":
-    from mbv3_jax.cli import use_huge_pages
+    from mbv3_jax.cli import quieten_xla, use_huge_pages
 
+    quieten_xla()
     use_huge_pages()
     from mbv3_jax.cli.compiled import keep_programs
 

@@ -3,12 +3,33 @@
 import os
 import signal
 import sys
+from importlib.util import find_spec
 
 from mbv3_jax.run.processes import STOP_SIGNALS
 
 # XLA on CPU asks for its working memory again at every step. Without this setting glibc maps it
 # each time, and the page faults cost a third of a training step (benchmarks/RESULTS.md).
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
+
+
+# XLA has no other switch for its alarm about compilations of more than two minutes, which it logs
+# as an error (xla/service/slow_operation_alarm.cc). 3 leaves what ends the process.
+LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+
+
+def quieten_xla() -> None:
+    """Hides what XLA logs in a process alone on a CPU, unless the user has set `LOG_LEVEL`.
+
+    All that is wrong there is raised as an exception too. Errors of accelerators and between
+    processes are not, and stay. It has an effect only before JAX is imported.
+    """
+    platforms = os.environ.get("JAX_PLATFORMS")
+    on_cpu = platforms == "cpu" if platforms else not any(map(find_spec, ("jax_plugins", "libtpu")))
+    several = {"JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST"} & os.environ.keys() or any(
+        argument.startswith("--coordinator") for argument in sys.argv
+    )
+    if on_cpu and not several:
+        os.environ.setdefault(LOG_LEVEL, "3")
 
 
 def use_huge_pages() -> None:

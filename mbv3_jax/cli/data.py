@@ -82,5 +82,6 @@ def _check(flags: argparse.Namespace) -> int:
         num_examples=flags.num_examples,
         **({"on_error": flags.on_error} if flags.on_error else {}),
     )
-    unusable = sum(check(source, flags.sample) for source in pair)
+    sources = [source for source in (*pair, pair[1].test) if source is not None]
+    unusable = sum(check(source, flags.sample) for source in sources)
     return 1 if unusable else 0

@@ -160,6 +160,9 @@ def _print_evaluation(values: dict) -> None:
     )
     console.print(table)
     console.print("; ".join(known), soft_wrap=True)
+    if test := values.get("test"):
+        rest = (f"{label} {test[key]:.2%}" for key, label in labels.items() if key in test)
+        console.print(f"{printable(test['split'])}: {'; '.join(rest)}", soft_wrap=True)
 
 
 def _note(text: str) -> None:

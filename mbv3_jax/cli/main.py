@@ -13,6 +13,7 @@ from mbv3_jax.cli import (
     export,
     inference,
     latency,
+    quieten_xla,
     report,
     search,
     use_huge_pages,
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit code, see `cli.train.main`.
     """
     is_own_process = arguments is None
+    if is_own_process:
+        quieten_xla()
     arguments = sys.argv[1:] if arguments is None else arguments
     if is_own_process and arguments[:1] == ["train"]:
         use_huge_pages()

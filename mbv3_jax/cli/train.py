@@ -177,9 +177,12 @@ def _report(summary: dict, workdir: Path) -> str:
     if "seeds" in summary:
         top1, seeds = values["top1"], ", ".join(map(str, summary["seeds"]))
         deviation = "" if top1["std"] is None else f" +- {top1['std']:.2%}"
+        tests = summary.get("test")
+        tested = f"test: top-1 {tests['top1']['mean']:.2%}\n" if tests else ""
         return (
             f"{done}\ntop-1 {top1['mean']:.2%}{deviation} of seeds {seeds} on all "
             f"{summary['count']} {summary['split']} images ({summary['weights']} weights)\n"
+            f"{tested}"
             f"run folders: {workdir}/seed*"
         )
     lines = [
@@ -195,6 +198,14 @@ def _report(summary: dict, workdir: Path) -> str:
         metric = best.get("metric")
         value = f"{metric} {best[metric]:.4f}, " if metric else ""
         lines.insert(2, f"best: {value}top-1 {best['top1']:.2%} {at}")
+    if test := summary.get("test"):
+        at = (
+            f"checkpoint of step {test['step']}"
+            if test["step"] < summary["steps"]
+            else "last state"
+        )
+        images = _images(test, test["split"])
+        lines.insert(-3, f"test: top-1 {test['top1']:.2%} on {images} ({at})")
     if early := summary.get("early_stop"):
         without = f"no better {early['metric']} in {counted(early['patience'], 'evaluation')}"
         lines.insert(1, f"stopped early, of {early['planned_steps']} steps: {without}")

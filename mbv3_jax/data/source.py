@@ -78,6 +78,8 @@ class Source(abc.ABC):
       channels: of the images: 3 (RGB) unless a source says otherwise. One that takes the
         keyword-only option `channels` is told how many the network takes.
       encoded: whether reading an example means decoding it, so that more processes help.
+      test: of held-out examples, those of a third split on which nothing is chosen: what was chosen
+        on the held-out ones is evaluated on it once, at the end; None if there is no such split.
       notes: what a person should know before these examples are used: what lies there and is not
         read, and how many; a line each.
     """
@@ -89,6 +91,7 @@ class Source(abc.ABC):
     fingerprint: str
     channels = 3
     encoded = False
+    test: "Source | None" = None
     notes: tuple[str, ...] = ()
 
     @property

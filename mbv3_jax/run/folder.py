@@ -91,6 +91,8 @@ class Measures(TypedDict):
     top5: NotRequired[Number]
     unreadable: NotRequired[int]
     balanced_accuracy: NotRequired[Number]
+    macro_precision: NotRequired[Number]
+    macro_recall: NotRequired[Number]
     macro_f1: NotRequired[Number]
     ece: NotRequired[Number]
     per_class: NotRequired[PerClass]
@@ -125,10 +127,16 @@ class Times(TypedDict):
     images_per_second: Number
 
 
+class _Test(Measures):
+    split: str
+    step: int
+
+
 class Summary(Times):
     """summary.json of one run."""
 
     eval: Measures
+    test: NotRequired[_Test]
     best: NotRequired[_Best]
     early_stop: NotRequired[_EarlyStop]
 

@@ -64,7 +64,8 @@ class Record(TypedDict):
 class Metrics:
     """Appends records to `metrics.jsonl` and to TensorBoard events in the same folder.
 
-    A record is {"step": int, "kind": "train" or "eval", ...floats}. A run that resumes at a step
+    A record is {"step": int, "kind": "train", "eval" or "test", ...floats}; that of the tests is of
+    the step whose weights were chosen. A run that resumes at a step
     drops the later records, which it is about to write again: no step has two records of a kind.
     What cannot be read is kept in another file, and what is missing is said.
 

@@ -169,33 +169,38 @@ class Evaluation:
     eval_preprocess: Callable[[jax.Array], jax.Array]
     eval_step: EvalStep
 
-    def eval_batches(self) -> loader.Batches:
-        """This process's batches of the held-out examples; see `loader.eval_batches`."""
+    def eval_batches(self, source: Source | None = None) -> loader.Batches:
+        """This process's batches of the held-out or other examples; see `loader.eval_batches`."""
         return loader.eval_batches(
-            self.data.held_out, batch_size=self.plan.eval_batch_size, **_loading(self.plan)
+            source or self.data.held_out,
+            batch_size=self.plan.eval_batch_size,
+            **_loading(self.plan),
         )
 
     def evaluate(
         self,
         variables: functional.Variables,
         wrap_batches: Callable[[Iterable[dict]], Iterable[dict]] = iter,
+        source: Source | None = None,
     ) -> dict[str, Any]:
         """Evaluates on every held-out example exactly once; see `evaluate.evaluate`.
 
         Args:
           variables: of the network.
           wrap_batches: called with the batches, as `Interrupt.checked` can be.
+          source: other examples than the held-out ones.
         """
         if self.plan.compute.shard_optimizer:  # the average may be in parts
             variables = jax.jit(lambda x: x, out_shardings=replicated(self.mesh))(variables)
-        batches = self.eval_batches()
+        source = source or self.data.held_out
+        batches = self.eval_batches(source)
         try:
             return evaluate(
                 self.eval_step,
                 variables,
                 wrap_batches(batches),
                 mesh=self.mesh,
-                expected=len(self.data.held_out),
+                expected=len(source),
             )
         finally:
             batches.close()

@@ -133,6 +133,11 @@ def opening(experiment: Experiment, workdir: Path) -> list[str]:
         majority = (
             f"; always answering {name} would be right for {chance.max() / len(held_out):.1%}"
         )
+    tests = []
+    if test := held_out.test:
+        chosen = "best checkpoint" if plan.best_by else "last state"
+        images = counted(len(test), f"{printable(test.split)} image")
+        tests = [f"tests: {images}, on which the {chosen} is evaluated at the end"]
     devices = jax.devices()
     kind = f"{devices[0].platform} device"
     runs = f", {counted(len(plan.seeds), 'seed')} together" if plan.seeds else ""
@@ -152,6 +157,7 @@ def opening(experiment: Experiment, workdir: Path) -> list[str]:
         f"data: {printable(training.name)}, "
         f"{counted(len(training), 'training image')} of {classes}",
         f"held out: {counted(len(held_out), f'{printable(held_out.split)} image')}{majority}",
+        *tests,
         f"network: {spec.name}, {in_pixels(spec.resolution)} pixels, "
         f"{cost.params(spec) / 1e6:.2f} million parameters, "
         f"{plain(cost.madds(spec) / 1e6)} million MAdds",

@@ -5,8 +5,12 @@ import math
 import time
 from typing import Any
 
+import jax
+
 from mbv3_jax.core.errors import RunError, counted
 from mbv3_jax.core.files import write_atomically
+from mbv3_jax.core.json_lines import say
+from mbv3_jax.data.source import Source
 from mbv3_jax.nn import functional
 from mbv3_jax.run.checkpoint import Checkpoints, Progress
 from mbv3_jax.run.interrupt import Interrupt
@@ -15,6 +19,7 @@ from mbv3_jax.run.processes import from_first, is_first
 from mbv3_jax.train.experiment import Experiment
 from mbv3_jax.train.inference import save_predictions
 from mbv3_jax.train.seeds import SeedRun
+from mbv3_jax.train.sharding import replicated
 from mbv3_jax.train.state import TrainState
 
 _MUST_BE_FINITE = ("loss", "grad_norm", "update_norm", "param_norm")
@@ -216,6 +221,11 @@ class Recorder:
                 "patience": self._early.patience,
                 "planned_steps": self._data.total_steps,
             }
+        if test := self._data.held_out.test:
+            at, weights = self._chosen(step, state)
+            result = self._evaluate(weights, test)
+            summary["test"] = {"split": test.split, "step": at, **result}
+            self._write(at, "test", means(result))
         if self._plan.save_predictions:
             save_predictions(
                 self.run.folder,
@@ -228,8 +238,32 @@ class Recorder:
             write_atomically(self.run.folder / "summary.json", json.dumps(summary, indent=1))
         return summary
 
-    def _evaluate(self, variables: functional.Variables) -> dict[str, Any]:
-        return self._experiment.evaluate(variables, wrap_batches=self._interrupt.checked)
+    def _chosen(self, step: int, state: TrainState) -> tuple[int, functional.Variables]:
+        """The step and the weights that the run has chosen on the held-out examples.
+
+        Args:
+          step: the last one.
+          state: after it.
+        """
+        metric = self._plan.best_by
+        best = self._best(metric) if metric else None
+        if best is None or best["step"] == step:
+            return step, state.for_evaluation
+        shapes = functional.shapes(self._experiment.spec)
+        averaged = state.ema is not None
+        try:
+            arrays = self.checkpoints.variables(best["step"], shapes, averaged=averaged)
+        except RunError as e:  # what was trained has a result all the same
+            say(f"the last state is tested instead of the best checkpoint: {e}")
+            return step, state.for_evaluation
+        return best["step"], jax.device_put(arrays, replicated(self._experiment.mesh))
+
+    def _evaluate(
+        self, variables: functional.Variables, source: Source | None = None
+    ) -> dict[str, Any]:
+        return self._experiment.evaluate(
+            variables, wrap_batches=self._interrupt.checked, source=source
+        )
 
     def _write(self, step: int, kind: str, values: dict[str, float]) -> None:
         if self._metrics:

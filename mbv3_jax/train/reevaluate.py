@@ -149,8 +149,8 @@ def reevaluate(run: Path, *, step: int | str | None = None, weights: str = "auto
       weights: "ema" or "raw"; "auto" takes the average if the run keeps one.
 
     Returns:
-      {"run", "step", "weights", "split"}, the values of `evaluate.evaluate`, and "class_names", by
-      label.
+      {"run", "step", "weights", "split"}, the values of `evaluate.evaluate`, "class_names", by
+      label, and, if the data has a third split, "test": {"split"} and its values.
 
     Raises:
       UsageError: it is not a run folder, or the run keeps no average.
@@ -168,7 +168,14 @@ def reevaluate(run: Path, *, step: int | str | None = None, weights: str = "auto
     finally:
         checkpoints.close()
     try:
-        values = evaluation.evaluate(jax.device_put(arrays, replicated(evaluation.mesh)))
+        variables = jax.device_put(arrays, replicated(evaluation.mesh))
+        values = evaluation.evaluate(variables)
+        tested = {}
+        if test := evaluation.data.held_out.test:
+            tested["test"] = {
+                "split": test.split,
+                **evaluation.evaluate(variables, source=test),
+            }
     except BadExample as e:
         raise RunError(f"{e}") from e
     return {
@@ -178,4 +185,5 @@ def reevaluate(run: Path, *, step: int | str | None = None, weights: str = "auto
         "split": evaluation.data.held_out.split,
         **values,
         "class_names": list(evaluation.data.held_out.class_names),
+        **tested,
     }

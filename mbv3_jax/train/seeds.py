@@ -135,25 +135,27 @@ def summarize(
     Returns:
       {"seeds", "steps", "epochs", "weights", "split", "seconds", "images_per_second", "count",
       "eval"}: "eval" has for each measure the mean, the standard deviation (of the sample, n - 1)
-      and the values in the order of the seeds.
+      and the values in the order of the seeds; and "test" the same, if there is a third split.
     """
     first = summaries[0]
 
-    def statistics_of(name: str) -> dict[str, Any]:
-        values = [summary["eval"][name] for summary in summaries]
-        std = statistics.stdev(values) if len(values) > 1 else None
-        return {"mean": statistics.fmean(values), "std": std, "values": values}
+    def statistics_of(kind: str) -> dict[str, Any]:
+        measured = {}
+        for name in means(first[kind]):
+            if name not in ("count", "unreadable", "split", "step"):
+                values = [summary[kind][name] for summary in summaries]
+                std = statistics.stdev(values) if len(values) > 1 else None
+                measured[name] = {"mean": statistics.fmean(values), "std": std, "values": values}
+        return measured
 
     summary = {
         "seeds": list(seeds),
         **{name: first[name] for name in ("steps", "epochs", "weights", "split", "seconds")},
         "images_per_second": sum(summary["images_per_second"] for summary in summaries),
         "count": first["eval"]["count"],
-        "eval": {
-            name: statistics_of(name)
-            for name in means(first["eval"])
-            if name not in ("count", "unreadable")
-        },
+        "eval": statistics_of("eval"),
     }
+    if "test" in first:
+        summary["test"] = statistics_of("test")
     write_atomically(workdir / "summary.json", json.dumps(summary, indent=1))
     return summary

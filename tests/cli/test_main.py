@@ -12,6 +12,7 @@ import pytest
 from paths import ROOT, TINY
 from run_checks import assert_same_end, assert_same_records, checkpoint_steps
 
+from mbv3_jax import cli
 from mbv3_jax.cli import main, sweep, train
 from mbv3_jax.cli.examples import EXAMPLES, subparsers
 from mbv3_jax.run.metrics import read_metrics
@@ -166,3 +167,31 @@ def test_a_command_starts_without_jax():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout.strip(), done.returncode) == ("", 0), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "expected"),
+    [
+        ({}, [], "3"),
+        ({"JAX_PLATFORMS": "cpu"}, [], "3"),
+        ({"JAX_PLATFORMS": "cuda,cpu"}, [], None),
+        ({"JAX_COORDINATOR_ADDRESS": "host:1"}, [], None),
+        ({"TF_CPP_MIN_LOG_LEVEL": "0"}, [], "0"),
+        ({}, ["--coordinator=host:1"], None),
+    ],
+)
+def test_xla_is_quiet_only_where_exceptions_say_the_same(
+    environment, arguments, expected, monkeypatch
+):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    clean.pop(cli.LOG_LEVEL, None)
+    monkeypatch.setattr(os, "environ", clean | environment)
+    monkeypatch.setattr(sys, "argv", ["mbv3", "train", *arguments])
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    cli.quieten_xla()
+    assert os.environ.get(cli.LOG_LEVEL) == expected
+    if expected == "3" and not environment:  # the same machine with a GPU
+        del os.environ[cli.LOG_LEVEL]
+        monkeypatch.setattr(cli, "find_spec", lambda name: name == "jax_plugins" or None)
+        cli.quieten_xla()
+        assert cli.LOG_LEVEL not in os.environ

@@ -76,9 +76,9 @@ def test_validation_goes_before_test_and_the_rest_is_counted(tmp_path):
     fill(tmp_path, ".", count=1)
     train, evaluate = opened(tmp_path)
     assert (train.split, evaluate.split) == ("Train", "Val")
+    assert evaluate.test is not None and len(evaluate.test) == 4
     assert train.notes == (
         f"{tmp_path}/raw: 4 images not read",
-        f"{tmp_path}/test: 4 images not read; data.eval_split=test evaluates on it",
         f"{tmp_path}: 1 image beside the splits not read",
     )
     lines = []

@@ -4,7 +4,8 @@ Either with splits,
 
     PATH/train/CLASS/*.jpg   and   PATH/validation/CLASS/*.jpg   (or val, valid, test)
 
-in any case and with the usual synonyms (see `layout.roles`), or PATH/CLASS/*.jpg alone, of which a
+in any case and with the usual synonyms (see `layout.roles`). With a split of tests beside that of
+validation, see `Source.test`, nothing is chosen on it. Or PATH/CLASS/*.jpg alone, of which a
 fraction of each class is then held out. Files may lie deeper inside a class folder. Names that
 begin with a dot are ignored. Labels number the class folders of the training split in alphabetical
 order.
@@ -170,10 +171,41 @@ def open_folder(
         evaluate = make(
             evaluate_on, _files(root / evaluate_on, eval_classes, classes, strict, links)
         )
-    unread = _unread(root, {train.split, evaluate.split}, folders)
+    opened = {train.split, evaluate.split}
+    if test := _test_files(root, splits, opened, classes, strict):
+        evaluate.test = make(*test)
+        opened.add(test[0])
+    unread = _unread(root, opened, folders)
     train.notes = tuple(filter(None, (*unread, not_followed(links))))
     evaluate.notes = _lacking(evaluate, train)
     return train, evaluate
+
+
+def _test_files(
+    root: Path,
+    splits: Mapping[str, Sequence[str]],
+    opened: Collection[str],
+    classes: Sequence[str],
+    strict: bool,
+) -> tuple[str, list[LabelledFile]] | None:
+    """The split of tests beside the two that are opened, and its files.
+
+    Returns:
+      None if there is no such split, if it is unclear which one it is, or if it is not laid out
+      like the training split, as one without labels is not: `_unread` mentions it then.
+    """
+    names = [name for name in splits.get(TEST, ()) if name not in opened]
+    if not names or any(TEST in roles(name) for name in opened):
+        return None
+    if len(names) > 1 and names[0] not in PLAIN:
+        return None
+    labelled = subfolders(root / names[0])
+    if not set(labelled) <= set(classes):
+        return None
+    try:
+        return names[0], _files(root / names[0], labelled, classes, strict, [])
+    except ValueError:
+        return None
 
 
 def _held_out_split(
