@@ -216,6 +216,7 @@ def default(network: str) -> ConfigDict:
         metric=placeholder(str),  # as keep_best_metric
     )
     config.profile = placeholder(tuple)  # (11, 20): trace these steps, for XProf or TensorBoard
+    config.tracker = placeholder(str)  # wandb, mlflow, trackio: gets the metrics too
     config.save_predictions = False  # of every held-out image, at the end: predictions.npz
     return config.lock()
 

@@ -35,12 +35,12 @@ INIT_FIELDS = ("name", "resolution", "bn_decay", "dropout", "drop_path")
 # Fields of config.net that may change the network of config.spec; None: as in the file.
 _SPEC_FIELDS = (*INIT_FIELDS[1:], "in_channels", "padding", "bn_eps")
 
-# Runs that differ only in where the data lies, who reads it, what happens when that fails, and
-# where the optimizer's state lies are the same run.
+# Runs that differ only in where the data lies, who reads it, what happens when that fails, where
+# the optimizer's state lies, and who else keeps a record are the same run.
 _SAME_RUN = {
     f"data.{name}"
     for name in ("data_dir", "num_workers", "num_threads", "prefetch_batches", "on_error")
-} | {"compute.shard_optimizer", "on_damaged", "profile"}
+} | {"compute.shard_optimizer", "on_damaged", "profile", "tracker"}
 
 UNITS = ("steps", "epochs", "examples")
 

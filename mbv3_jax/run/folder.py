@@ -10,6 +10,7 @@ teacher.json      the teachers that the run learns from, if any; see `train/teac
 metrics.jsonl     a line per log and evaluation; see `metrics.py`
 metrics.damaged-* metrics.jsonl as it was when a run was resumed that had damaged lines in it
 events.out.*      the same for TensorBoard
+tracker.json      the record of the run in a tracker, if it has one; see `trackers.py`
 checkpoints/      a folder per step; see `checkpoint.py`
 predictions.npz   of every held-out image, if config.save_predictions; see `train/inference.py`
 summary.json      the result, once the run has ended
@@ -67,7 +68,7 @@ SESSIONS = "sessions.jsonl"
 # What a process that was killed in a run folder may have been writing.
 _WRITTEN = (
     "config.json", FORMAT_FILE, "spec.json", "classes.json", "init.json",
-    _TEACHER, "metrics.jsonl", "predictions.npz", "summary.json",
+    _TEACHER, "metrics.jsonl", "predictions.npz", "summary.json", "tracker.json",
 )  # fmt: skip
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _OTHER_WORKDIR = "choose another --workdir"

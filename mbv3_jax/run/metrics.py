@@ -20,6 +20,7 @@ from mbv3_jax.core.files import open_atomically, write_atomically
 from mbv3_jax.core.json_lines import read_lines, say
 from mbv3_jax.core.json_values import Number, parse_json
 from mbv3_jax.core.packages import hidden
+from mbv3_jax.run.trackers import Tracking
 
 # tensorboardX imports PyTorch if it is installed, which takes seconds and is of no use here.
 with hidden("torch"):
@@ -75,6 +76,7 @@ class Metrics:
       recorded_step: the step of the newest training record that must be there; 0 if none must be.
       keep_best: whether the best checkpoint is chosen by these records.
       early_stop: whether they decide when the run ends.
+      tracking: what gets the records too.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Metrics:
         recorded_step: int = 0,
         keep_best: bool = False,
         early_stop: bool = False,
+        tracking: Tracking | None = None,
     ):
         self._path = run / FILE
         existed = self._path.is_file()
@@ -106,6 +109,7 @@ class Metrics:
         write_atomically(self._path, "".join(json.dumps(r) + "\n" for r in records))
         self._file = self._path.open("a")
         self._events = _Events(run, purge_step=resume_step + 1)
+        self._tracking = tracking
 
     def write(self, step: int, kind: str, values: dict[str, float]) -> None:
         """Adds one record; the operating system has it when this returns.
@@ -119,9 +123,13 @@ class Metrics:
         self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         self._file.flush()
         self._events.write(step, {f"{kind}/{name}": value for name, value in values.items()})
+        if self._tracking:
+            self._tracking.write(step, kind, values)
 
     def close(self) -> None:
-        """Closes both files."""
+        """Closes the files, and the tracker."""
+        if self._tracking:
+            self._tracking.close()
         for file in (self._file, self._events):
             # `write` has reported what could not be written.
             with contextlib.suppress(OSError):

@@ -20,6 +20,7 @@ from mbv3_jax.run.checkpoint import best_metric
 from mbv3_jax.run.config import UNITS, Duration, spec_of
 from mbv3_jax.run.metrics import EVAL_METRICS
 from mbv3_jax.run.model import Preprocessing, preprocessing_of_config
+from mbv3_jax.run.trackers import TRACKERS
 from mbv3_jax.train.distillation import WEIGHT
 from mbv3_jax.train.warm_start import WarmStart, read_warm_start
 
@@ -194,6 +195,7 @@ class Plan:
     early_stop: EarlyStop | None
     save_predictions: bool
     profile: tuple[int, int] | None
+    tracker: str | None
 
 
 def read_plan(config: ConfigDict, run: Path | None = None) -> Plan:
@@ -277,6 +279,7 @@ def _read_plan(config: ConfigDict, spec: NetSpec, warm_start: WarmStart | None) 
         early_stop=_early_stop(config),
         save_predictions=config.save_predictions,
         profile=_profile(config.get("profile")),  # absent in older folders
+        tracker=_tracker(config.get("tracker")),  # absent in older folders
     )
 
 
@@ -307,6 +310,10 @@ def _distillation(config: ConfigDict) -> DistillationPlan | None:
         ),
         dtype=dtype,
     )
+
+
+def _tracker(name: str | None) -> str | None:
+    return None if name is None else choose("tracker", name, tuple(TRACKERS))
 
 
 def _profile(steps: Sequence[int] | None) -> tuple[int, int] | None:

@@ -13,9 +13,11 @@ from mbv3_jax.core.json_lines import say
 from mbv3_jax.data.source import Source
 from mbv3_jax.nn import functional
 from mbv3_jax.run.checkpoint import Checkpoints, Progress
+from mbv3_jax.run.config import flatten_config
 from mbv3_jax.run.interrupt import Interrupt
 from mbv3_jax.run.metrics import Metrics, best_record, evaluations_since_best, means
 from mbv3_jax.run.processes import from_first, is_first
+from mbv3_jax.run.trackers import Tracking
 from mbv3_jax.train.experiment import Experiment
 from mbv3_jax.train.inference import save_predictions
 from mbv3_jax.train.seeds import SeedRun
@@ -58,12 +60,15 @@ class Recorder:
     def open_metrics(self, step: int) -> None:
         """Opens the metrics of a session that starts after `step` steps, and starts its clock."""
         if is_first():
+            name, fields = self._plan.tracker, flatten_config(self.run.config)
+            tracking = Tracking(name, self.run.folder, fields) if name else None
             self._metrics = Metrics(
                 self.run.folder,
                 resume_step=step,
                 recorded_step=step - len(self._unlogged),
                 keep_best=self._plan.best_by is not None,
                 early_stop=self._early is not None,
+                tracking=tracking,
             )
         self._started = self._logged_at = time.perf_counter()
 
