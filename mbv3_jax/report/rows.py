@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 from mbv3_jax.arch import cost
 from mbv3_jax.arch.published import ablation, published
 from mbv3_jax.arch.spec import NetSpec, spec_to_json
+from mbv3_jax.core.checks import in_pixels
 from mbv3_jax.core.files import open_atomically
 from mbv3_jax.core.json_values import Number, read_json
 from mbv3_jax.report.collect import Sweep, Trial, same_data
@@ -80,7 +81,8 @@ def rows(sweep: Sweep, latencies: Callable[[NetSpec], dict | None]) -> list[dict
     Returns:
       Dicts whose values are None where a figure is not known:
       "trial", "missing", "runs" (how many have finished), "data" and "held_out" (what they were
-      evaluated on, and how many images), "resolution" (pixels), "top1" and "top1_std" (percent;
+      evaluated on, and how many images), "resolution" (pixels; "224x320"
+      for a height of 224), "top1" and "top1_std" (percent;
       mean and sample deviation over the seeds, which needs two), "top1_values", those of `MEASURES`
       (percent, but for the loss; means over the seeds), "best_top1" (percent, of the best
       checkpoints; a mean) and "best_step" (of a single run), "test_top1" (percent, of a third
@@ -117,7 +119,7 @@ def _row(sweep: Sweep, trial: Trial, latencies: Callable[[NetSpec], dict | None]
         "runs": len(trial.finished),
         "data": trial.data,
         "held_out": trial.held_out,
-        "resolution": spec and spec.resolution,
+        "resolution": spec and _pixels(spec),
         "top1": mean_top1,
         "top1_std": statistics.stdev(top1) if len(top1) > 1 else None,
         "top1_values": top1,
@@ -136,6 +138,11 @@ def _row(sweep: Sweep, trial: Trial, latencies: Callable[[NetSpec], dict | None]
         "seconds": trial.seconds,
         **_published(sweep, trial, mean_top1),
     }
+
+
+def _pixels(spec: NetSpec) -> int | str:
+    """The side of squares, which tables sort as a number, or "224x320"."""
+    return spec.resolution if isinstance(spec.resolution, int) else in_pixels(spec.resolution)
 
 
 def _published(sweep: Sweep, trial: Trial, top1: float | None) -> dict:

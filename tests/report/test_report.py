@@ -117,6 +117,10 @@ def test_runs_of_different_data_are_not_ranked_against_each_other(sweep_folder, 
     assert main(["report", "--compare", str(run), str(other)]) == 0
     assert "of different data" in capsys.readouterr().out
     assert all(d.same_data for d in metric_differences(by_name[str(run)], by_name[str(same)]))
+    spec = sweep.trials[1].spec.replace(resolution=(32, 48))
+    other_runs = tuple(dataclasses.replace(run, spec=spec) for run in sweep.trials[1].runs)
+    wide = dataclasses.replace(sweep.trials[1], runs=other_runs)
+    assert rows(dataclasses.replace(sweep, trials=(wide,)), unmeasured)[0]["resolution"] == "32x48"
     (named,) = [dataclasses.replace(sweep, name="data", trials=sweep.trials[1:])]
     effects = [row["effect"] is None for row in rows(named, unmeasured)]
     assert effects == [True, False, True, True]
