@@ -96,23 +96,27 @@ def default(network: str) -> ConfigDict:
 
     # See mbv3_jax.data.source. An option that the source does not have must be None.
     config.data = dict(
-        name="digits",  # digits, clutter, synthetic, imagenet, tfds/NAME, folder:PATH, FILE.py:NAME
+        # digits, clutter, synthetic, imagenet, tfds/NAME, folder:PATH, table:PATH,
+        # huggingface:PATH, webdataset:PATH, FILE.py:NAME
+        name="digits",
         data_dir=placeholder(str),  # imagenet, tfds: where TFDS keeps prepared data
-        train_split=placeholder(str),  # imagenet, tfds, folder: train
-        # imagenet, tfds, folder: validation, val, valid or test; clutter: test
-        eval_split=placeholder(str),
-        split_fraction=placeholder(float),  # imagenet, tfds, folder: hold out a part of train
+        train_split=placeholder(str),  # of files: train
+        eval_split=placeholder(str),  # of files: validation, val, valid or test; clutter: test
+        split_fraction=placeholder(float),  # of files: hold out a part of train
+        image_column=placeholder(str),  # table: path or image; huggingface: that of type Image
+        label_column=placeholder(str),  # table: label; huggingface: that of type ClassLabel
+        split_column=placeholder(str),  # table: split
         num_classes=placeholder(int),  # synthetic
         num_examples=placeholder(int),  # synthetic
         balanced=placeholder(bool),  # True: training sees every class equally often
         on_error="raise",  # raise, skip: for an example that cannot be read
-        # imagenet, tfds, folder: the crop; mbv3_jax.data.decode.decode_view has the defaults.
+        # Of image files: the crop; mbv3_jax.data.decode.decode_view has the defaults.
         area=placeholder(tuple),  # (0.08, 1): of the training crop
         ratio=placeholder(tuple),  # (3 / 4, 4 / 3): of the training crop
         interpolation=placeholder(str),  # bilinear, bicubic
         crop_fraction=placeholder(float),  # 0.875: of the evaluation crop
         central=placeholder(str),  # square, stretch
-        exif_rotate=placeholder(bool),  # True for a folder, else False
+        exif_rotate=placeholder(bool),  # False for imagenet and tfds, else True
         # How the data is read, which does not change what is read.
         num_workers=placeholder(int),  # processes that decode; None: one per core if it helps
         num_threads=1,  # that read, in each process

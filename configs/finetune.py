@@ -12,7 +12,8 @@ def get_config(argument: str):
     """Returns the configuration.
 
     Args:
-      argument: the data: folder=PATH, tfds/NAME, imagenet, or FILE.py:NAME for a source of encoded
-        images of your own. --config.init=DIR is needed besides.
+      argument: the data: folder=PATH, table=PATH, huggingface=PATH, webdataset=PATH, tfds/NAME,
+        imagenet, or FILE.py:NAME for a source of encoded images of your own.
+        --config.init=DIR is needed besides.
     """
     return recipes.finetune(common.default("mobilenet_v3_small"), argument)

@@ -14,8 +14,9 @@ def get_config(argument: str = "digits"):
     """Returns the configuration.
 
     Args:
-      argument: the data: digits, clutter, synthetic, imagenet, tfds/NAME, folder=PATH, or
-        FILE.py:NAME for a source of your own. The images of imagenet, tfds and folder also take
-        ",recipe=" and one of "paper", "slim", "garden", "modest".
+      argument: the data: digits, clutter, synthetic, imagenet, tfds/NAME, folder=PATH,
+        table=PATH, huggingface=PATH, webdataset=PATH, or FILE.py:NAME for a source of your own.
+        imagenet and those after it also take ",recipe=" and one
+        of "paper", "slim", "garden", "modest".
     """
     return recipes.choose("mnasnet_a1", argument, recipes.MNASNET)

@@ -22,12 +22,15 @@ def add_parsers(commands) -> None:
     make.set_defaults(run_command=_run, run_data=_prepare)
 
     check = actions.add_parser("check", help="count the images and decode a sample of them")
-    check.add_argument("name", help="as config.data.name: imagenet, tfds/NAME, folder:PATH, ...")
+    check.add_argument("name", help="as config.data.name: folder:PATH, table:PATH, ...")
     check.add_argument("--data_dir", help=folder)
     check.add_argument("--train_split", help="the split to train on, as config.data.train_split")
     check.add_argument("--eval_split", help="the split to evaluate on")
     check.add_argument("--split_fraction", type=float, help="hold out this fraction of train")
-    check.add_argument("--on_error", help="skip accepts files that are no images, and lists them")
+    check.add_argument("--image_column", help="of a table, the column of the images")
+    check.add_argument("--label_column", help="the column of the labels")
+    check.add_argument("--split_column", help="the column of the names of splits")
+    check.add_argument("--on_error", help="skip leaves out what cannot be used, and says what")
     check.add_argument("--num_classes", type=positive, help="of a source that makes its images")
     check.add_argument("--num_examples", type=positive, help="of a source that makes its images")
     check.add_argument(
@@ -78,6 +81,9 @@ def _check(flags: argparse.Namespace) -> int:
         train_split=flags.train_split,
         eval_split=flags.eval_split,
         split_fraction=flags.split_fraction,
+        image_column=flags.image_column,
+        label_column=flags.label_column,
+        split_column=flags.split_column,
         num_classes=flags.num_classes,
         num_examples=flags.num_examples,
         **({"on_error": flags.on_error} if flags.on_error else {}),

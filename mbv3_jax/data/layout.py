@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mbv3_jax.data.files import is_folder, scan
 
@@ -41,6 +41,25 @@ def roles(name: str) -> frozenset[str]:
     if not _NAME.fullmatch(letters):
         return frozenset()
     return frozenset(_ROLE_OF[word] for word in re.findall(_WORD, letters) if word in _ROLE_OF)
+
+
+def split_of_file(name: str) -> tuple[str | None, str]:
+    """The split that a file of many examples belongs to, by its name or else its folder's.
+
+    Args:
+      name: its path, relative to the folder of the data.
+
+    Returns:
+      The split ("train" of "data/train-00000-of-00004.parquet", "a-train-3.tar" and
+      "train/0.tar"), None if no name says it; and the folder above, "" for one that says nothing.
+    """
+    path = PurePosixPath(name)
+    stem = re.sub(r"-\d+-of-\d+.*", "", path.stem)
+    split = next((word for word in re.findall(r"[A-Za-z]+", stem)[::-1] if roles(word)), None)
+    parents = path.parent.parts
+    if split is None and parents and roles(parents[-1]):
+        split, parents = parents[-1], parents[:-1]
+    return split, "/".join(part for part in parents if part.lower() not in _OTHER_WORDS)
 
 
 def subfolders(path: Path) -> list[str]:

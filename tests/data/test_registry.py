@@ -224,19 +224,21 @@ def test_options_that_are_needed_and_attributes_that_are_missing():
 
 
 def test_the_built_in_entries_are_complete():
-    names = {"folder:PATH": "folder:/x", "tfds/NAME": "tfds/x"}
-    entries = {pattern: find_entry(names.get(pattern, pattern))[0] for pattern in PATTERNS}
+    names = [pattern.replace(":PATH", ":/x").replace("/NAME", "/x") for pattern in PATTERNS]
+    entries = {pattern: find_entry(n)[0] for pattern, n in zip(PATTERNS, names, strict=True)}
     assert registry.patterns() == PATTERNS
     known = {*recipes.V3, *recipes.SMALL_TASKS, "modest"}
     assert {entry.default_recipe for entry in entries.values()} <= known
     crop = {"central": "square", "exif_rotate": False}
-    assert registry.patterns("crop") == ("folder:PATH", "imagenet", "tfds/NAME")
-    assert crop_for("folder:/x", crop) == crop
+    assert set(registry.patterns("crop")) == {*OF_FILES, "imagenet", "tfds/NAME"}
+    for pattern in OF_FILES:
+        assert crop_for(pattern.replace("PATH", "/x"), crop) == crop
     assert crop_for("tfds/x", crop) == {"central": "square"}
     assert crop_for("digits", crop) == {}
 
 
-PATTERNS = ("clutter", "digits", "folder:PATH", "imagenet", "synthetic", "tfds/NAME")
+OF_FILES = ("folder:PATH", "huggingface:PATH", "table:PATH", "webdataset:PATH")
+PATTERNS = tuple(sorted((*OF_FILES, "clutter", "digits", "imagenet", "synthetic", "tfds/NAME")))
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_a_file_that_fails_is_one_line(write, text, words):
 
 
 def test_a_file_that_needs_an_argument_says_which():
-    expected = r"--config=finetune:ARGUMENT with the data: folder=PATH, tfds/NAME"
+    expected = r"--config=finetune:ARGUMENT with the data: folder=PATH, table=PATH"
     with pytest.raises(UsageError, match=expected):
         parse_config("finetune")
     with pytest.raises(UsageError, match=r"--config=configs/finetune.py:ARGUMENT with the data: "):

@@ -43,9 +43,8 @@ from mbv3_jax.data.layout import (
     roles,
     subfolders,
 )
+from mbv3_jax.data.listing import DEFAULT_FRACTION, HELD_OUT, Names, hold_out, lacking
 from mbv3_jax.data.source import NotFound, source
-
-DEFAULT_FRACTION = 0.1
 
 LabelledFile = tuple[str, int]  # (path relative to the split, label)
 
@@ -75,24 +74,19 @@ class Folder(Encoded):
         self.name, self.split, self.resolution = f"folder:{root}", split, resolution
         self.class_names = tuple(class_names)
         self._root = os.fspath(root)
-        # One string of bytes takes a fraction of the memory of a list of paths.
-        names = [os.fsencode(name) for name, _ in files]
-        self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
-        self._names = b"".join(names)
+        self._names = Names(name for name, _ in files)
         self._labels = np.array([label for _, label in files], np.int32)
         # Of the names only: reading all contents would take as long as an epoch.
         digest = hashlib.sha256("\0".join(self.class_names).encode())
-        for part in (self._names, self._ends.tobytes(), self._labels.tobytes()):
-            digest.update(part)
-        self.fingerprint = f"folder/{split}/{len(names)}/{digest.hexdigest()[:16]}"
+        self._names.update(digest)
+        digest.update(self._labels.tobytes())
+        self.fingerprint = f"folder/{split}/{len(files)}/{digest.hexdigest()[:16]}"
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def where(self, index: int) -> str:
-        start = self._ends[index - 1] if index else 0
-        name = os.fsdecode(self._names[start : self._ends[index]])
-        return os.path.join(self._root, name)  # noqa: PTH118 (once per example)
+        return os.path.join(self._root, self._names[index])  # noqa: PTH118 (once per example)
 
     def labels(self) -> np.ndarray:
         return self._labels
@@ -139,9 +133,9 @@ def open_folder(
         remark = check_classes_are_no_splits(root, folders, (name for name, _ in files))
         kept, held_out = _hold_out(files, split_fraction or DEFAULT_FRACTION)
         train = Folder(root, TRAIN, resolution, folders, kept, crop)
-        evaluate = Folder(root, "held_out", resolution, folders, held_out, crop)
+        evaluate = Folder(root, HELD_OUT, resolution, folders, held_out, crop)
         train.notes = tuple(filter(None, (remark, not_followed(links))))
-        evaluate.notes = _lacking(evaluate, train)
+        evaluate.notes = lacking(evaluate, train, held_out=train.name == evaluate.name)
         return train, evaluate
     if train_split is None:
         has_one = TRAIN in splits and TRAIN not in folders
@@ -177,7 +171,7 @@ def open_folder(
         opened.add(test[0])
     unread = _unread(root, opened, folders)
     train.notes = tuple(filter(None, (*unread, not_followed(links))))
-    evaluate.notes = _lacking(evaluate, train)
+    evaluate.notes = lacking(evaluate, train, held_out=train.name == evaluate.name)
     return train, evaluate
 
 
@@ -226,24 +220,6 @@ def _held_out_split(
         f"{train}, got: {', '.join(others) or 'none'}; name one by data.eval_split, or hold out a "
         f"part of {train} by data.split_fraction=0.1"
     )
-
-
-def _lacking(evaluate: Folder, train: Folder) -> tuple[str, ...]:
-    """The classes without images in one of the two splits: what a result does not tell about."""
-    notes = []
-    for split, purpose, advice in (
-        (train, "train", ""),
-        (evaluate, "evaluate", "; of a class with one image none can be held out"),
-    ):
-        present = set(split.labels().tolist())
-        names = [name for label, name in enumerate(split.class_names) if label not in present]
-        if names:
-            listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-            notes.append(
-                f"{len(names)} of {counted(split.num_classes, 'class')} without an image to "
-                f"{purpose} on: {listed}" + (advice if train.name == evaluate.name else "")
-            )
-    return tuple(notes)
 
 
 def _unread(root: Path, splits: Collection[str], folders: Sequence[str]) -> tuple[str, ...]:
@@ -317,17 +293,6 @@ def _files(
 def _hold_out(
     files: Sequence[LabelledFile], fraction: float
 ) -> tuple[list[LabelledFile], list[LabelledFile]]:
-    """Splits files into those to train on and those held out.
-
-    The same fraction of each class is held out, and at least one file of two: the files whose names
-    have the lowest hashes, so that nearly all files keep their place when others are added.
-    """
-    by_class: dict[int, list[LabelledFile]] = {}
-    for file in files:
-        by_class.setdefault(file[1], []).append(file)
-    held_out: set[LabelledFile] = set()
-    for members in by_class.values():
-        members.sort(key=lambda file: hashlib.sha256(os.fsencode(file[0])).digest())
-        count = max(round(fraction * len(members)), 1)
-        held_out.update(members[: min(count, len(members) - 1)])
-    return [f for f in files if f not in held_out], [f for f in files if f in held_out]
+    names, labels = zip(*files, strict=True)
+    kept, held_out = hold_out(names, labels, fraction)
+    return [files[i] for i in kept], [files[i] for i in held_out]

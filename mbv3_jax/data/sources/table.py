@@ -1,0 +1,149 @@
+"""A table of labelled images: CSV, TSV or Parquet, with a row for each image.
+
+    path,label,split
+    photos/1.jpg,cat,train
+    photos/2.jpg,dog,validation
+
+Relative paths start from the folder of the table. Labels are names, or whole numbers, which are
+then the names of the classes in the order of the numbers. Without a column of splits a part of each
+class is held out. In Parquet the images may be in the table, see `arrow_files`.
+"""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mbv3_jax.core.files import expand_user, read_text
+from mbv3_jax.data.arrow_files import IMAGES, LABEL, SPLIT, ArrowFile, add_files
+from mbv3_jax.data.listing import Entry, Listed, Listing, Paths, check_paths, open_listing
+from mbv3_jax.data.source import NotFound, source
+
+_PARQUET = (".parquet", ".pq")
+_DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
+
+
+@source("table:PATH", default_recipe="modest", exif_rotate=True)
+def open_table(
+    path: str,
+    resolution: int,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    train_split: str | None = None,
+    eval_split: str | None = None,
+    split_fraction: float | None = None,
+    crop: Mapping[str, Any],
+    on_error: str = "raise",
+) -> tuple[Listed, Listed]:
+    """Opens the splits to train on and to evaluate on.
+
+    Args:
+      path: the file; .parquet and .pq are Parquet, anything else is text in UTF-8.
+      resolution: side of the images, in pixels.
+      image_column: of the images; None for "path" or "image".
+      label_column: of the labels; None for "label".
+      split_column: of the names of splits; None for "split", if there is such a column.
+      train_split, eval_split, split_fraction, crop, on_error: see `listing.open_listing`.
+
+    Raises:
+      NotFound: the file or a split does not exist.
+      ValueError: it is not such a table, or something in it cannot be used.
+    """
+    file = expand_user(path, "data.name")
+    columns = {
+        "image_column": image_column,
+        "label_column": label_column,
+        "split_column": split_column,
+    }
+    listing = Listing(f"table:{file}", file, "row")
+    if file.suffix.lower() in _PARQUET:
+        add_files(listing, [(ArrowFile(file), None)], root=file.parent, **columns)
+    else:
+        _add_text(listing, file, **columns)
+    return open_listing(
+        listing,
+        resolution,
+        train_split=train_split,
+        eval_split=eval_split,
+        split_fraction=split_fraction,
+        crop=crop,
+        on_error=on_error,
+    )
+
+
+def _add_text(
+    listing: Listing,
+    file: Path,
+    *,
+    image_column: str | None,
+    label_column: str | None,
+    split_column: str | None,
+) -> None:
+    """Adds the rows of a CSV file; arguments as for `open_table`."""
+    header, lines = _read(file)
+    images = [column for column in IMAGES if column in header]
+    image = _place(file, header, "image", image_column or (images or IMAGES)[0])
+    label = _place(file, header, "label", label_column or LABEL)
+    split = None
+    if split_column is not None or SPLIT in header:
+        split = _place(file, header, "split", split_column or SPLIT)
+    whole: dict[int, list[str]] = {}
+    for line, cells in lines:
+        if len(cells) != len(header):
+            reason = f"with another number of cells than the {len(header)} of the header"
+            listing.left_out.add(reason, f"line {line} ({len(cells)})")
+        else:
+            whole[line] = cells
+    entries = {
+        line: Entry(cells[image], None if split is None else cells[split], f"line {line}")
+        for line, cells in whole.items()
+    }
+    wrong = check_paths(listing, file.parent, entries)
+    for line, entry in entries.items():
+        if line not in wrong:
+            place = f"{entry.place} ({entry.path})"
+            listing.add(line, entry.path, whole[line][label], entry.split, place)
+    listing.store = Paths(file.parent)
+
+
+def _read(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header of a CSV file, and its other rows with the number of their first line."""
+    try:
+        text = read_text(file)
+    except FileNotFoundError as e:
+        raise NotFound(f"{file}: no such file") from e
+    except OSError as e:
+        raise NotFound(f"{file}: cannot be read: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        line = e.object.count(b"\n", 0, e.start) + 1
+        raise ValueError(f"{file}: line {line} is not text in UTF-8; save it as UTF-8") from e
+    first = text.partition("\n")[0]
+    delimiter = max(_DELIMITERS, key=first.count)
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+    rows, line = [], 1
+    try:
+        for cells in reader:
+            if cells:  # an empty line is no row
+                rows.append((line, [cell.strip() for cell in cells]))
+            line = reader.line_num + 1
+    except csv.Error as e:
+        raise ValueError(f"{file}: line {line}: not a row of a table: {e}") from e
+    if not rows:
+        raise ValueError(f"{file}: an empty table")
+    header = rows[0][1]
+    if twice := next((name for name in header if header.count(name) > 1), None):
+        raise ValueError(f"{file}: two columns have the name {twice!r}")
+    return header, rows[1:]
+
+
+def _place(file: Path, header: list[str], kind: str, column: str) -> int:
+    """The number of a column."""
+    if column not in header:
+        raise ValueError(
+            f"{file}: no column {column!r}, its first line has: {', '.join(header[:10])}"
+            f"{', ...' if len(header) > 10 else ''}; data.{kind}_column names one"
+        )
+    return header.index(column)
