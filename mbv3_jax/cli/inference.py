@@ -23,7 +23,7 @@ def add_parsers(commands) -> None:
         "eval", help="evaluate a network on every held-out image", allow_abbrev=False
     )
     add_model(evaluate)
-    evaluate.add_argument("--data", help="evaluate on other images: folder:PATH, tfds/NAME, ...")
+    evaluate.add_argument("--data", help="evaluate on other images: folder:PATH, table:PATH, ...")
     evaluate.add_argument(
         "--config",
         help="evaluate on the data of a configuration; its fields can be set as for train",
