@@ -106,6 +106,9 @@ def default(network: str) -> ConfigDict:
         image_column=placeholder(str),  # table: path or image; huggingface: that of type Image
         label_column=placeholder(str),  # table: label; huggingface: that of type ClassLabel
         split_column=placeholder(str),  # table: split
+        # table, huggingface, webdataset: single, multi (several labels an image), soft
+        # (probabilities); None: single
+        labels=placeholder(str),
         num_classes=placeholder(int),  # synthetic
         num_examples=placeholder(int),  # synthetic
         balanced=placeholder(bool),  # True: training sees every class equally often
@@ -175,7 +178,7 @@ def default(network: str) -> ConfigDict:
         **_options(SCHEDULES),
     )
     config.loss = dict(
-        name="cross_entropy",  # cross_entropy, focal
+        name="cross_entropy",  # cross_entropy, focal, bce (for several labels an image)
         # "balanced" (images / (classes * images of the class)), or a number for each class; None: 1
         class_weights=placeholder(object),
         # gamma

@@ -29,6 +29,7 @@ def add_parsers(commands) -> None:
     check.add_argument("--split_fraction", type=float, help="hold out this fraction of train")
     check.add_argument("--image_column", help="of a table, the column of the images")
     check.add_argument("--label_column", help="the column of the labels")
+    check.add_argument("--labels", help="single, multi (several an image) or soft (probabilities)")
     check.add_argument("--split_column", help="the column of the names of splits")
     check.add_argument("--on_error", help="skip leaves out what cannot be used, and says what")
     check.add_argument("--num_classes", type=positive, help="of a source that makes its images")
@@ -84,6 +85,7 @@ def _check(flags: argparse.Namespace) -> int:
         image_column=flags.image_column,
         label_column=flags.label_column,
         split_column=flags.split_column,
+        labels=flags.labels,
         num_classes=flags.num_classes,
         num_examples=flags.num_examples,
         **({"on_error": flags.on_error} if flags.on_error else {}),

@@ -127,20 +127,23 @@ def _print_evaluation(values: dict) -> None:
     from rich.table import Table
 
     by_class, count = values["per_class"], values["count"]
-    columns = ("precision", "recall", "f1")
+    several = "average_precision" in by_class  # labels an image
+    columns = (*(["average_precision"] if several else []), "precision", "recall", "f1")
     of_classes = (by_class[column] for column in (*columns, "images"))
     rows = [  # data may have few of the classes that a network knows
         row for row in zip(values["class_names"], *of_classes, strict=True) if row[-1]
     ]
-    worst = sorted(rows, key=lambda row: row[3])[:_CLASSES]
+    worst = sorted(rows, key=lambda row: row[1] if several else row[3])[:_CLASSES]
     shown = rows if len(rows) <= _CLASSES else worst
     of_means = [
         (f"{kind} mean", *(values[f"{kind}_{column}"] for column in columns), count)
         for kind in ("macro", "weighted")
+        if not several
     ]
     table = Table(header_style="bold")
     table.add_column("", overflow="fold")
-    for heading in ("precision", "recall", "F1", "images"):
+    headings = (*(["average precision"] if several else []), "precision", "recall", "F1", "images")
+    for heading in headings:
         table.add_column(heading, justify="right")
     for i, (name, *fractions, images) in enumerate([*shown, *of_means], start=1):
         cells = [f"{fraction:.2%}" for fraction in fractions]
@@ -151,10 +154,13 @@ def _print_evaluation(values: dict) -> None:
         "ece": "calibration error",
         "auc": "ROC AUC",
         "average_precision": "average precision",
+        "mean_average_precision": "mean average precision",
+        "label_accuracy": "right labels",
     }
     known = [f"{label} {values[key]:.2%}" for key, label in labels.items() if key in values]
     if shown is worst:
-        known.append(f"shown are the {_CLASSES} of {len(rows)} classes with the lowest F1")
+        lowest = "average precision" if several else "F1"
+        known.append(f"shown are the {_CLASSES} of {len(rows)} classes with the lowest {lowest}")
     console = Console(
         stderr=True, width=None if sys.stderr.isatty() else 140, markup=False, emoji=False
     )
@@ -196,9 +202,14 @@ def _predict(flags, overrides: Sequence[str]) -> int:
     if flags.save:
         _need_file("--save", flags.save, (".png", ".jpg", ".pdf", ".svg"))
     paths, inference = _open(flags, overrides)
+    from mbv3_jax.train.inference import THRESHOLD
+
     names, results = inference.model.class_names, inference.predictions(paths)
     if note := inference.model.sigmoid_note:
         _note(note)
+    several, threshold = inference.model.multi_label, THRESHOLD
+    if several:
+        _note(f"several labels an image: those with a probability of at least {threshold:.0%}")
     table = None if flags.json else _table()
     sheet: list[tuple] = []
     for path, view, found in results:
@@ -211,15 +222,18 @@ def _predict(flags, overrides: Sequence[str]) -> int:
             for label, probability in zip(found["classes"], found["probabilities"], strict=True)
         ]
         if table is None:
-            _print_json({"image": path, "predictions": top})
+            labels = {"labels": [g["class"] for g in top if g["probability"] >= threshold]}
+            _print_json({"image": path, **(labels if several else {}), "predictions": top})
         else:
-            for i, guess in enumerate(top):
+            shown = [g for g in top if not several or g["probability"] >= threshold]
+            shown = shown or [top[0] | {"class": f"none; most likely {top[0]['class']}"}]
+            for i, guess in enumerate(shown):
                 name, share = guess["class"], f"{guess['probability']:.2%}"
                 table.add_row(
                     "" if i else printable(path),
                     printable(name),
                     share,
-                    end_section=i == len(top) - 1,
+                    end_section=i == len(shown) - 1,
                 )
         if flags.save and len(sheet) < _MAX_SHEET_IMAGES:
             guesses = (f"{g['class'][:24]} {g['probability']:.1%}" for g in top[:3])

@@ -25,6 +25,7 @@ from mbv3_jax.core.errors import (
 from mbv3_jax.core.packages import program
 from mbv3_jax.run import interrupt
 from mbv3_jax.run.config import parse_config
+from mbv3_jax.run.metrics import main_value
 from mbv3_jax.run.processes import (
     PATIENCE,
     is_first,
@@ -187,7 +188,7 @@ def _report(summary: dict, workdir: Path) -> str:
         )
     lines = [
         done,
-        f"top-1 {values['top1']:.2%} on {_images(values, summary['split'])} "
+        f"{main_value(values)} on {_images(values, summary['split'])} "
         f"({summary['weights']} weights)",
         f"run folder: {workdir}",
         f"next: {program()} plot --run={quoted} --out=curves.png   draw its curves",
@@ -196,8 +197,9 @@ def _report(summary: dict, workdir: Path) -> str:
     if best := summary.get("best"):
         at = f"at step {best['step']}; --run={quoted} --step=best uses that checkpoint"
         metric = best.get("metric")
-        value = f"{metric} {best[metric]:.4f}, " if metric else ""
-        lines.insert(2, f"best: {value}top-1 {best['top1']:.2%} {at}")
+        shown = [f"{metric} {best[metric]:.4f}"] if metric else []
+        shown += [f"top-1 {best['top1']:.2%}"] if "top1" in best else []
+        lines.insert(2, f"best: {', '.join(shown)} {at}")
     if test := summary.get("test"):
         at = (
             f"checkpoint of step {test['step']}"

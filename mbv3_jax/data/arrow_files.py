@@ -271,8 +271,9 @@ def add_files(
     """
     first = files[0][0]
     image = _image_column(first, image_column)
-    label = _label_column(first, label_column)
-    names = _class_names(first, label)
+    by_class = listing.columns_of(first.schema.names, label_column)
+    label = by_class or [_label_column(first, label_column)]
+    names = _class_names(first, label[0])
     if names is not None:
         listing.class_names = names
     split = split_column
@@ -282,15 +283,17 @@ def add_files(
     paths: dict[int, Entry] = {}
     rows: list[tuple[int, str, Any, Any, str]] = []
     for file, of_file in files:
-        for field, column in (("image", image), ("label", label), ("split", split)):
-            if column is not None:
-                _need(file, f"data.{field}_column", column)
-        if _class_names(file, label) != names:
+        needed = [("image", image), *(("label", name) for name in label)]
+        for field, column in (*needed, *([("split", split)] if split else [])):
+            _need(file, f"data.{field}_column", column)
+        if _class_names(file, label[0]) != names:
             raise ValueError(f"{file.path}: its classes are not those of {first.path}")
         name, folder = os.path.relpath(file.path, root), file.path.parent.absolute()
         written = _paths_in(file, image)
         splits = file.values(split) if split else [of_file] * file.num_rows
-        labels = file.values(label)
+        labels = file.values(label[0])
+        if by_class:
+            labels = list(zip(*(file.values(name) for name in by_class), strict=True))
         for i, (cell, of_row) in enumerate(zip(labels, splits, strict=True)):
             path = written.get(i, "")
             place, of_row = f"{name} row {i}", "" if split and of_row is None else of_row
@@ -365,6 +368,8 @@ def _one_of(file: ArrowFile, field: str, found: Sequence[str], usual: str) -> st
 def _class_names(file: ArrowFile, column: str) -> tuple[str, ...] | None:
     """The names of classes that `datasets` has stored with a column; None if there are none."""
     kind = file.features.get(column, {})
+    if isinstance(kind.get("feature"), dict):  # of a list of several labels
+        kind = kind["feature"]
     names = kind.get("names")
     if kind.get("_type") != "ClassLabel" or not isinstance(names, list):
         return None

@@ -91,8 +91,8 @@ class Encoded(Source):
         self.channels = _check_channels(self._crop.get("channels", 3))
 
     @abc.abstractmethod
-    def read(self, index: int) -> tuple[bytes, int]:
-        """Returns an example's image as it is stored, and its label.
+    def read(self, index: int) -> tuple[bytes, Any]:
+        """Returns an example's image as it is stored, and its label: a number, or [classes].
 
         Raises:
           OSError: it cannot be read.
@@ -118,14 +118,17 @@ class Encoded(Source):
         views: Iterable[np.random.Generator] | None = None,
     ) -> tuple[Batch, dict[int, str]]:
         images = np.zeros((len(indices), *sides(self.resolution), self.channels), np.uint8)
+        single = self.label_kind == "single"
         labels = np.zeros(len(indices), np.int32)
+        if not single:
+            labels = np.zeros((len(indices), self.num_classes), np.float32)
         problems = {}
         generators = iter(views) if views is not None else None
         for row, index in enumerate(map(int, indices)):
             view = next(generators) if generators is not None else None
             try:
                 encoded, label = self.read(index)
-                if not 0 <= label < self.num_classes:
+                if single and not 0 <= label < self.num_classes:
                     raise ImageError(f"label {label}, expected 0 to {self.num_classes - 1}")
                 images[row] = decode_view(
                     encoded, resolution=self.resolution, view=view, **self._crop

@@ -1,10 +1,9 @@
-"""Labelled images that something lists: which of them are trained on, and which are held out.
+"""Labelled images that something lists: their labels, what is left out, and how they are read.
 
-Folders, tables, Hugging Face data sets and WebDataset tars differ in how images are found and read.
-What is the same is here: class numbers, splits, what is left out, and the order of the examples.
+Tables, Hugging Face data sets and WebDataset tars differ in how images are found and stored. What
+is the same is here; `divide` makes splits of a list.
 """
 
-import collections
 import dataclasses
 import hashlib
 import os
@@ -14,15 +13,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mbv3_jax.core.checks import choose
 from mbv3_jax.core.errors import counted
 from mbv3_jax.core.files import read_bytes
 from mbv3_jax.data.decode import Encoded
-from mbv3_jax.data.layout import PLAIN, TEST, TRAIN, VALIDATION, choose_split, roles
-from mbv3_jax.data.source import NotFound
+from mbv3_jax.data.source import LABEL_KINDS
 
-DEFAULT_FRACTION = 0.1
-HELD_OUT = "held_out"  # the name of what was held out of data without splits
 _SHOWN = 3  # places that a message names
+_PROBABILITY = "p_"  # how columns of probabilities begin, before the name of the class
+_ROUNDING = 0.01  # by which the sum of written probabilities may differ from 1
 
 
 class Store(Protocol):
@@ -105,12 +104,15 @@ class Listing:
       name: the name of the source, as in `config.data.name`.
       place: the file or folder of the list, for messages.
       noun: what an entry is called in messages: "row".
+      kind: one of `source.LABEL_KINDS`; None for "single".
 
     Attributes:
       store: reads the images.
       rows: the number of each image in the store.
       names: of the images, all different; they decide what is held out, and the fingerprint.
-      labels: the text of each label.
+      labels: of each image, by `kind`: its class, the tuple of its classes, or a tuple with the
+        probability of each class.
+      columns: the classes of a table that has a column for each; else empty.
       splits: the split of each image; empty if there are no splits.
       class_names: by label, if the list has them in an order of its own; else None.
       left_out: what cannot be used, and is in none of the sequences.
@@ -119,15 +121,37 @@ class Listing:
 
     store: Store
 
-    def __init__(self, name: str, place: Path, noun: str):
+    def __init__(self, name: str, place: Path, noun: str, kind: str | None = None):
+        self.kind = choose("data.labels", kind or "single", LABEL_KINDS)
+        self.columns: tuple[str, ...] = ()
         self.name, self.place = name, place
         self.rows: list[int] = []
         self.names: list[str] = []
-        self.labels: list[str] = []
+        self.labels: list[Any] = []
         self.splits: list[str] = []
         self.class_names: tuple[str, ...] | None = None
         self.left_out = LeftOut(os.fspath(place), noun)
         self.notes: list[str] = []
+
+    def columns_of(self, header: Sequence[str], given: str | None) -> list[str]:
+        """The columns of a table that has one for each class, which are then its classes.
+
+        Args:
+          header: the names of all columns.
+          given: `data.label_column`: names separated by commas; None for those that begin with "p_"
+            if the labels are probabilities.
+
+        Returns:
+          Their names; none for a table with a single column of labels.
+        """
+        found: list[str] = []
+        if given is not None and given not in header and self.kind != "single":
+            found = [name.strip() for name in given.split(",")] if "," in given else []
+        elif given is None and self.kind == "soft":
+            found = [name for name in header if name.startswith(_PROBABILITY)]
+        prefix = _PROBABILITY if self.kind == "soft" else ""
+        self.columns = tuple(name.removeprefix(prefix) for name in found)
+        return found
 
     def add(self, row: int, name: str, label: Any, split: Any, place: str) -> None:
         """Adds an image, or what is wrong with its label or its split to `left_out`.
@@ -136,11 +160,13 @@ class Listing:
           row: its number in the store.
           name: of the image.
           label: a name, a whole number or, where there is none, None, "" or NaN. With
-            `class_names` a number is one of these.
+            `class_names` a number is one of these. Several labels are a sequence of such, or a text
+            with semicolons; with `columns`, and for probabilities, a sequence of numbers.
           split: the name of its split; None if there are no splits.
           place: what a message calls it.
         """
-        text, reason = self._label(label)
+        read = {"single": self._label, "multi": self._several, "soft": self._probabilities}
+        value, reason = read[self.kind](label)
         if not reason and split is not None and not (split := str(split).strip()):
             reason = "without a split"
         if reason:
@@ -148,7 +174,7 @@ class Listing:
             return
         self.rows.append(row)
         self.names.append(name)
-        self.labels.append(text)
+        self.labels.append(value)
         if split is not None:
             self.splits.append(split)
 
@@ -160,6 +186,8 @@ class Listing:
             return "", "without a label"
         if isinstance(label, str):
             label = label.strip()
+        elif isinstance(label, list | tuple):
+            return "", "with several labels, which data.labels=multi reads"
         elif not isinstance(label, int):
             return "", f"with a label that is neither a name nor a whole number, as {label!r}"
         elif self.class_names is not None:
@@ -173,6 +201,46 @@ class Listing:
             return "", "with an unknown label"
         return text, "" if text else "without a label"
 
+    def _several(self, label: Any) -> tuple[tuple[str, ...], str]:
+        """The classes of an image, which may be none, and what is wrong with them."""
+        if self.columns:
+            flags = [_as_number(cell) for cell in label]
+            if not set(flags) <= {0, 1}:
+                return (), "with a cell that is neither 0 nor 1"
+            return tuple(n for n, flag in zip(self.columns, flags, strict=True) if flag), ""
+        if isinstance(label, str):
+            label = [part for part in label.split(";") if part.strip()]
+        elif label is None or label != label:
+            label = []
+        found = [
+            self._label(one) for one in (label if isinstance(label, list | tuple) else [label])
+        ]
+        return tuple(dict.fromkeys(text for text, _ in found)), max(
+            (reason for _, reason in found), default=""
+        )
+
+    def _probabilities(self, label: Any) -> tuple[tuple[float, ...], str]:
+        """The probability of each class, and what is wrong with them."""
+        if not isinstance(label, list | tuple) or not label:
+            return (), "without a list of probabilities"
+        values = np.array([_as_number(cell) for cell in label], np.float64)
+        if self.class_names is None:
+            self.class_names = self.columns or tuple(map(str, range(len(values))))
+        if len(values) != len(self.class_names):
+            return (), f"with another number of probabilities than {len(self.class_names)}"
+        total = values.sum()
+        if not (values >= 0).all() or not abs(total - 1) <= _ROUNDING:
+            return (), "with probabilities that are negative, missing or do not sum to 1"
+        return tuple(values / total), ""
+
+
+def _as_number(cell: Any) -> float:
+    """The number in a cell; NaN if there is none."""
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return float("nan")
+
 
 class Listed(Encoded):
     """The images of one split of a list.
@@ -183,7 +251,7 @@ class Listed(Encoded):
       resolution: side of the images, in pixels.
       class_names: one name per label.
       rows: which images of the list, in the order of the indices.
-      labels: of these images.
+      labels: of these images, int32 [images] or float32 [images, classes].
       crop: options of `decode.decode_view`.
     """
 
@@ -194,16 +262,17 @@ class Listed(Encoded):
         resolution: int,
         class_names: Sequence[str],
         rows: Sequence[int],
-        labels: Sequence[int],
+        labels: np.ndarray,
         crop: Mapping[str, Any],
     ):
         super().__init__(crop)
+        self.label_kind = listing.kind
         self.name, self.split, self.resolution = listing.name, split, resolution
         self.class_names = tuple(class_names)
         self._store = listing.store
         self._rows = np.array([listing.rows[row] for row in rows], np.int64)
         self._names = Names(listing.names[row] for row in rows)
-        self._labels = np.array(labels, np.int32)
+        self._labels = labels
         digest = hashlib.sha256("\0".join(self.class_names).encode(errors="surrogateescape"))
         self._names.update(digest)
         digest.update(self._labels.tobytes())
@@ -216,12 +285,18 @@ class Listed(Encoded):
     def where(self, index: int) -> str:
         return self._store.where(int(self._rows[index]), self._names[index])
 
-    def labels(self) -> np.ndarray:
-        return self._labels
+    def labels(self) -> np.ndarray | None:
+        return self._labels if self.label_kind == "single" else None
 
-    def read(self, index: int) -> tuple[bytes, int]:
+    def present(self) -> np.ndarray:
+        """Whether there are images of each class, bool [classes]."""
+        if self.label_kind == "single":
+            return np.bincount(self._labels, minlength=self.num_classes) > 0
+        return np.asarray(self._labels.any(axis=0))
+
+    def read(self, index: int) -> tuple[bytes, Any]:
         encoded = self._store.read(int(self._rows[index]), self._names[index])
-        return encoded, int(self._labels[index])
+        return encoded, self._labels[index]
 
 
 class Paths:
@@ -305,199 +380,3 @@ def _entries(folder: str) -> frozenset[str]:
         return frozenset(os.listdir(folder or os.sep))  # noqa: PTH208 (millions of names)
     except (OSError, ValueError):  # no such folder, or no path at all
         return frozenset()
-
-
-def open_listing(
-    listing: Listing,
-    resolution: int,
-    *,
-    train_split: str | None,
-    eval_split: str | None,
-    split_fraction: float | None,
-    crop: Mapping[str, Any],
-    on_error: str,
-) -> tuple[Listed, Listed]:
-    """Divides a list into the examples to train on and those to evaluate on.
-
-    Args:
-      listing: the list.
-      resolution: side of the images, in pixels.
-      train_split: name of the split to train on; None for the one that is named like it.
-      eval_split: name of the split to evaluate on; None for that of validation, or else of tests.
-      split_fraction: hold out this fraction of the training split instead; of a list without
-        splits, None is 0.1.
-      crop: options of `decode.decode_view`.
-      on_error: "raise" refuses a list of which something is left out; "skip" accepts it.
-
-    Raises:
-      NotFound: a split does not exist.
-      ValueError: the list is empty, has less than two classes, or something in it that cannot be
-        used.
-    """
-    if not listing.names:
-        lines = listing.left_out.lines()
-        raise ValueError("; ".join((f"{listing.place}: no image is listed", *lines)))
-    rows: dict[str, list[int]] = {}
-    for row, split in enumerate(listing.splits or [""] * len(listing.names)):
-        rows.setdefault(split, []).append(row)
-    train_name, eval_name = _choose_splits(listing, rows, train_split, eval_split, split_fraction)
-    label_of = _label_of(listing, rows[train_name])
-
-    def labelled(split: str) -> tuple[list[int], list[int]]:
-        known = [row for row in rows[split] if listing.labels[row] in label_of]
-        if len(known) < len(rows[split]):
-            for row in rows[split]:
-                if (label := listing.labels[row]) not in label_of:
-                    reason = f"with a label that the split {train_name} does not have"
-                    listing.left_out.add(reason, f"{label} ({listing.names[row]})", split)
-        return known, [label_of[listing.labels[row]] for row in known]
-
-    kept, labels = labelled(train_name)
-    if eval_name is None:
-        names = [listing.names[row] for row in kept]
-        parts = hold_out(names, labels, split_fraction or DEFAULT_FRACTION)
-        split_names = (train_name or TRAIN, train_name or HELD_OUT)
-        chosen = [([kept[i] for i in part], [labels[i] for i in part]) for part in parts]
-    else:
-        split_names, chosen = (train_name, eval_name), [(kept, labels), labelled(eval_name)]
-    if on_error == "raise":
-        listing.left_out.check((train_name, eval_name or train_name))
-    train, evaluate = (
-        Listed(listing, name, resolution, tuple(label_of), part, labels_of_part, crop)
-        for name, (part, labels_of_part) in zip(split_names, chosen, strict=True)
-    )
-    unread = [
-        f"{counted(len(members), 'image')} of the split {name} not read"
-        + (f"; data.eval_split={name} evaluates on it" if roles(name) else "")
-        for name, members in rows.items()
-        if name not in (train_name, eval_name)
-    ]
-    train.notes = (*listing.left_out.lines(), *listing.notes, *unread)
-    evaluate.notes = lacking(evaluate, train, held_out=eval_name is None)
-    return train, evaluate
-
-
-def _choose_splits(
-    listing: Listing,
-    rows: Mapping[str, Sequence[int]],
-    train_split: str | None,
-    eval_split: str | None,
-    split_fraction: float | None,
-) -> tuple[str, str | None]:
-    """The split to train on ("" for all) and that to evaluate on; None to hold out a part."""
-    place, listed = listing.place, ", ".join(rows)
-    left_out = "".join(f"; {line}" for line in listing.left_out.lines())
-    if not listing.splits:
-        for field, name in (("train_split", train_split), ("eval_split", eval_split)):
-            if name is not None:
-                raise ValueError(f"data.{field}: got {name!r}, but {place} has no splits")
-        return "", None
-    for name in (train_split, eval_split):
-        if name is not None and name not in rows:
-            raise NotFound(f"{place}: no split {name!r}, its splits: {listed}{left_out}")
-    by_role: dict[str, list[str]] = {}
-    for name in sorted(rows, key=lambda n: (PLAIN.index(n) if n in PLAIN else len(PLAIN), n)):
-        if len(named := roles(name)) == 1:
-            by_role.setdefault(next(iter(named)), []).append(name)
-    by_case = collections.defaultdict(list)
-    for name in rows:
-        by_case[name.lower()].append(name)
-    if alike := next((names for names in by_case.values() if len(names) > 1), None):
-        raise ValueError(f"{place}: the splits {' and '.join(alike)} differ only in case")
-    if train_split is None:
-        if TRAIN not in by_role:
-            raise NotFound(
-                f"{place}: no split to train on, its splits: {listed}; name one by data.train_split"
-                f"{left_out}"
-            )
-        train_split = choose_split(place, by_role, TRAIN, "data.train_split")
-    if split_fraction is not None:
-        return train_split, None
-    if eval_split is not None:
-        if eval_split == train_split:
-            raise ValueError(f"data.eval_split: got {eval_split!r}, which is trained on")
-        return train_split, eval_split
-    for role in (VALIDATION, TEST):
-        if names := [name for name in by_role.get(role, ()) if name != train_split]:
-            return train_split, choose_split(place, {role: names}, role, "data.eval_split")
-    others = [name for name in rows if name != train_split]
-    raise NotFound(
-        f"{place}: no split to evaluate on, expected validation, val, valid or test beside "
-        f"{train_split}, got: {', '.join(others) or 'none'}; name one by data.eval_split, or hold "
-        f"out a part of {train_split} by data.split_fraction=0.1{left_out}"
-    )
-
-
-def _label_of(listing: Listing, training: Sequence[int]) -> dict[str, int]:
-    """The number of each class, by its name."""
-    if listing.class_names is not None:
-        names: Sequence[str] = listing.class_names
-    else:
-        found = {listing.labels[row] for row in training}
-        numbers = all(_is_whole(label) for label in found)
-        names = sorted(found, key=int) if numbers else sorted(found)
-    if len(names) < 2:
-        raise ValueError(
-            f"{listing.place}: expected labels of at least 2 classes, got: {', '.join(names)}"
-        )
-    if len(set(names)) < len(names):
-        raise ValueError(f"{listing.place}: two classes have the same name")
-    return {name: label for label, name in enumerate(names)}
-
-
-def _is_whole(text: str) -> bool:
-    digits = text.removeprefix("-")
-    return digits.isascii() and digits.isdigit() and len(digits) < 19 and str(int(text)) == text
-
-
-def hold_out(
-    names: Sequence[str], labels: Sequence[int], fraction: float
-) -> tuple[list[int], list[int]]:
-    """Divides images into those to train on and those held out.
-
-    The same fraction of each class is held out, and at least one image of two: those whose names
-    have the lowest hashes, so that nearly all images keep their place when others are added.
-
-    Args:
-      names: of the images.
-      labels: of the images.
-      fraction: to hold out.
-
-    Returns:
-      The places of both in `names`, ascending.
-    """
-    by_class: dict[int, list[int]] = {}
-    for place, label in enumerate(labels):
-        by_class.setdefault(label, []).append(place)
-    held_out: set[int] = set()
-    for members in by_class.values():
-        members.sort(key=lambda place: hashlib.sha256(os.fsencode(names[place])).digest())
-        count = max(round(fraction * len(members)), 1)
-        held_out.update(members[: min(count, len(members) - 1)])
-    places = range(len(names))
-    return [p for p in places if p not in held_out], [p for p in places if p in held_out]
-
-
-def lacking(evaluate: Encoded, train: Encoded, *, held_out: bool) -> tuple[str, ...]:
-    """The classes without images in one of the two splits: what a result does not tell about.
-
-    Args:
-      evaluate, train: the splits.
-      held_out: whether the one is held out of the other.
-    """
-    notes = []
-    for split, purpose, advice in (
-        (train, "train", ""),
-        (evaluate, "evaluate", "; of a class with one image none can be held out"),
-    ):
-        counts = split.counts()
-        if counts is None:
-            continue
-        names = [split.class_names[label] for label in np.flatnonzero(counts == 0)]
-        if names:
-            listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-            notes.append(
-                f"{len(names)} of {counted(split.num_classes, 'class')} without an image to "
-                f"{purpose} on: {listed}" + (advice if held_out else "")
-            )
-    return tuple(notes)

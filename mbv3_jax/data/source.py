@@ -47,6 +47,7 @@ from mbv3_jax.core.files import expand_user
 from mbv3_jax.core.registry import option_names
 
 ON_ERROR = ("raise", "skip")
+LABEL_KINDS = ("single", "multi", "soft")
 Batch = dict[str, np.ndarray]
 Registered = TypeVar("Registered", bound=Callable[..., Any])
 
@@ -75,6 +76,9 @@ class Source(abc.ABC):
       fingerprint: a text that changes when examples are added, removed, renamed or relabelled. A
         run stores it, so that a resumed run can tell whether its data is still the same. It need
         not follow the contents of files, see docs/data.md.
+      label_kind: one of `LABEL_KINDS`: "single" unless a source says otherwise. The labels of
+        "multi" are float32 [batch, classes], 1 for each class that an image has, and those of
+        "soft" the probability of each class.
       channels: of the images: 3 (RGB) unless a source says otherwise. One that takes the
         keyword-only option `channels` is told how many the network takes.
       encoded: whether reading an example means decoding it, so that more processes help.
@@ -89,6 +93,7 @@ class Source(abc.ABC):
     resolution: Resolution
     class_names: tuple[str, ...]
     fingerprint: str
+    label_kind = "single"
     channels = 3
     encoded = False
     test: "Source | None" = None
@@ -148,10 +153,11 @@ class Source(abc.ABC):
         return self.batch(indices, views), {}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns {"image": uint8 [R, R, C], "label": int}, the evaluation view of one example."""
+        """Returns {"image": uint8 [R, R, C], "label": int or [classes]}, in evaluation's view."""
         index = range(len(self))[index]  # resolves negative indices, raises IndexError past the end
         batch = self.batch([index])
-        return {"image": batch["image"][0], "label": int(batch["label"][0])}
+        label = batch["label"][0]
+        return {"image": batch["image"][0], "label": label if label.ndim else int(label)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

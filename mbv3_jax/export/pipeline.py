@@ -180,7 +180,8 @@ def find_samples(
     source = data.held_out
     images, labels = _load(source, count)
     what = f"images of {source.name}, {source.split}"
-    return Samples(images=images, labels=labels, what=what, calibration=data.training)
+    known = labels if labels.ndim == 1 else None  # else there is no top-1
+    return Samples(images=images, labels=known, what=what, calibration=data.training)
 
 
 def _load(source: Source, count: int | None) -> tuple[np.ndarray, np.ndarray]:

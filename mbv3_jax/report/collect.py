@@ -308,11 +308,17 @@ def _error_of(state: Mapping) -> str:
 
 def _read_run(folder: Path) -> Run:
     spec, summary = folder / "spec.json", folder / "summary.json"
+    records = read_metrics(folder)
+    if any("label_accuracy" in record for record in records):
+        raise ValueError(
+            f"{folder}: a report compares top-1, which networks of several labels an image do not "
+            "have"
+        )
     return Run(
         folder=folder,
         config=read_json(folder / "config.json", Config, error=ValueError),
         spec=read_json(spec, NetSpec, error=ValueError) if spec.is_file() else None,
         summary=read_json(summary, Summary, error=ValueError) if summary.is_file() else None,
-        records=read_metrics(folder),
+        records=records,
         sessions=read_lines(folder / SESSIONS, lambda line: parse_json(line, Session)),
     )

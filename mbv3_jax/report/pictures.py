@@ -25,10 +25,9 @@ from mbv3_jax.core.limits import check_archive
 from mbv3_jax.report.charts import PLAIN_TEXT, choose_scale
 from mbv3_jax.run import metrics
 
-_CURVES: tuple[tuple[Literal["loss", "top1"], int, str], ...] = (
-    ("loss", 1, "loss"),
-    ("top1", 100, "top-1 (%)"),
-)
+_Curve = tuple[Literal["loss", "top1", "mean_average_precision"], int, str]
+_CURVES: tuple[_Curve, ...] = (("loss", 1, "loss"), ("top1", 100, "top-1 (%)"))
+_SEVERAL: _Curve = ("mean_average_precision", 100, "mean average precision (%)")
 _plain_text = matplotlib.rc_context(PLAIN_TEXT)
 # Its letters are boxes with the name of a script.
 _NO_FONT = "Last Resort"
@@ -108,6 +107,8 @@ def _letters(font: str) -> frozenset[str]:
 def plot_curves(run: Path) -> Figure:
     """Loss on the left and top-1 on the right, by training step.
 
+    With several labels an image the mean average precision of evaluations takes the place of top-1.
+
     Raises:
       ValueError: the folder is not a run folder, or has no training record yet.
     """
@@ -120,7 +121,9 @@ def plot_curves(run: Path) -> Figure:
         raise ValueError(f"{run}: no training record yet: the run has not reached its first log")
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     figure.suptitle(printable(str(run)))
-    for axes, (metric, scale, label) in zip(figure.subplots(1, 2), _CURVES, strict=True):
+    several = any("label_accuracy" in record for record in records)
+    curves = (_CURVES[0], _SEVERAL) if several else _CURVES
+    for axes, (metric, scale, label) in zip(figure.subplots(1, 2), curves, strict=True):
         for kind, line in (("train", {"lw": 1}), ("eval", {"marker": "o", "ms": 4})):
             records = [r for r in by_kind[kind] if metric in r]
             steps = [r["step"] for r in records]

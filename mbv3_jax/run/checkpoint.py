@@ -31,7 +31,7 @@ from mbv3_jax.core.files import check_storable
 from mbv3_jax.core.json_lines import say
 from mbv3_jax.nn import functional
 from mbv3_jax.run import metrics
-from mbv3_jax.run.config import config_from_json, config_to_json
+from mbv3_jax.run.config import config_from_json, config_to_json, is_multi_label
 from mbv3_jax.run.digests import check_digests, write_digests
 from mbv3_jax.run.folder import read_config
 
@@ -94,11 +94,15 @@ class Progress:
 def best_metric(config: ConfigDict) -> str:
     """The metric that chooses the best checkpoint of a run; older versions knew top-1 only.
 
+    Without one it is top-1, or with several labels an image the mean average precision.
+
     Raises:
       ValueError: there is no such metric.
     """
     given = config.get("keep_best_metric")
-    return "top1" if given is None else choose("keep_best_metric", given, metrics.EVAL_METRICS)
+    if given is None:
+        return metrics.default_metric(multi_label=is_multi_label(config))
+    return choose("keep_best_metric", given, metrics.EVAL_METRICS)
 
 
 class Checkpoints:

@@ -385,6 +385,29 @@ def flatten_config(config: ConfigDict) -> dict[str, object]:
     return dict(walk(parse_json(config_to_json(config), dict), ""))
 
 
+def is_multi_label(config: ConfigDict) -> bool:
+    """Whether a run has several labels an image, for which its loss is the binary cross-entropy."""
+    loss = config.get("loss")  # of a search there is none
+    return loss is not None and loss.get("name") == "bce"
+
+
+def need_one_label(config: ConfigDict, what: str) -> None:
+    """Checks that a run has one label an image, whose top-1 something compares.
+
+    Args:
+      config: of the run.
+      what: what compares it, for the message: "a sweep".
+
+    Raises:
+      UsageError: it has several.
+    """
+    if is_multi_label(config):
+        raise UsageError(
+            f"config: loss.name: got 'bce', but {what} compares top-1, which networks of several "
+            "labels an image do not have"
+        )
+
+
 def same_fields(config: ConfigDict, other: ConfigDict) -> bool:
     """Whether two configurations have the same values, in whatever order; None is "not given"."""
     first, second = (

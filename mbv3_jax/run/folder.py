@@ -88,7 +88,7 @@ class Measures(TypedDict):
 
     count: int
     loss: Number
-    top1: Number
+    top1: NotRequired[Number]  # in every evaluation with one label an image
     top5: NotRequired[Number]
     unreadable: NotRequired[int]
     balanced_accuracy: NotRequired[Number]
@@ -101,7 +101,7 @@ class Measures(TypedDict):
 
 class _Best(TypedDict):
     step: int
-    top1: Number
+    top1: NotRequired[Number]
     metric: NotRequired[str]
 
 

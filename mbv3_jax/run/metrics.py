@@ -36,7 +36,12 @@ EVAL_METRICS = {
     **{f"{m}_{of}": True for m in ("macro", "weighted") for of in ("precision", "recall", "f1")},
     **dict.fromkeys(("auc", "average_precision"), True),
     **dict.fromkeys(("loss", "ece"), False),
+    "mean_average_precision": True,  # of several labels an image
 }
+# Those of several labels an image.
+MULTI_LABEL_METRICS = (
+    *("loss", "mean_average_precision", "macro_precision", "macro_recall", "macro_f1"),
+)
 _EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d{1,12}(?:\.\d{1,12})?)\.")
 
 
@@ -58,6 +63,7 @@ class Record(TypedDict):
     ece: NotRequired[Number]
     auc: NotRequired[Number]
     average_precision: NotRequired[Number]
+    mean_average_precision: NotRequired[Number]
     epoch: NotRequired[Number]
     images_per_second: NotRequired[Number]
 
@@ -139,6 +145,20 @@ class Metrics:
 def means(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """What a record holds of an evaluation: its numbers, without the lists by label."""
     return {name: value for name, value in evaluation.items() if name != PER_CLASS}
+
+
+def default_metric(*, multi_label: bool) -> str:
+    """What evaluations are compared by unless something else is asked for."""
+    return "mean_average_precision" if multi_label else "top1"
+
+
+def main_value(evaluation: Mapping[str, Any]) -> str:
+    """What a line about an evaluation says first: top-1, or of several labels an image the mAP."""
+    if "top1" in evaluation:
+        return f"top-1 {evaluation['top1']:.2%}"
+    if (value := evaluation.get("mean_average_precision")) is not None:
+        return f"mean average precision {value:.2%}"
+    return f"right labels {evaluation['label_accuracy']:.2%}"  # no class has an image
 
 
 def best_record(run: Path, metric: str = "top1") -> Record | None:
@@ -233,7 +253,7 @@ def parse_record(text: str | bytes) -> Record:
     record = parse_json(text, Record)
     if record["step"] < 0:
         raise ValueError(f"step: got {record['step']}, expected a whole number of at least 0")
-    if record["kind"] == "eval" and "top1" not in record:
+    if record["kind"] == "eval" and not {"top1", "label_accuracy"} & record.keys():
         raise ValueError("top1: missing, expected a number")
     return record
 
@@ -292,9 +312,11 @@ class ProgressBar:
             self._progress.update(self._task, state="compiled")
             self._console.print(f"compiled in {self._started[0] - self._opened:.0f} s")
 
-    def update(self, step: int, *, loss: float, top1: float, rate: float) -> None:
-        """Shows the metrics of the latest steps; `rate` is in images/s."""
-        state = f"loss {loss:.3f}  top-1 {top1:.2%}  {rate:.0f} images/s"
+    def update(
+        self, step: int, *, loss: float, top1: float, rate: float, of: str = "top-1"
+    ) -> None:
+        """Shows the metrics of the latest steps; `rate` is in images/s, `of` says what top1 is."""
+        state = f"loss {loss:.3f}  {of} {top1:.2%}  {rate:.0f} images/s"
         self._progress.update(self._task, completed=step, state=state)
         now = time.monotonic()
         due = now - self._last_line >= self._SECONDS_BETWEEN_LINES or step == self._total

@@ -33,6 +33,7 @@ from mbv3_jax.data import augment
 from mbv3_jax.data.decode import CENTRAL, CENTRAL_FRACTION, INTERPOLATIONS
 from mbv3_jax.nn import functional
 from mbv3_jax.run.checkpoint import Checkpoints, is_averaged, read_arrays, write_arrays
+from mbv3_jax.run.config import is_multi_label
 from mbv3_jax.run.digests import DIGESTS, check_digests, write_digests
 from mbv3_jax.run.folder import check_format, write_format
 
@@ -109,6 +110,7 @@ class Model:
     spec: the network.
     variables: {"params", "batch_stats"}, float32 arrays of NumPy or JAX.
     preprocessing: from an image file to its input.
+    multi_label: whether an image has several labels: a logit is that of a sigmoid.
     class_names: one per label; none for a network without a head, whose logits mean nothing yet.
     """
 
@@ -116,6 +118,7 @@ class Model:
     variables: functional.Variables
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
+    multi_label: bool = False
 
     def __post_init__(self):
         headless = not self.class_names and self.spec.num_classes == 1
@@ -324,7 +327,7 @@ def _load_run(run: Path, step: int | str | None, weights: str) -> Model:
     else:  # a run of an older version
         names = [str(label) for label in range(spec.num_classes)]
     preprocessing = preprocessing_of_run(run, config, spec.in_channels)
-    return _model(run, spec, variables, preprocessing, names)
+    return _model(run, spec, variables, preprocessing, names, is_multi_label(config))
 
 
 def _load_import(folder: Path) -> Model:
@@ -348,6 +351,7 @@ def _model(
     variables: functional.Variables,
     preprocessing: Preprocessing,
     names: Sequence[str],
+    multi_label: bool = False,
 ) -> Model:
     try:
         return Model(
@@ -355,6 +359,7 @@ def _model(
             variables=variables,
             preprocessing=preprocessing,
             class_names=tuple(names),
+            multi_label=multi_label,
         )
     except ValueError as e:
         raise RunError(f"{folder} does not fit together: {e}") from e

@@ -10,7 +10,13 @@ from ml_collections import ConfigDict
 
 from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.core.files import expand_user, read_file
-from mbv3_jax.run.config import config_differences, config_from_json, parse_config, spec_of
+from mbv3_jax.run.config import (
+    config_differences,
+    config_from_json,
+    need_one_label,
+    parse_config,
+    spec_of,
+)
 from mbv3_jax.run.shipped import call_file
 from mbv3_jax.sweep.combinators import SEED, Sweep, Trial, group_of
 
@@ -170,6 +176,7 @@ def _check_choices(config: ConfigDict) -> None:
     from mbv3_jax.train import schedules  # here, so that a wrong flag waits for no jax
     from mbv3_jax.train.optimizers import make_optimizer
 
+    need_one_label(config, "a sweep")
     of_schedule, of_optimizer = config.schedule.to_dict(), config.optimizer.to_dict()
     for unit in ("steps", "epochs", "examples"):
         of_schedule.pop(f"warmup_{unit}")

@@ -243,7 +243,7 @@ def _newest_records(path: Path) -> list[MetricsRecord]:
 
 def _progress(records: list[MetricsRecord], config: ConfigDict) -> Progress:
     newest = {record["kind"]: record for record in records}
-    top1 = newest["eval"]["top1"] if "eval" in newest else None
+    top1 = newest["eval"].get("top1") if "eval" in newest else None
     if "train" not in newest:
         return Progress(top1=top1)
     step, epoch = newest["train"]["step"], newest["train"].get("epoch")

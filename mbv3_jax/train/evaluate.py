@@ -11,8 +11,8 @@ from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.errors import RunError, counted
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.modules import Compute
-from mbv3_jax.train.losses import correct, cross_entropy
-from mbv3_jax.train.measures import batch_values, class_counts, measures
+from mbv3_jax.train.losses import bce, class_numbers, correct, cross_entropy, label_accuracy
+from mbv3_jax.train.measures import batch_values, class_counts, measures, multi_label_measures
 from mbv3_jax.train.sharding import batch_sharded, put_batch, replicated
 
 EvalStep = Callable[[functional.Variables, dict], dict]
@@ -24,6 +24,7 @@ def make_eval_step(
     preprocess: Callable[[jax.Array], jax.Array],
     mesh: Mesh,
     compute: Compute = Compute(),  # noqa: B008 (frozen)
+    multi_label: bool = False,
 ) -> EvalStep:
     """Builds the jitted evaluation of one batch.
 
@@ -32,6 +33,8 @@ def make_eval_step(
       preprocess: uint8 images -> normalised images [batch, height, width, channels].
       mesh: from `sharding.make_mesh`.
       compute: types and forms of computation.
+      multi_label: whether an image has several labels; its labels are then float32
+        [batch, classes], and the sums are count, loss (binary cross-entropy) and label_accuracy.
 
     Returns:
       step(variables, batch) -> float32 sums over the examples whose mask is 1: count, loss
@@ -44,16 +47,19 @@ def make_eval_step(
     def step(variables, batch):
         logits, _ = functional.apply(spec, variables, preprocess(batch["image"]), compute=compute)
         labels, mask = batch["label"], batch["mask"]
-        sums = {
-            "count": jnp.sum(mask),
-            # The padding's loss may be anything, NaN too; multiplying by the mask would keep it.
-            "loss": jnp.sum(jnp.where(mask > 0, cross_entropy(logits, labels), 0)),
-            "top1": jnp.sum(correct(logits, labels, 1) * mask),
-        }
-        if spec.num_classes > 5:
-            sums["top5"] = jnp.sum(correct(logits, labels, 5) * mask)
+        loss = (bce if multi_label else cross_entropy)(logits, labels)
+        # The padding's loss may be anything, NaN too; multiplying by the mask would keep it.
+        sums = {"count": jnp.sum(mask), "loss": jnp.sum(jnp.where(mask > 0, loss, 0))}
         if "unreadable" in batch:
             sums["unreadable"] = jnp.sum(batch["unreadable"])
+        if multi_label:
+            sums["label_accuracy"] = jnp.sum(label_accuracy(logits, labels) * mask)
+            values = {"scores": logits.astype(jnp.float32), "labels": labels, "mask": mask}
+            return {**sums, "batch": values}
+        labels = class_numbers(labels)  # of probabilities the likeliest
+        sums["top1"] = jnp.sum(correct(logits, labels, 1) * mask)
+        if spec.num_classes > 5:
+            sums["top5"] = jnp.sum(correct(logits, labels, 5) * mask)
         return {
             **sums,
             "classes": class_counts(logits, labels, mask),
@@ -84,7 +90,7 @@ def evaluate(
     Returns:
       count (an int), mean loss, and the fractions top1 and top5 (if counted); and, if some
       examples could not be read, their number "unreadable" (an int), which is not in the count.
-      Then what `measures.measures` returns.
+      Then what `measures.measures` or `measures.multi_label_measures` returns.
 
     Raises:
       RunError: no example could be read.
@@ -109,5 +115,5 @@ def evaluate(
     left_out = {"unreadable": unreadable} if unreadable else {}
     values = {"count": count, **left_out, **{k: v / count for k, v in totals.items()}}
     if counts is None:
-        return values
+        return values | multi_label_measures(jax.device_get(values_of_batches))
     return values | measures(counts, jax.device_get(values_of_batches), count)

@@ -34,7 +34,7 @@ from mbv3_jax.train.evaluate import EvalStep, evaluate, make_eval_step
 from mbv3_jax.train.finetune import frozen_stages, rate_factors, scale_rates
 from mbv3_jax.train.losses import Loss, class_weights, make_loss
 from mbv3_jax.train.optimizers import make_optimizer
-from mbv3_jax.train.plan import Plan, check_metrics, read_plan
+from mbv3_jax.train.plan import Plan, check_labels, check_metrics, read_plan
 from mbv3_jax.train.schedules import Schedule, make_schedule
 from mbv3_jax.train.sharding import check_divides, make_mesh, replicated, spread
 from mbv3_jax.train.state import TrainState, create_state
@@ -105,6 +105,7 @@ def open_data(plan: Plan) -> Data:
     spec, training, held_out = open_sources(plan)
     sizes = {"batch_size": plan.batch_size, "train_examples": len(training)}
     try:
+        check_labels(plan, training.label_kind)
         check_metrics(plan, spec.num_classes)
         total_steps = plan.total.in_steps(**sizes)
         if total_steps < 1:
@@ -351,7 +352,8 @@ def compile_evaluation(plan: Plan, data: Data) -> Evaluation:
         _, eval_preprocess = _preprocessing(plan, data.spec)
     except ValueError as e:
         raise UsageError(f"config: {e}") from e
-    eval_step = make_eval_step(data.spec, preprocess=eval_preprocess, mesh=mesh, compute=compute)
+    options: dict[str, Any] = {"compute": compute, "multi_label": plan.multi_label}
+    eval_step = make_eval_step(data.spec, preprocess=eval_preprocess, mesh=mesh, **options)
     return Evaluation(
         plan=plan,
         data=data,
@@ -397,9 +399,11 @@ def _compile_experiment(plan: Plan, data: Data) -> Experiment:
     experiment.train_batches(0).close()  # checks the seed and the options of the loader
     # Tracing finds what remains: an optimizer's rule that misses a parameter, a smoothing or an
     # average out of range, a crop that does not fit.
+    single = data.training.label_kind == "single"
+    labels = (plan.batch_size,) if single else (plan.batch_size, data.spec.num_classes)
     batch = {
         "image": jax.ShapeDtypeStruct((plan.batch_size, *data.spec.input_shape), "uint8"),
-        "label": jax.ShapeDtypeStruct((plan.batch_size,), "int32"),
+        "label": jax.ShapeDtypeStruct(labels, "int32" if len(labels) == 1 else "float32"),
     }
     arguments = experiment.abstract_state(), batch
     if runs := len(plan.seeds):
@@ -469,6 +473,7 @@ def _assemble(
     teaching: Teaching | None,
 ) -> Experiment:
     preprocess, eval_preprocess = _preprocessing(plan, spec)
+    options: dict[str, Any] = {"compute": compute, "multi_label": plan.multi_label}
     train_step = make_train_step(
         spec,
         tx,
@@ -477,12 +482,12 @@ def _assemble(
         preprocess=preprocess,
         mesh=mesh,
         seed=plan.seeds or plan.seed,
-        compute=compute,
         ema_decay=plan.ema_decay,
         accum_steps=plan.accum_steps,
         frozen=frozen,
         shard_optimizer=plan.compute.shard_optimizer,
         teaching=teaching,
+        **options,
     )
     return Experiment(
         plan=plan,
@@ -497,5 +502,5 @@ def _assemble(
         eval_preprocess=eval_preprocess,
         teaching=teaching,
         train_step=train_step,
-        eval_step=make_eval_step(spec, preprocess=eval_preprocess, mesh=mesh, compute=compute),
+        eval_step=make_eval_step(spec, preprocess=eval_preprocess, mesh=mesh, **options),
     )

@@ -38,9 +38,11 @@ from mbv3_jax.run.folder import read_config
 from mbv3_jax.run.model import load_model
 from mbv3_jax.run.processes import is_first
 from mbv3_jax.train.experiment import Evaluation
+from mbv3_jax.train.losses import class_numbers
 from mbv3_jax.train.sharding import batch_sharded, make_mesh, put_batch, replicated
 
 TOP = 5
+THRESHOLD = 0.5  # the probability from which on an image has a label, if it has several
 PREDICTIONS = "predictions.npz"
 MISTAKES = 24
 THUMBNAIL = 112  # pixels at most
@@ -90,6 +92,8 @@ class Inference:
     def predictions(self, paths: Sequence[str], **options: Any) -> "Results":
         """The most probable classes; each result has "classes" [k] and "probabilities" [k].
 
+        These are all classes if an image has several labels.
+
         Args:
           paths: of the image files.
           **options: of `make_predict_step`.
@@ -98,6 +102,8 @@ class Inference:
           UsageError: the network has no head.
         """
         self.model.require_head(self.folder)
+        if self.model.multi_label:
+            options = {"multi_label": True, "top": self.model.spec.num_classes} | options
         return Results(self, make_predict_step, paths, **options)
 
     def embeddings(self, paths: Sequence[str]) -> "Results":
@@ -258,8 +264,13 @@ def make_predict_step(
     mesh: Mesh,
     compute: Compute = Compute(),  # noqa: B008 (frozen)
     top: int = TOP,
+    multi_label: bool = False,
 ) -> PredictStep:
     """Builds the jitted prediction of one batch; arguments as for `evaluate.make_eval_step`.
+
+    Args:
+      top: how many classes.
+      multi_label: whether the probability of a class is the sigmoid of its logit.
 
     Returns:
       step(variables, batch) -> {"classes": int32 [batch, k], the most probable first;
@@ -270,10 +281,10 @@ def make_predict_step(
 
     def step(variables: functional.Variables, batch: dict) -> dict:
         logits, _ = functional.apply(spec, variables, preprocess(batch["image"]), compute=compute)
-        probabilities = jax.nn.softmax(logits)
+        probabilities = (jax.nn.sigmoid if multi_label else jax.nn.softmax)(logits)
         # By the logits: unequal logits can have equal probabilities.
         _, classes = jax.lax.top_k(logits, min(top, spec.num_classes))
-        labels = batch["label"][:, None]
+        labels = class_numbers(batch["label"])[:, None]
         return {
             "classes": classes,
             "probabilities": jnp.take_along_axis(probabilities, classes, axis=1),
@@ -307,7 +318,10 @@ def _jit(step: PredictStep, mesh: Mesh) -> PredictStep:
     whole, split = replicated(mesh), batch_sharded(mesh)
 
     def with_labels(variables: functional.Variables, batch: dict) -> dict:
-        return step(variables, batch) | {"label": batch["label"], "mask": batch["mask"]}
+        return step(variables, batch) | {
+            "label": class_numbers(batch["label"]),
+            "mask": batch["mask"],
+        }
 
     return jax.jit(with_labels, in_shardings=(whole, split), out_shardings=whole)
 

@@ -41,7 +41,7 @@ from mbv3_jax.data.source import BadExample
 from mbv3_jax.run.checkpoint import newest_intact
 from mbv3_jax.run.folder import claim_folder, read_summary, wait_for_folder
 from mbv3_jax.run.interrupt import Interrupt, Interrupted
-from mbv3_jax.run.metrics import ProgressBar
+from mbv3_jax.run.metrics import ProgressBar, main_value
 from mbv3_jax.run.processes import from_first, other_processes
 from mbv3_jax.train.experiment import Experiment, compile_experiment, open_data
 from mbv3_jax.train.plan import read_plan
@@ -362,10 +362,12 @@ class Loop:
             ]
             records = [record for record in logged if record]  # all runs log at the same steps
             if records:
+                name = "top1" if "top1" in records[0] else "label_accuracy"
                 bar.update(
                     step,
                     loss=float(np.mean([record["loss"] for record in records])),
-                    top1=float(np.mean([record["top1"] for record in records])),
+                    top1=float(np.mean([record[name] for record in records])),
+                    of="top-1" if name == "top1" else "right labels",
                     rate=sum(record["images_per_second"] for record in records),
                 )
 
@@ -382,7 +384,7 @@ class Loop:
         for recorder, state_of_run in zip(self._recorders, states, strict=True):
             values = recorder.evaluate(step, state_of_run)
             where = f"step {step}{recorder.run.suffix}"
-            bar.print(f"{where}: held-out top-1 {values['top1']:.2%}, loss {values['loss']:.4f}")
+            bar.print(f"{where}: held-out {main_value(values)}, loss {values['loss']:.4f}")
             if unreadable := values.get("unreadable"):
                 bar.print(f"{where}: {unreadable} of the held-out images could not be read")
         for recorder, state_of_run in zip(self._recorders, states, strict=True):

@@ -142,6 +142,33 @@ def cross_entropy(
     return loss
 
 
+@LOSSES.register("bce")
+def bce(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
+    """Binary cross-entropy with sigmoids, averaged over the classes, in float32.
+
+    For several labels an image: each class is a decision of its own, with p = sigmoid(logit).
+    Smoothing mixes each label with 1/2.
+
+    Args:
+      logits: [batch, classes], any float type.
+      labels: [batch, classes], from 0 to 1.
+      label_smoothing: s, from 0 to below 1.
+
+    Returns:
+      float32 [batch].
+
+    Raises:
+      ValueError: the shapes or types are others, or the smoothing is out of range.
+    """
+    check_number("loss.label_smoothing", label_smoothing, at_least=0, below=1)
+    _check_shapes(logits, labels)
+    if labels.ndim == 1:
+        raise ValueError("loss.name: got 'bce', which is for several labels an image")
+    logits = logits.astype(jnp.float32)
+    labels = (1 - label_smoothing) * labels.astype(jnp.float32) + label_smoothing / 2
+    return jnp.mean(jax.nn.softplus(logits) - labels * logits, axis=-1)
+
+
 @LOSSES.register("focal")
 def focal(logits: jax.Array, labels: jax.Array, *, gamma: float = 2.0) -> jax.Array:
     """Focal loss of each example (Lin et al., arXiv 1708.02002, section 3.2), in float32.
@@ -205,6 +232,24 @@ def correct(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     ahead = jnp.sum((logits > logit) | ((logits == logit) & lower), axis=-1)
     valid = ~jnp.isnan(logit[:, 0]) & ~jnp.any(jnp.isnan(logits), axis=-1)
     return jnp.asarray((ahead < k) & valid, jnp.float32)
+
+
+def label_accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The fraction of the classes that are decided right at a probability of one half.
+
+    Args:
+      logits: [batch, classes], of sigmoids.
+      labels: [batch, classes], from 0 to 1.
+
+    Returns:
+      float32 [batch].
+    """
+    return jnp.mean((logits > 0) == (labels >= 0.5), axis=-1, dtype=jnp.float32)
+
+
+def class_numbers(labels: jax.Array) -> jax.Array:
+    """The label of each example, int32 [batch]: of distributions [batch, classes] the likeliest."""
+    return labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1).astype(jnp.int32)
 
 
 def _at_label(values: jax.Array, labels: jax.Array) -> jax.Array:

@@ -115,6 +115,56 @@ def measures(
     }
 
 
+def multi_label_measures(batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """The measures of a whole evaluation with several labels an image.
+
+    Each class is a decision of its own. Precision, recall and F1 are those at a probability of one
+    half, as in `measures`.
+
+    Args:
+      batches: of each batch {"scores": logits [batch, classes], "labels": [batch, classes], 0 or 1,
+        "mask": [batch], 1 for examples that count}; none where an evaluation has none of these.
+
+    Returns:
+      mean_average_precision, the mean of the average precisions (as scikit-learn has them) of the
+      classes that have images, absent if none has; macro_precision, macro_recall, macro_f1;
+      per_class: {"images", "average_precision", "precision", "recall", "f1"}, lists by label, with
+      None for the average precision of a class without images.
+    """
+    if not batches[0]:
+        return {}
+    scores, labels, mask = (
+        np.concatenate([batch[name] for batch in batches]) for name in ("scores", "labels", "mask")
+    )
+    scores, true = scores[mask > 0], labels[mask > 0] > 0.5
+    from sklearn.metrics import average_precision_score  # takes a second to import
+
+    images, predicted = true.sum(axis=0), (scores > 0).sum(axis=0)
+    hits = (true & (scores > 0)).sum(axis=0)
+    average: list[float | None] = []
+    for label in range(true.shape[1]):
+        score = scores[:, label]
+        known = bool(images[label]) and not np.isnan(score).any()
+        value = float("nan") if images[label] else None
+        average.append(float(average_precision_score(true[:, label], score)) if known else value)
+    by_class = {
+        "precision": _ratio(hits, predicted),
+        "recall": _ratio(hits, images),
+        "f1": _ratio(2 * hits, images + predicted),
+    }
+    defined = [value for value in average if value is not None]
+    present = images + predicted > 0
+    return {
+        **({"mean_average_precision": float(np.mean(defined))} if defined else {}),
+        **{f"macro_{name}": _mean(values[present]) for name, values in by_class.items()},
+        metrics.PER_CLASS: {
+            "images": images.tolist(),
+            "average_precision": average,
+            **{name: values.tolist() for name, values in by_class.items()},
+        },
+    }
+
+
 def _ratio(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
     """parts / wholes, 0 where there is nothing."""
     return parts / np.maximum(wholes, 1)

@@ -156,7 +156,7 @@ class Recorder:
         for metric in filter(None, (self._plan.best_by, self._early and self._early.metric)):
             if metric not in values:
                 raise RunError(
-                    f"{metric}: not defined for these held-out images, which are all of one class; "
+                    f"{metric}: not defined for these held-out images, whose labels are all alike; "
                     "choose another metric, and another --workdir"
                 )
         self._logged_at += time.perf_counter() - started  # not part of the training rate
@@ -219,7 +219,8 @@ class Recorder:
         metric = self._plan.best_by
         if metric and (best := self._best(metric)):
             other = {} if metric == "top1" else {"metric": metric, metric: best[metric]}
-            summary["best"] = {name: best[name] for name in ("step", "top1")} | other
+            known = {name: best[name] for name in ("step", "top1") if name in best}
+            summary["best"] = known | other
         if self._early and step < self._data.total_steps:
             summary["early_stop"] = {
                 "metric": self._early.metric,

@@ -10,7 +10,7 @@ import numpy as np
 
 from mbv3_jax.core.errors import RunError, UsageError, counted
 from mbv3_jax.data import loader
-from mbv3_jax.data.source import BadExample, crop_for, open_pair
+from mbv3_jax.data.source import BadExample, crop_for, find_entry, open_pair
 from mbv3_jax.nn import functional
 from mbv3_jax.run.checkpoint import Checkpoints, is_averaged
 from mbv3_jax.run.folder import read_config
@@ -61,11 +61,18 @@ def evaluate_on(
     try:
         crop = crop_for(name, model.preprocessing.crop) | crop
         options |= {"resolution": model.spec.resolution, "channels": model.spec.in_channels}
+        if model.multi_label and "labels" in find_entry(name)[0].options:
+            options.setdefault("labels", "multi")
         # Of a folder with one image in each class none is held out, and all are evaluated.
         pair = open_pair(name, crop=crop, may_be_empty=True, **options)
         labels, matched = label_map(pair[1].class_names, model.class_names)
     except (ValueError, FileNotFoundError) as e:
         raise UsageError(f"{e}") from e
+    if model.multi_label != (pair[1].label_kind == "multi"):
+        raise UsageError(
+            f"{folder}: a network of {'several labels' if model.multi_label else 'one label'} an "
+            f"image, which the data {name} does not have"
+        )
     everything = pair[1].split == "held_out" and "split_fraction" not in options
     sources = [source for source in (pair if everything else pair[1:]) if len(source)]
     if not sources:
@@ -93,9 +100,11 @@ def evaluate_on(
             )
             with contextlib.closing(opened):
                 for batch in opened:
-                    yield batch | {"label": labels[batch["label"]]}
+                    yield batch | {
+                        "label": map_labels(batch["label"], labels, model.spec.num_classes)
+                    }
 
-    eval_step = make_eval_step(model.spec, **inference.options)
+    eval_step = make_eval_step(model.spec, **inference.options, multi_label=model.multi_label)
     expected = sum(map(len, sources))
     try:
         values = evaluate(
@@ -106,6 +115,15 @@ def evaluate_on(
     split = "all" if everything else pair[1].split
     origin = {"folder": str(folder), "data": name, "split": split, "labels": matched}
     return origin | values | {"class_names": list(model.class_names)}
+
+
+def map_labels(labels: np.ndarray, mapping: np.ndarray, classes: int) -> np.ndarray:
+    """The labels of data as those of a network of so many classes; `mapping` is of `label_map`."""
+    if labels.ndim == 1:
+        return mapping[labels]
+    mapped = np.zeros((len(labels), classes), labels.dtype)
+    mapped[:, mapping] = labels
+    return mapped
 
 
 def label_map(data: Sequence[str], network: Sequence[str]) -> tuple[np.ndarray, str]:

@@ -14,7 +14,7 @@ from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.modules import Compute
 from mbv3_jax.train.distillation import Teaching
-from mbv3_jax.train.losses import Loss, correct, cross_entropy
+from mbv3_jax.train.losses import Loss, correct, cross_entropy, label_accuracy
 from mbv3_jax.train.schedules import Schedule
 from mbv3_jax.train.sharding import batch_sharded, replicated, spread
 from mbv3_jax.train.state import STEP_STREAM, TrainState, average_decay, update_average
@@ -38,6 +38,7 @@ def make_train_step(
     frozen: tuple[str, ...] = (),
     shard_optimizer: bool = False,
     teaching: Teaching | None = None,
+    multi_label: bool = False,
 ) -> TrainStep:
     """Builds the jitted update.
 
@@ -62,15 +63,19 @@ def make_train_step(
       shard_optimizer: whether every device keeps and updates only a part of the optimizer's state
         and of the average, see `sharding.spread`.
       teaching: the teacher that the network also learns from; None for none. All seeds have one.
+      multi_label: whether an image has several labels, each a decision of its own.
 
     Returns:
       step(state, batch) -> (state, metrics), a `functools.partial` of the jitted function
       (seed, variables of the teacher or None, state, batch). `state` is donated: its buffers are
       reused. The batch is {"image": uint8 [batch, height, width, channels], "label": int32
       [batch]}. Metrics are float32 scalars of this step: loss, top1 (a fraction, of the training
-      batch), lr, and the norms of gradient, update and parameters; with a teacher also label_loss
-      and teacher_loss, of which loss is the weighted sum, and teacher_top1.
+      batch; with `multi_label` label_accuracy), lr, and the norms of gradient, update and
+      parameters; with a teacher also label_loss and teacher_loss, of which loss is the weighted
+      sum, and teacher_top1.
     """
+
+    accuracy = "label_accuracy" if multi_label else "top1"
 
     def answers_of(teacher, images):
         # Before the gradient is taken, so that nothing of the teacher is kept for it.
@@ -83,7 +88,8 @@ def make_train_step(
             spec, variables, images, train=True, key=key, compute=compute
         )
         mean_loss = label_loss = jnp.mean(loss(logits, labels))
-        metrics = {"top1": jnp.mean(correct(logits, labels, 1))}
+        right = label_accuracy(logits, labels) if multi_label else correct(logits, labels, 1)
+        metrics = {accuracy: jnp.mean(right)}
         if teaching:
             mean_loss, teacher_loss = teaching.mixed(label_loss, logits, answers)
             metrics |= {
@@ -115,7 +121,7 @@ def make_train_step(
             )
             return (jax.tree.map(jnp.add, sums, (metrics, grads)), batch_stats), None
 
-        names: tuple[str, ...] = ("loss", "top1")
+        names: tuple[str, ...] = ("loss", accuracy)
         if teaching:
             names += ("label_loss", "teacher_loss", "teacher_top1")
         zeros = dict.fromkeys(names, 0.0), jax.tree.map(jnp.zeros_like, params)

@@ -80,7 +80,7 @@ SAMPLES = [
     ([("x.png", png(9), {}), ("x.cls", b"\xff", {})], "with a label that cannot be read"),
     ([("x.png", png(9), {}), ("x.json", b"{", {})], "with a label that cannot be read: 0.tar: x"),
     (
-        [("x.png", png(9), {}), ("x.json", b'{"label": [1]}', {})],
+        [("x.png", png(9), {}), ("x.json", b'{"label": 1.5}', {})],
         "with a label that is neither a name nor a whole number",
     ),
     (

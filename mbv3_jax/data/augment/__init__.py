@@ -94,8 +94,9 @@ def make_preprocess(
 
     Returns:
       `train_preprocess(batch, key) -> (images, labels)`, which takes {"image": uint8
-      [batch, height, width, channels], "label": int [batch]} and returns float32 images of the same
-      shape, with the labels unchanged or, with mixup or cutmix, as float32 [batch, num_classes];
+      [batch, height, width, channels], "label": int [batch] or float [batch, num_classes]} and
+      returns float32 images of the same shape, with the labels unchanged or, with mixup or cutmix,
+      as float32 [batch, num_classes];
       and `eval_preprocess(images) -> images`, which only normalises.
 
     Raises:
@@ -184,7 +185,8 @@ def make_preprocess(
                 noise = jax.random.normal(key_for(_NOISE), images.shape[1:])
             images = mix.erase(images, where, noise)
         if mixup_alpha or cutmix_alpha:
-            labels = jax.nn.one_hot(labels, num_classes or 0)  # mixing without is refused above
+            if labels.ndim == 1:
+                labels = jax.nn.one_hot(labels, num_classes or 0)  # mixing without is refused above
             with_cutmix: jax.Array | bool = bool(cutmix_alpha)
             if mixup_alpha and cutmix_alpha:
                 with_cutmix = jax.random.bernoulli(key_for(_WHICH_MIX))

@@ -23,6 +23,7 @@ from mbv3_jax.core.checks import Resolution
 from mbv3_jax.core.errors import counted
 from mbv3_jax.core.files import expand_user, read_bytes
 from mbv3_jax.data.decode import Encoded
+from mbv3_jax.data.divide import DEFAULT_FRACTION, HELD_OUT, hold_out, lacking
 from mbv3_jax.data.files import (
     endings,
     is_folder,
@@ -43,7 +44,7 @@ from mbv3_jax.data.layout import (
     roles,
     subfolders,
 )
-from mbv3_jax.data.listing import DEFAULT_FRACTION, HELD_OUT, Names, hold_out, lacking
+from mbv3_jax.data.listing import Names
 from mbv3_jax.data.source import NotFound, source
 
 LabelledFile = tuple[str, int]  # (path relative to the split, label)
@@ -90,6 +91,10 @@ class Folder(Encoded):
 
     def labels(self) -> np.ndarray:
         return self._labels
+
+    def present(self) -> np.ndarray:
+        """Whether there are images of each class, bool [classes]."""
+        return np.bincount(self._labels, minlength=self.num_classes) > 0
 
     def read(self, index: int) -> tuple[bytes, int]:
         return read_bytes(self.where(index)), int(self._labels[index])

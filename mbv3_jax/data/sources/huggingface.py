@@ -16,9 +16,10 @@ from typing import Any, TypedDict
 from mbv3_jax.core.files import expand_user
 from mbv3_jax.core.json_values import read_json
 from mbv3_jax.data.arrow_files import ArrowFile, add_files
+from mbv3_jax.data.divide import open_listing
 from mbv3_jax.data.files import walk
 from mbv3_jax.data.layout import split_of_file
-from mbv3_jax.data.listing import Listed, Listing, open_listing
+from mbv3_jax.data.listing import Listed, Listing
 from mbv3_jax.data.source import NotFound, source
 
 _DICT, _STATE = "dataset_dict.json", "state.json"
@@ -45,6 +46,7 @@ def open_huggingface(
     *,
     image_column: str | None = None,
     label_column: str | None = None,
+    labels: str | None = None,
     train_split: str | None = None,
     eval_split: str | None = None,
     split_fraction: float | None = None,
@@ -58,7 +60,8 @@ def open_huggingface(
       resolution: side of the images, in pixels.
       image_column: of the images; None for the one of type Image.
       label_column: of the labels; None for the one of type ClassLabel, or else "label".
-      train_split, eval_split, split_fraction, crop, on_error: see `listing.open_listing`.
+      labels: one of `source.LABEL_KINDS`; None for "single".
+      train_split, eval_split, split_fraction, crop, on_error: see `divide.open_listing`.
 
     Raises:
       NotFound: the folder, one of its files or a split does not exist.
@@ -75,7 +78,7 @@ def open_huggingface(
         found = [(file, None) for file in _saved(root, root)]
     else:
         found = _hub(root)
-    listing = Listing(f"huggingface:{root}", root, "row")
+    listing = Listing(f"huggingface:{root}", root, "row", labels)
     add_files(
         listing,
         [(ArrowFile(file), split) for file, split in found],

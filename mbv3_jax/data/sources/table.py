@@ -17,7 +17,8 @@ from typing import Any
 
 from mbv3_jax.core.files import expand_user, read_text
 from mbv3_jax.data.arrow_files import IMAGES, LABEL, SPLIT, ArrowFile, add_files
-from mbv3_jax.data.listing import Entry, Listed, Listing, Paths, check_paths, open_listing
+from mbv3_jax.data.divide import open_listing
+from mbv3_jax.data.listing import Entry, Listed, Listing, Paths, check_paths
 from mbv3_jax.data.source import NotFound, source
 
 _PARQUET = (".parquet", ".pq")
@@ -32,6 +33,7 @@ def open_table(
     image_column: str | None = None,
     label_column: str | None = None,
     split_column: str | None = None,
+    labels: str | None = None,
     train_split: str | None = None,
     eval_split: str | None = None,
     split_fraction: float | None = None,
@@ -44,9 +46,11 @@ def open_table(
       path: the file; .parquet and .pq are Parquet, anything else is text in UTF-8.
       resolution: side of the images, in pixels.
       image_column: of the images; None for "path" or "image".
-      label_column: of the labels; None for "label".
+      label_column: of the labels; None for "label". With several labels an image, or with
+        probabilities, also one for each class, separated by commas; None then also for "p_NAME".
       split_column: of the names of splits; None for "split", if there is such a column.
-      train_split, eval_split, split_fraction, crop, on_error: see `listing.open_listing`.
+      labels: one of `source.LABEL_KINDS`; None for "single".
+      train_split, eval_split, split_fraction, crop, on_error: see `divide.open_listing`.
 
     Raises:
       NotFound: the file or a split does not exist.
@@ -58,7 +62,7 @@ def open_table(
         "label_column": label_column,
         "split_column": split_column,
     }
-    listing = Listing(f"table:{file}", file, "row")
+    listing = Listing(f"table:{file}", file, "row", labels)
     if file.suffix.lower() in _PARQUET:
         add_files(listing, [(ArrowFile(file), None)], root=file.parent, **columns)
     else:
@@ -86,7 +90,8 @@ def _add_text(
     header, lines = _read(file)
     images = [column for column in IMAGES if column in header]
     image = _place(file, header, "image", image_column or (images or IMAGES)[0])
-    label = _place(file, header, "label", label_column or LABEL)
+    by_class = listing.columns_of(header, label_column)
+    label = [_place(file, header, "label", name) for name in by_class or [label_column or LABEL]]
     split = None
     if split_column is not None or SPLIT in header:
         split = _place(file, header, "split", split_column or SPLIT)
@@ -105,7 +110,8 @@ def _add_text(
     for line, entry in entries.items():
         if line not in wrong:
             place = f"{entry.place} ({entry.path})"
-            listing.add(line, entry.path, whole[line][label], entry.split, place)
+            cells = [whole[line][column] for column in label]
+            listing.add(line, entry.path, cells if by_class else cells[0], entry.split, place)
     listing.store = Paths(file.parent)
 
 

@@ -21,9 +21,10 @@ from mbv3_jax.core.errors import counted, first_line
 from mbv3_jax.core.files import expand_user, open_regular
 from mbv3_jax.core.json_values import parse_json
 from mbv3_jax.core.limits import OverLimit, check_limit
+from mbv3_jax.data.divide import open_listing
 from mbv3_jax.data.files import is_image, walk
 from mbv3_jax.data.layout import split_of_file
-from mbv3_jax.data.listing import Listed, Listing, open_listing
+from mbv3_jax.data.listing import Listed, Listing
 from mbv3_jax.data.source import NotFound, source
 
 _CLS, _JSON, _LABEL = "cls", "json", "label"
@@ -38,6 +39,7 @@ def open_webdataset(
     resolution: int,
     *,
     label_column: str | None = None,
+    labels: str | None = None,
     train_split: str | None = None,
     eval_split: str | None = None,
     split_fraction: float | None = None,
@@ -51,14 +53,15 @@ def open_webdataset(
       resolution: side of the images, in pixels.
       label_column: the field of KEY.json that holds the label; None for KEY.cls, or where there is
         none for the field "label".
-      train_split, eval_split, split_fraction, crop, on_error: see `listing.open_listing`.
+      labels: one of `source.LABEL_KINDS`; None for "single".
+      train_split, eval_split, split_fraction, crop, on_error: see `divide.open_listing`.
 
     Raises:
       NotFound: a tar or a split does not exist.
       ValueError: they are not such tars, or something in them cannot be used.
     """
     root, shards = _shards(path)
-    listing = Listing(f"webdataset:{path}", Path(path), "sample")
+    listing = Listing(f"webdataset:{path}", Path(path), "sample", labels)
     splits = [split_of_file(name)[0] for name in shards]
     if None in splits and any(splits):
         raise ValueError(
