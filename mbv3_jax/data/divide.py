@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mbv3_jax.core.checks import Resolution
 from mbv3_jax.core.errors import counted
 from mbv3_jax.data.layout import PLAIN, TEST, TRAIN, VALIDATION, choose_split, roles
 from mbv3_jax.data.listing import Listed, Listing
@@ -30,7 +31,7 @@ class Labelled(Protocol):
 
 def open_listing(
     listing: Listing,
-    resolution: int,
+    resolution: Resolution,
     *,
     train_split: str | None,
     eval_split: str | None,
@@ -42,7 +43,7 @@ def open_listing(
 
     Args:
       listing: the list.
-      resolution: side of the images, in pixels.
+      resolution: of the images in pixels: the side of squares, or (height, width).
       train_split: name of the split to train on; None for the one that is named like it.
       eval_split: name of the split to evaluate on; None for that of validation, or else of tests.
       split_fraction: hold out this fraction of the training split instead; of a list without

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mbv3_jax.core.checks import choose
+from mbv3_jax.core.checks import Resolution, choose
 from mbv3_jax.core.errors import counted
 from mbv3_jax.core.files import read_bytes
 from mbv3_jax.data.decode import Encoded
@@ -248,7 +248,7 @@ class Listed(Encoded):
     Args:
       listing: the list.
       split: the name of the split.
-      resolution: side of the images, in pixels.
+      resolution: of the images in pixels: the side of squares, or (height, width).
       class_names: one name per label.
       rows: which images of the list, in the order of the indices.
       labels: of these images, int32 [images] or float32 [images, classes].
@@ -259,7 +259,7 @@ class Listed(Encoded):
         self,
         listing: Listing,
         split: str,
-        resolution: int,
+        resolution: Resolution,
         class_names: Sequence[str],
         rows: Sequence[int],
         labels: np.ndarray,

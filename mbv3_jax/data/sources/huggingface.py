@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
+from mbv3_jax.core.checks import Resolution
 from mbv3_jax.core.files import expand_user
 from mbv3_jax.core.json_values import read_json
 from mbv3_jax.data.arrow_files import ArrowFile, add_files
@@ -42,7 +43,7 @@ class _State(TypedDict):
 @source("huggingface:PATH", default_recipe="modest", exif_rotate=True)
 def open_huggingface(
     path: str,
-    resolution: int,
+    resolution: Resolution,
     *,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -57,7 +58,7 @@ def open_huggingface(
 
     Args:
       path: the folder.
-      resolution: side of the images, in pixels.
+      resolution: of the images in pixels: the side of squares, or (height, width).
       image_column: of the images; None for the one of type Image.
       label_column: of the labels; None for the one of type ClassLabel, or else "label".
       labels: one of `source.LABEL_KINDS`; None for "single".

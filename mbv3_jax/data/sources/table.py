@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mbv3_jax.core.checks import Resolution
 from mbv3_jax.core.files import expand_user, read_text
 from mbv3_jax.data.arrow_files import IMAGES, LABEL, SPLIT, ArrowFile, add_files
 from mbv3_jax.data.divide import open_listing
@@ -28,7 +29,7 @@ _DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
 @source("table:PATH", default_recipe="modest", exif_rotate=True)
 def open_table(
     path: str,
-    resolution: int,
+    resolution: Resolution,
     *,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -44,7 +45,7 @@ def open_table(
 
     Args:
       path: the file; .parquet and .pq are Parquet, anything else is text in UTF-8.
-      resolution: side of the images, in pixels.
+      resolution: of the images in pixels: the side of squares, or (height, width).
       image_column: of the images; None for "path" or "image".
       label_column: of the labels; None for "label". With several labels an image, or with
         probabilities, also one for each class, separated by commas; None then also for "p_NAME".

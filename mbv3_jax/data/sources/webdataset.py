@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mbv3_jax.core.checks import Resolution
 from mbv3_jax.core.errors import counted, first_line
 from mbv3_jax.core.files import expand_user, open_regular
 from mbv3_jax.core.json_values import parse_json
@@ -36,7 +37,7 @@ _BLOCK = 512  # bytes; of zeros after the last member
 @source("webdataset:PATH", default_recipe="modest", exif_rotate=True)
 def open_webdataset(
     path: str,
-    resolution: int,
+    resolution: Resolution,
     *,
     label_column: str | None = None,
     labels: str | None = None,
@@ -50,7 +51,7 @@ def open_webdataset(
 
     Args:
       path: a tar, a pattern in braces, or a folder of tars.
-      resolution: side of the images, in pixels.
+      resolution: of the images in pixels: the side of squares, or (height, width).
       label_column: the field of KEY.json that holds the label; None for KEY.cls, or where there is
         none for the field "label".
       labels: one of `source.LABEL_KINDS`; None for "single".
