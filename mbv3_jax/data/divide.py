@@ -161,6 +161,11 @@ def _label_of(listing: Listing, training: Sequence[int]) -> dict[str, int]:
         found = {name for row in training for name in _classes(listing, row)}
         numbers = all(_is_whole(label) for label in found)
         names = sorted(found, key=int) if numbers else sorted(found)
+        joined = next((name for name in names if ";" in name), None)
+        if joined is not None:  # only of single labels, as others have been divided
+            listing.notes.append(
+                f"{joined} is taken for one class; data.labels=multi reads several"
+            )
     if len(names) < 2:
         raise ValueError(
             f"{listing.place}: expected labels of at least 2 classes, got: {', '.join(names)}"

@@ -146,6 +146,12 @@ def test_a_list_of_labels_is_no_single_label(images):
         open_pair(f"table:{images}/t.parquet", resolution=8)
 
 
+def test_labels_that_look_like_several_are_said(images):
+    train, _ = open_pair(write(images, {"label": ["a", "a;b", "a"] * 2}), resolution=8)
+    assert train.class_names == ("a", "a;b")
+    assert train.notes == ("a;b is taken for one class; data.labels=multi reads several",)
+
+
 def test_batches_and_resume(images):
     train, _ = open_pair(write(images, {"label": MULTI}), resolution=8, labels="multi")
 

@@ -202,7 +202,7 @@ def test_a_run_resumes_evaluates_and_predicts(table, tmp_path, capsys):
     chosen = {name for name, probability in probabilities.items() if probability >= 0.5}
     assert set(predicted["labels"]) == chosen
     assert "several labels an image: those with a probability of at least 50%" in err
-    assert main(["report", str(run), f"--out={tmp_path / 'report'}"]) == 2
+    assert main(["report", str(run), f"--out={tmp_path / 'report.html'}"]) == 2
     assert "a report compares top-1, which networks of several labels" in capsys.readouterr().err
 
 
