@@ -207,7 +207,7 @@ def _report(summary: dict, workdir: Path) -> str:
             else "last state"
         )
         images = _images(test, test["split"])
-        lines.insert(-3, f"test: top-1 {test['top1']:.2%} on {images} ({at})")
+        lines.insert(-3, f"test: {main_value(test)} on {images} ({at})")
     if early := summary.get("early_stop"):
         without = f"no better {early['metric']} in {counted(early['patience'], 'evaluation')}"
         lines.insert(1, f"stopped early, of {early['planned_steps']} steps: {without}")
