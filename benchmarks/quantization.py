@@ -35,8 +35,9 @@ from mbv3_jax.quant.post_training import (
 )
 from mbv3_jax.run.folder import read_config
 from mbv3_jax.run.model import load_model
-from mbv3_jax.train.experiment import compile_evaluation, open_data
+from mbv3_jax.train.experiment import compile_evaluation
 from mbv3_jax.train.plan import read_plan
+from mbv3_jax.train.sources import open_data
 
 WAYS = {
     "min_max": Options(observer="min_max"),

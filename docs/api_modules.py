@@ -73,6 +73,7 @@ ROOMS = {
         "mbv3_jax.train.sharding",
         "mbv3_jax.train.plan",
         "mbv3_jax.train.experiment",
+        "mbv3_jax.train.sources",
         "mbv3_jax.train.loop",
         "mbv3_jax.train.recorder",
         "mbv3_jax.train.seeds",

@@ -73,8 +73,8 @@ def _summary(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     if config.init is None:
         spec = spec_of(config)
     if config.init is not None or config.net.num_classes is None:  # as many as the data has
-        from mbv3_jax.train.experiment import open_sources
         from mbv3_jax.train.plan import read_plan
+        from mbv3_jax.train.sources import open_sources
 
         spec, *_ = open_sources(read_plan(config))
     console = _console()

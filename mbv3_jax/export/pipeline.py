@@ -25,8 +25,8 @@ from mbv3_jax.quant.post_training import (
 from mbv3_jax.run.checkpoint import Checkpoints, is_averaged
 from mbv3_jax.run.folder import read_config
 from mbv3_jax.run.model import Model, load_model
-from mbv3_jax.train.experiment import open_data
 from mbv3_jax.train.plan import read_plan
+from mbv3_jax.train.sources import open_data
 
 CALIBRATION_IMAGES = 512
 _NOISE_IMAGES = 128  # if all images are asked for and there are none

@@ -1,7 +1,7 @@
 """An experiment in three steps: a plan, the data that it names, and the programs that it runs.
 
     plan = read_plan(config)                     # plan.py: typed and checked, nothing opened
-    data = open_data(plan)                       # sources, number of classes, durations in steps
+    data = open_data(plan)                       # sources.py: classes, durations in steps
     experiment = compile_experiment(plan, data)  # mesh, optimizer, jitted steps, abstract state
 
 Each step is a function of its arguments and changes nothing. What does not train stops earlier: a
@@ -22,135 +22,24 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mbv3_jax.arch.spec import NetSpec, QuantSpec
-from mbv3_jax.core.errors import UsageError, printable
+from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.errors import UsageError
 from mbv3_jax.data import augment, loader
-from mbv3_jax.data.source import Source, crop_for, open_pair
+from mbv3_jax.data.source import Source
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.modules import Compute
-from mbv3_jax.run.config import Duration
 from mbv3_jax.train.distillation import Teaching
 from mbv3_jax.train.evaluate import EvalStep, evaluate, make_eval_step
 from mbv3_jax.train.finetune import frozen_stages, rate_factors, scale_rates
 from mbv3_jax.train.losses import Loss, class_weights, make_loss
 from mbv3_jax.train.optimizers import make_optimizer
-from mbv3_jax.train.plan import Plan, check_labels, check_metrics, read_plan
+from mbv3_jax.train.plan import Plan, read_plan
 from mbv3_jax.train.schedules import Schedule, make_schedule
 from mbv3_jax.train.sharding import check_divides, make_mesh, replicated, spread
+from mbv3_jax.train.sources import Data, open_data
 from mbv3_jax.train.state import TrainState, create_state
 from mbv3_jax.train.step import Preprocess, TrainStep, make_train_step
 from mbv3_jax.train.teacher import read_teaching
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Data:
-    """What a plan trains on, and what follows from it. Durations are in steps.
-
-    spec: the network with as many classes as the data has, and with the steps of its quantization.
-    training, held_out: the examples.
-    steps_per_epoch: training examples over batch size; need not be whole.
-    """
-
-    spec: NetSpec
-    training: Source
-    held_out: Source
-    steps_per_epoch: float
-    total_steps: int
-    warmup_steps: int
-    eval_every: int
-    checkpoint_every: int
-
-    @property
-    def notes(self) -> list[str]:
-        """What a person should know about the data before it is used, a line each."""
-        return [printable(note) for note in (*self.training.notes, *self.held_out.notes)]
-
-
-def open_sources(plan: Plan) -> tuple[NetSpec, Source, Source]:
-    """Opens the training and the held-out examples, and gives the network their number of classes.
-
-    Raises:
-      UsageError: the data does not exist (the message says how to get it), has another number of
-        classes or channels than the plan, or does not have an option.
-    """
-    source, crop = plan.data.source, dict(plan.data.crop)
-    try:
-        if plan.warm_start:
-            crop |= crop_for(source.name, plan.preprocessing.crop)
-        training, held_out = open_pair(
-            source.name,
-            resolution=plan.spec.resolution,
-            channels=plan.spec.in_channels,
-            crop=crop,
-            on_error=plan.data.on_error,
-            **source.options,
-        )
-    except (ValueError, FileNotFoundError) as e:
-        raise UsageError(f"config: {e}") from e
-    classes = training.num_classes
-    if plan.num_classes not in (None, classes):
-        raise UsageError(
-            f"config: net.num_classes: got {plan.num_classes}, but the data {source.name!r} "
-            f"has {classes} classes; None follows the data"
-        )
-    return plan.spec.replace(num_classes=classes), training, held_out
-
-
-def open_data(plan: Plan) -> Data:
-    """Opens the data of a plan and converts its durations to steps.
-
-    Raises:
-      UsageError: as `open_sources`, or a duration is wrong.
-    """
-    spec, training, held_out = open_sources(plan)
-    sizes = {"batch_size": plan.batch_size, "train_examples": len(training)}
-    try:
-        check_labels(plan, training.label_kind)
-        check_metrics(plan, spec.num_classes)
-        total_steps = plan.total.in_steps(**sizes)
-        if total_steps < 1:
-            raise ValueError(f"{plan.total.field}: got 0, expected a run of at least one step")
-        warmup_steps = plan.warmup.in_steps(**sizes)
-        if warmup_steps > total_steps:
-            raise ValueError(_too_long(plan.warmup, plan.total, warmup_steps, total_steps, sizes))
-        return Data(
-            spec=spec.replace(quant=_quant_spec(plan, sizes)),
-            training=training,
-            held_out=held_out,
-            steps_per_epoch=len(training) / plan.batch_size,
-            total_steps=total_steps,
-            warmup_steps=warmup_steps,
-            eval_every=max(1, plan.eval_every.in_steps(**sizes)),
-            checkpoint_every=max(1, plan.checkpoint_every.in_steps(**sizes)),
-        )
-    except ValueError as e:
-        raise UsageError(f"config: {e}") from e
-
-
-def _too_long(
-    part: Duration, whole: Duration, part_steps: int, whole_steps: int, sizes: dict[str, int]
-) -> str:
-    """What to say of a part that lasts longer than the whole, by the fields that hold them."""
-    return (
-        f"{part.field}: got {part.value} ({part_steps} steps), but {whole.field}={whole.value} "
-        f"is only {whole_steps} steps; set --config.{part.field} to at most "
-        f"{part.of_steps(whole_steps, **sizes)}, or a larger {whole.field}"
-    )
-
-
-def _quant_spec(plan: Plan, sizes: dict[str, int]) -> QuantSpec | None:
-    """The quantization, with durations in batches that the network sees."""
-    if plan.quant is None:
-        return None
-    durations = plan.quant.delay, plan.quant.freeze
-    delay_steps, freeze_steps = (duration.in_steps(**sizes) for duration in durations)
-    if freeze_steps < delay_steps:
-        raise ValueError(_too_long(*durations, delay_steps, freeze_steps, sizes))
-    delay, freeze = plan.accum_steps * delay_steps, plan.accum_steps * freeze_steps
-    try:
-        return QuantSpec(delay_steps=delay, freeze_steps=freeze, range_decay=plan.quant.range_decay)
-    except ValueError as e:
-        raise ValueError(f"quant.{e}") from e
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

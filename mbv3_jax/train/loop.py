@@ -43,11 +43,12 @@ from mbv3_jax.run.folder import claim_folder, read_summary, wait_for_folder
 from mbv3_jax.run.interrupt import Interrupt, Interrupted
 from mbv3_jax.run.metrics import ProgressBar, main_value
 from mbv3_jax.run.processes import from_first, other_processes
-from mbv3_jax.train.experiment import Experiment, compile_experiment, open_data
+from mbv3_jax.train.experiment import Experiment, compile_experiment
 from mbv3_jax.train.plan import read_plan
 from mbv3_jax.train.recorder import Recorder
 from mbv3_jax.train.seeds import SeedRun, Stack, seed_runs, summarize
 from mbv3_jax.train.sharding import put_batch
+from mbv3_jax.train.sources import open_data
 from mbv3_jax.train.state import TrainState
 from mbv3_jax.train.trace import Trace
 

@@ -151,7 +151,7 @@ class Plan:
     """What a configuration asks for. Fields that are not explained are those of the configuration.
 
     seeds: of several runs that are trained together, see `seeds.py`; empty for one run.
-    spec: the network; the data and the durations in steps complete it, see `experiment.Data`.
+    spec: the network; the data and the durations in steps complete it, see `sources.Data`.
     num_classes: how many the data must have; None for any number.
     preprocessing: in evaluation.
     warm_start: the weights that the run starts from; None for fresh ones.

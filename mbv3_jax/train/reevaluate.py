@@ -15,10 +15,11 @@ from mbv3_jax.nn import functional
 from mbv3_jax.run.checkpoint import Checkpoints, is_averaged
 from mbv3_jax.run.folder import read_config
 from mbv3_jax.train.evaluate import evaluate, make_eval_step
-from mbv3_jax.train.experiment import compile_evaluation, open_data
+from mbv3_jax.train.experiment import compile_evaluation
 from mbv3_jax.train.inference import Inference
 from mbv3_jax.train.plan import LOADER_OPTIONS, read_plan
 from mbv3_jax.train.sharding import replicated
+from mbv3_jax.train.sources import open_data
 
 
 def evaluate_on(

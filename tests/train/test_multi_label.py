@@ -13,11 +13,11 @@ from run_checks import assert_same_end
 from mbv3_jax.cli.main import main
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.data.augment import make_preprocess
-from mbv3_jax.train.experiment import open_data
 from mbv3_jax.train.losses import class_numbers, label_accuracy, make_loss
 from mbv3_jax.train.measures import multi_label_measures
 from mbv3_jax.train.plan import read_plan
 from mbv3_jax.train.reevaluate import map_labels
+from mbv3_jax.train.sources import open_data
 
 NAMES = ("red", "green", "blue")
 
