@@ -9,6 +9,7 @@ from mbv3_jax.core.errors import UsageError, printable
 
 _FORMATS = ("tflite", "onnx", "stablehlo")
 _PRECISIONS = ("float32", "float16", "int8")
+_BOUNDARY = ("float32", "uint8", "int8")
 _OBSERVERS = ("mse", "min_max", "percentile")
 _RUNTIMES = {"tflite": "LiteRT", "onnx": "ONNX Runtime", "stablehlo": "XLA"}
 
@@ -41,10 +42,26 @@ def add_parsers(commands) -> None:
     )
     export.add_argument(
         "--input",
-        choices=("float32", "uint8"),
-        default="float32",
-        help="whether the file takes normalised images, or uint8 images that it normalises; "
-        "default float32",
+        choices=_BOUNDARY,
+        help="float32 for normalised images, uint8 for pixels that the file normalises, int8 for "
+        "normalised images by the scale of an int8 file's input; default float32, and int8 of an "
+        "int8 file",
+    )
+    export.add_argument(
+        "--output",
+        choices=_BOUNDARY,
+        help="of an int8 file, whether logits are integers with a scale or float32; default int8",
+    )
+    export.add_argument(
+        "--resolution",
+        choices=("any",),
+        help="any: the ONNX file takes images of every height and width; default the network's",
+    )
+    export.add_argument(
+        "--opset",
+        type=int,
+        metavar="N",
+        help="the version of ONNX's operators, 11 to 24; default 18",
     )
     export.add_argument(
         "--images",
@@ -99,6 +116,9 @@ def _export(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         precision=flags.precision,
         batch=flags.batch,
         input_dtype=flags.input,
+        output_dtype=flags.output,
+        any_size=flags.resolution == "any",
+        opset=flags.opset,
     )
     report = pipeline.export(
         flags.run or flags.imported,

@@ -97,14 +97,25 @@ def in_batches(run: Callable, images: np.ndarray, batch: int) -> np.ndarray:
     return np.concatenate(outputs)
 
 
+def of_other_sizes(images: np.ndarray) -> list[np.ndarray]:
+    """Images [images, height, width, channels] of two other sizes, made of those of one.
+
+    They are smaller and larger, not square, and odd, so that a wrong padding shows.
+    """
+    height, width = images.shape[1:3]
+    parts = images[:, : (3 * height // 4) | 1, : 7 * width // 8]
+    pairs = np.concatenate([images, images[::-1]], axis=2)[:, :, 1:]
+    return [parts, pairs]
+
+
 def run_file(file: bytes, target: Target, images: np.ndarray) -> np.ndarray:
     """Runs a file in LiteRT, ONNX Runtime or XLA, on one thread.
 
     Args:
       file: the file.
       target: what the file is.
-      images: [images, height, width, channels], uint8 or normalised as the file takes
-        them.
+      images: [images, height, width, channels]: uint8 if the file normalises them, else
+        normalised.
 
     Returns:
       float32 logits [images, num_classes].
@@ -141,7 +152,7 @@ def run_file(file: bytes, target: Target, images: np.ndarray) -> np.ndarray:
 
 def _quantized(x: np.ndarray, details: dict) -> np.ndarray:
     """Converts float32 values to the type of a TFLite input."""
-    if details["dtype"] != np.int8:
+    if details["dtype"] != np.int8:  # normalised, or pixels, of which uint8 holds each
         return x
     scale, zero = details["quantization"]
     return np.clip(np.round(x / np.float32(scale)) + zero, -128, 127).astype(np.int8)
@@ -149,7 +160,7 @@ def _quantized(x: np.ndarray, details: dict) -> np.ndarray:
 
 def _dequantized(x: np.ndarray, details: dict) -> np.ndarray:
     """Converts values of a TFLite output to float32."""
-    if details["dtype"] != np.int8:
+    if details["dtype"] == np.float32:
         return x
     scale, zero = details["quantization"]
     return (x.astype(np.float32) - zero) * np.float32(scale)
@@ -163,6 +174,8 @@ def defects(file: bytes, target: Target, model: Model) -> list[str]:
     depthwise = counts.get(formats.DEPTHWISE[target.file_format], 0)
     if target.file_format == "tflite" and spec.in_channels == 1:
         layers += 1  # to TFLite, any convolution of one channel is depthwise: the stem is as well
+    if target.precision == "int8" and target.images_dtype == "uint8":
+        layers += 1  # the normalisation
     if depthwise != layers:
         lines.append(f"{depthwise} depthwise operations for {layers} depthwise layers")
     if target.precision != "int8":
@@ -176,9 +189,13 @@ def defects(file: bytes, target: Target, model: Model) -> list[str]:
             if op.dtype.startswith("FLOAT") and op.name != "DEQUANTIZE"
         ]
         lines += [f"{op.name} of {op.shape} computes in float" for op in islands]
-        for name in ("QUANTIZE", "DEQUANTIZE"):
-            if counts.get(name, 0) > 1:
-                lines.append(f"{counts[name]} {name}, expected one at the boundary")
+        boundary = {
+            "QUANTIZE": (target.images_dtype != "int8") + (target.logits_dtype == "uint8"),
+            "DEQUANTIZE": int(target.logits_dtype == "float32"),
+        }
+        for name, wanted in boundary.items():
+            if counts.get(name, 0) != wanted:
+                lines.append(f"{counts.get(name, 0)} {name}, expected {wanted} at the boundary")
     return lines
 
 

@@ -17,14 +17,14 @@ from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.checks import choose
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.core.packages import need
-from mbv3_jax.export import onnx, tflite
+from mbv3_jax.export import onnx, tflite, tflite_edits
 from mbv3_jax.nn.folded import Forms, apply_folded, fold
 from mbv3_jax.quant.post_training import Int8Network
 from mbv3_jax.run.model import Model
 
 SUFFIXES = {"tflite": ".tflite", "onnx": ".onnx", "stablehlo": ".stablehlo"}
 PRECISIONS = ("float32", "float16", "int8")
-INPUTS = ("float32", "uint8")
+BOUNDARY = ("float32", "uint8", "int8")
 STABLEHLO_DEPTHWISE = "convolution (depthwise)"
 # Format -> what `counts` calls depthwise convolutions.
 DEPTHWISE = {
@@ -50,9 +50,13 @@ class Target:
     precision: one of `PRECISIONS`. "float16" is the type of the weights; in ONNX files it is also
       the type of the computation.
     batch: images at a time; None for any number.
-    input_dtype: one of `INPUTS`. "float32" is for normalised images, "uint8" for images that the
-      file normalises. An int8 file takes normalised images as int8, by the scale and zero point of
-      its input.
+    input_dtype: one of `BOUNDARY`. "float32" is for normalised images, "uint8" for images that the
+      file normalises, "int8" for normalised images by the scale and zero point of an int8 file's
+      input; None for "int8" in an int8 file, else "float32".
+    output_dtype: one of `BOUNDARY`; None as for the input. "uint8" and "int8" are logits by the
+      scale and zero point of an int8 file's output.
+    any_size: whether an ONNX file takes images of any height and width.
+    opset: of an ONNX file, one of `onnx.OPSETS`; None for `onnx.OPSET`.
 
     Raises:
       ValueError: a field has another value.
@@ -62,12 +66,16 @@ class Target:
     file_format: str
     precision: str = "float32"
     batch: int | None = 1
-    input_dtype: str = "float32"
+    input_dtype: str | None = None
+    output_dtype: str | None = None
+    any_size: bool = False
+    opset: int | None = None
 
     def __post_init__(self):
         choose("file_format", self.file_format, SUFFIXES)
         choose("precision", self.precision, PRECISIONS)
-        choose("input_dtype", self.input_dtype, INPUTS)
+        choose("input_dtype", self.input_dtype, (None, *BOUNDARY))
+        choose("output_dtype", self.output_dtype, (None, *BOUNDARY))
         if self.precision == "int8" and self.file_format != "tflite":
             reason = {
                 "onnx": "ONNX Runtime runs these networks more slowly in int8 than in float",
@@ -77,15 +85,36 @@ class Target:
                 f"--format={self.file_format} takes no --precision=int8 ({reason}); "
                 "--format=tflite does"
             )
-        if self.precision == "int8" and self.input_dtype != "float32":
+        if self.precision != "int8" and self.images_dtype == "int8":
+            raise UsageError("--input=int8: has an effect only with --precision=int8")
+        if self.precision != "int8" and self.logits_dtype != "float32":
             raise UsageError(
-                "--input=uint8: an int8 file takes int8 images, by its input's scale and zero point"
+                f"--output={self.output_dtype}: has an effect only with --precision=int8; the "
+                "logits of other files are float32"
+            )
+        if self.any_size and self.file_format != "onnx":
+            raise UsageError("--resolution=any: for --format=onnx only; other files have one size")
+        if self.opset is not None and self.file_format != "onnx":
+            raise UsageError("--opset: has an effect only with --format=onnx")
+        if self.opset is not None and self.opset not in onnx.OPSETS:
+            raise UsageError(
+                f"--opset={self.opset}: expected {onnx.OPSETS[0]} to {onnx.OPSETS[-1]}"
             )
         if self.batch is None and self.file_format == "tflite":
             raise UsageError(
                 "--batch=any: a TFLite file has a fixed batch, because the converter cannot fuse "
                 "operations with a symbolic one; give a number, or --format=onnx or stablehlo"
             )
+
+    @property
+    def images_dtype(self) -> str:
+        """The type of the file's images."""
+        return self.input_dtype or ("int8" if self.precision == "int8" else "float32")
+
+    @property
+    def logits_dtype(self) -> str:
+        """The type of the file's logits."""
+        return self.output_dtype or ("int8" if self.precision == "int8" else "float32")
 
 
 def write(model: Model, target: Target, network: Int8Network | None = None) -> bytes:
@@ -101,26 +130,34 @@ def write(model: Model, target: Target, network: Int8Network | None = None) -> b
       ValueError: a weight is too large for float16, or the int8 form is missing.
     """
     spec = model.spec.replace(quant=None)
+    normalize = model.preprocessing.normalize if target.images_dtype == "uint8" else None
     if target.precision == "int8":
         if network is None or target.batch is None:
             raise ValueError("int8 needs the int8 form of the network, and a fixed batch")
-        return tflite.to_int8_tflite(network, batch=target.batch)
+        integers = tflite.to_int8_tflite(network, batch=target.batch, normalize=normalize)
+        return tflite_edits.with_boundary(integers, target.images_dtype, target.logits_dtype)
     folded = jax.tree.map(np.asarray, jax.jit(lambda v: fold(spec, v))(model.variables))
-    normalize = model.preprocessing.normalize if target.input_dtype == "uint8" else None
     if target.file_format == "onnx":
         return onnx.to_onnx(
-            spec, folded, batch=target.batch, dtype=target.precision, normalize=normalize
+            spec,
+            folded,
+            batch=target.batch,
+            dtype=target.precision,
+            normalize=normalize,
+            any_size=target.any_size,
+            opset=target.opset or onnx.OPSET,
         )
     if target.file_format == "stablehlo":
         if target.precision == "float16":
             folded = jax.tree.map(tflite.to_half, folded)
         function = _logits_function(spec, folded, Forms(), normalize)
-        return to_stablehlo(function, (target.batch or "N", *spec.input_shape), target.input_dtype)
+        shape = (target.batch or "N", *spec.input_shape)
+        return to_stablehlo(function, shape, target.images_dtype)
     function = _logits_function(spec, folded, _TFLITE_FORMS, normalize)
     file = tflite.to_tflite(
-        function, jax.ShapeDtypeStruct((target.batch, *spec.input_shape), target.input_dtype)
+        function, jax.ShapeDtypeStruct((target.batch, *spec.input_shape), target.images_dtype)
     )
-    return tflite.with_half_weights(file) if target.precision == "float16" else file
+    return tflite_edits.with_half_weights(file) if target.precision == "float16" else file
 
 
 def _logits_function(
@@ -133,8 +170,7 @@ def _logits_function(
 
     def function(images):
         if normalize:
-            mean, std = (np.asarray(v, np.float64) for v in normalize)
-            factor, offset = (1 / (255 * std)).astype("f4"), (-mean / std).astype("f4")
+            factor, offset = tflite.affine(*normalize)
             images = images.astype(jnp.float32) * factor + offset
         weights = jax.tree.map(lambda w: jnp.asarray(w).astype(jnp.float32), folded)
         return apply_folded(spec, weights, images, forms=forms)

@@ -18,6 +18,7 @@ from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.core.files import read_bytes
 from mbv3_jax.core.json_values import parse_json
 from mbv3_jax.export import onnx
+from mbv3_jax.export.formats import Target
 from mbv3_jax.run.archive import METADATA, read_archive
 from mbv3_jax.run.model import Model
 
@@ -31,36 +32,30 @@ _VALUES = {
         f"{{colours}}, {_NORMALISED}, then round(value / scale) + zero_point of the file's input"
     ),
 }
+_STORED = "(value - zero_point) * scale of the file's output is a logit; "
+_LOGITS = {"float32": "", "uint8": _STORED, "int8": _STORED}
 _DATE = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same network gives the same file
 
 
-def describe(
-    model: Model,
-    *,
-    file_format: str,
-    precision: str,
-    batch: int | None,
-    input_dtype: str,
-    origin: Mapping,
-) -> dict:
+def describe(model: Model, target: Target, origin: Mapping) -> dict:
     """The metadata of a file, as values that JSON can hold.
 
     Args:
       model: the exported model.
-      file_format, precision, batch: as in `formats.Target`.
-      input_dtype: "float32", "uint8" or "int8".
+      target: what was written.
       origin: where the weights come from.
     """
     spec, preprocessing = model.spec, model.preprocessing
-    n = "N" if batch is None else batch
-    height, width, channels = spec.input_shape
-    channels_first = file_format == "onnx" and input_dtype == "float32"
+    n = "N" if target.batch is None else target.batch
+    height, width, channels = ("H", "W", spec.in_channels) if target.any_size else spec.input_shape
+    input_dtype, output_dtype = target.images_dtype, target.logits_dtype
+    channels_first = target.file_format == "onnx" and input_dtype == "float32"
     note = model.sigmoid_note
     shape = [n, channels, height, width] if channels_first else [n, height, width, channels]
     colours = _COLOURS.get(channels, f"{channels} channels")
     return {
         "network": spec.name,
-        "precision": precision,
+        "precision": target.precision,
         "input": {
             "name": "images",
             "shape": shape,
@@ -71,8 +66,8 @@ def describe(
         "output": {
             "name": "logits",
             "shape": [n, spec.num_classes],
-            "dtype": "int8" if input_dtype == "int8" else "float32",
-            "values": f"softmax gives the classes{note and '; '}{note}",
+            "dtype": output_dtype,
+            "values": f"{_LOGITS[output_dtype]}softmax gives the classes{note and '; '}{note}",
         },
         "preprocessing": dataclasses.asdict(preprocessing) | {"resolution": spec.resolution},
         "classes": list(model.class_names),

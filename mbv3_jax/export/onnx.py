@@ -1,12 +1,13 @@
 """ONNX files, written from the list of operations: nothing is traced.
 
 Activations are the nodes of their registry entries (ONNX's own HardSwish and HardSigmoid),
-depthwise layers are Conv with groups, and the batch is symbolic. Images are [N, C, H, W], as is
-usual in ONNX; uint8 images are [N, H, W, C], as decoders return them.
+depthwise layers are Conv with groups, and the batch and the size of the images may be symbolic.
+Images are [N, C, H, W], as is usual in ONNX; uint8 images are [N, H, W, C], as decoders return
+them.
 """
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,13 @@ from mbv3_jax.arch.traversal import (
     lookup,
     traverse,
 )
+from mbv3_jax.core.errors import UsageError
 from mbv3_jax.core.packages import need
-from mbv3_jax.export.tflite import to_half
+from mbv3_jax.export.tflite import affine, to_half
 from mbv3_jax.nn.ops.geometry import pad_amounts
 
-OPSET, IR_VERSION = 18, 8  # readable by ONNX Runtime 1.14 (2023) and later
+OPSET = 18  # readable by ONNX Runtime 1.14 (2023) and later
+OPSETS = range(11, 25)  # Clip takes its bounds as inputs since 11; 24 is the newest of onnx 1.19
 DEPTHWISE = "Conv (depthwise)"
 
 
@@ -38,6 +41,8 @@ def to_onnx(
     batch: int | None = None,
     dtype: str = "float32",
     normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+    any_size: bool = False,
+    opset: int = OPSET,
 ) -> bytes:
     """Writes a network as an ONNX file.
 
@@ -48,19 +53,22 @@ def to_onnx(
       dtype: of weights and computation, "float32" or "float16"; input and logits stay float32.
       normalize: mean and standard deviation of each channel, for values from 0 to 1; the input is
         then uint8 and is normalised inside the file.
+      any_size: whether images may have any height and width, instead of `spec.resolution`.
+      opset: the version of ONNX's operators, one of `OPSETS`.
 
     Returns:
       The file's bytes; its input is called "images", its output "logits" [N, num_classes].
 
     Raises:
-      UsageError: onnx is not installed.
+      UsageError: onnx is not installed, or an operator is newer than the opset.
       ValueError: a weight is too large for float16.
     """
     need("onnx", "ONNX", "export")
     from onnx import TensorProto, checker, helper, shape_inference
 
-    writer = _Writer(spec, folded, np.dtype(dtype))
-    (height, width, channels), n = spec.input_shape, batch or "N"
+    writer = _Writer(spec, folded, np.dtype(dtype), any_size)
+    channels, n = spec.in_channels, batch or "N"
+    height, width = ("H", "W") if any_size else spec.input_shape[:2]
     if normalize:
         kind, shape = TensorProto.UINT8, [n, height, width, channels]
         x = writer.normalized("images", *normalize)
@@ -73,6 +81,7 @@ def to_onnx(
     last = writer.network(x, "logits/float16" if half else "logits")
     if half:
         writer.node("Cast", [last], "logits", to=TensorProto.FLOAT)
+    _check_opset(opset, {node.op_type for node in writer.nodes})
     graph = helper.make_graph(
         writer.nodes,
         spec.name,
@@ -80,15 +89,37 @@ def to_onnx(
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [n, spec.num_classes])],
         writer.constants,
     )
+    opsets = [helper.make_opsetid("", opset)]
     model = helper.make_model(
         graph,
         producer_name="mbv3_jax",
-        ir_version=IR_VERSION,
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=helper.find_min_ir_version_for(opsets),
+        opset_imports=opsets,
     )
     model = shape_inference.infer_shapes(model, strict_mode=True)
     checker.check_model(model, full_check=True)
     return model.SerializeToString()
+
+
+def _check_opset(opset: int, operators: Collection[str]) -> None:
+    """Checks that an opset has the operators.
+
+    Raises:
+      UsageError: it lacks one; the message has the first opset that has them all.
+    """
+    from onnx import defs
+
+    first: dict[str, int] = {}
+    for schema in defs.get_all_schemas_with_history():
+        if schema.domain == "" and schema.name in operators:
+            since = first.get(schema.name, schema.since_version)
+            first[schema.name] = min(since, schema.since_version)
+    newest = max(first, key=lambda name: (first[name], name))
+    if first[newest] > opset:
+        raise UsageError(
+            f"--opset={opset}: the network needs {newest}, which ONNX has since opset "
+            f"{first[newest]}; give --opset={first[newest]} or more"
+        )
 
 
 def counts(model: bytes) -> dict[str, int]:
@@ -123,8 +154,8 @@ def metadata(model: bytes) -> dict[str, str]:
 class _Writer:
     """Collects the nodes and constants of a graph, operation by operation."""
 
-    def __init__(self, spec: NetSpec, folded: dict, dtype: np.dtype):
-        self.spec, self.folded, self.dtype = spec, folded, dtype
+    def __init__(self, spec: NetSpec, folded: dict, dtype: np.dtype, any_size: bool = False):
+        self.spec, self.folded, self.dtype, self.any_size = spec, folded, dtype, any_size
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
@@ -171,9 +202,9 @@ class _Writer:
 
     def normalized(self, name: str, mean: Sequence[float], std: Sequence[float]) -> str:
         """uint8 [N, H, W, C] -> normalised float32 [N, C, H, W]."""
-        means, stds = (np.asarray(v, np.float64).reshape(-1, 1, 1) for v in (mean, std))
-        factor = self.constant(f"{name}/factor", 1 / (255 * stds), np.float32)
-        offset = self.constant(f"{name}/offset", -means / stds, np.float32)
+        factors, offsets = (values.reshape(-1, 1, 1) for values in affine(mean, std))
+        factor = self.constant(f"{name}/factor", factors, np.float32)
+        offset = self.constant(f"{name}/offset", offsets, np.float32)
         x = self.node("Transpose", [name], f"{name}/transposed", perm=(0, 3, 1, 2))
         x = self.node("Cast", [x], f"{name}/float", to=1)  # TensorProto.FLOAT
         x = self.node("Mul", [x, factor], f"{name}/scaled")
@@ -187,16 +218,20 @@ class _Writer:
     def activated(self, conv: Convolution, x: str) -> str:
         """A convolution of [N, C, H, W] with its activation or gate."""
         kernel, bias = self.layer(conv)
-        (top, bottom), (left, right) = (
-            pad_amounts(
-                size,
-                kernel=conv.kernel,
-                stride=conv.stride,
-                dilation=1,
-                padding=self.spec.padding,
+        if self.any_size and self.spec.padding == "same":
+            pads: dict[str, Any] = {"auto_pad": "SAME_UPPER"}  # TensorFlow's, for each size
+        else:
+            (top, bottom), (left, right) = (
+                pad_amounts(
+                    size,
+                    kernel=conv.kernel,
+                    stride=conv.stride,
+                    dilation=1,
+                    padding=self.spec.padding,
+                )
+                for size in conv.in_shape[:2]
             )
-            for size in conv.in_shape[:2]
-        )
+            pads = {"pads": (top, left, bottom, right)}
         y = self.node(
             "Conv",
             [
@@ -207,7 +242,7 @@ class _Writer:
             conv.path,
             kernel_shape=(conv.kernel, conv.kernel),
             strides=(conv.stride, conv.stride),
-            pads=(top, left, bottom, right),
+            **pads,
             group=kernel.shape[3] if conv.depthwise else 1,
         )
         if conv.gate:

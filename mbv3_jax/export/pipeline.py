@@ -31,6 +31,7 @@ from mbv3_jax.train.sources import open_data
 CALIBRATION_IMAGES = 512
 _NOISE_IMAGES = 128  # if all images are asked for and there are none
 _SIMULATION_BATCH = 16
+_OTHER_SIZES = 32  # images to check each further size on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,14 +98,7 @@ def export(
         file = formats.write(model, target, network)
     except ValueError as e:
         raise RunError(f"{folder}: cannot be written: {e}") from e
-    entries = metadata.describe(
-        model,
-        file_format=target.file_format,
-        precision=target.precision,
-        batch=target.batch,
-        input_dtype="int8" if network else target.input_dtype,
-        origin=_origin(folder, run, step, weights),
-    )
+    entries = metadata.describe(model, target, _origin(folder, run, step, weights))
     if network:
         entries["quantization"] = network.how
     file = metadata.attach(file, target.file_format, entries)
@@ -224,18 +218,24 @@ def _check(
     Raises:
       RunError: the file is wrong.
     """
-    inputs = np.asarray(jax.jit(_preprocess(model))(samples.images))
+    preprocess, takes_floats = jax.jit(_preprocess(model)), target.images_dtype != "uint8"
+    inputs = np.asarray(preprocess(samples.images))
     references = {"network": check.reference(model, inputs)}
     if network:
         simulated = check.in_batches(network.simulate, inputs, _SIMULATION_BATCH)
         references["simulated int8"] = simulated
-    file_inputs = samples.images if target.input_dtype == "uint8" else inputs
-    logits = check.run_file(file, target, file_inputs)
+    logits = check.run_file(file, target, inputs if takes_floats else samples.images)
     comparisons = {name: Comparison.of(expected, logits) for name, expected in references.items()}
+    decisive = [comparisons["simulated int8" if network else "network"]]
+    for pixels in check.of_other_sizes(samples.images[:_OTHER_SIZES]) if target.any_size else ():
+        inputs = np.asarray(preprocess(pixels))
+        found = check.run_file(file, target, inputs if takes_floats else pixels)
+        comparison = Comparison.of(check.reference(model, inputs), found)
+        decisive.append(comparison)
+        height, width = pixels.shape[1:3]
+        comparisons[f"network at {height}x{width} pixels"] = comparison
     problems = check.defects(file, target, model)
-    decisive = comparisons["simulated int8" if network else "network"]
-    if difference := decisive.problem(target.precision):
-        problems.append(difference)
+    problems += filter(None, (comparison.problem(target.precision) for comparison in decisive))
     if problems:
         raise RunError(f"the exported file is wrong, and was not kept: {'; '.join(problems)}")
     top1 = {}
@@ -247,7 +247,7 @@ def _check(
     return Report(
         size=len(file),
         counts=formats.counts(file, target.file_format),
-        what=f"{len(inputs)} {samples.what}",
+        what=f"{len(samples.images)} {samples.what}",
         comparisons=comparisons,
         top1=top1,
         quantization=network.how if network else "",

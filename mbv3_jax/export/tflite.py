@@ -18,12 +18,11 @@ from jaxlib.mlir.dialects import stablehlo
 from mbv3_jax.core.packages import need
 from mbv3_jax.nn import fake_quant
 from mbv3_jax.nn.folded import INT8, apply_folded
+from mbv3_jax.nn.ops.geometry import Geometry
 from mbv3_jax.quant.post_training import Int8Network
 
 # The converter's custom calls around what is to be int8; backend_config holds the type.
 QUANTIZE, DEQUANTIZE = "odml_torch.uniform_quantize", "odml_torch.uniform_dequantize"
-_WITH_WEIGHTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
-_ALIGNMENT = 16  # bytes, of constants in TFLite's schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,79 +126,12 @@ def to_half(values: np.ndarray, name: str = "a weight") -> np.ndarray:
     return values.astype(np.float16)
 
 
-def with_half_weights(model: bytes) -> bytes:
-    """Stores the kernels and biases of a float32 file as float16, like TFLite's own converter.
-
-    Each of these constants is followed by a DEQUANTIZE, which CPU runtimes compute once, when they
-    load the file; GPU runtimes compute in float16.
-
-    Raises:
-      UsageError: a package is not installed.
-      ValueError: a value is too large for float16.
-    """
-    flatbuffers = need("flatbuffers", "TFLite", "export")
-    schema = need("litert_converter.schema_py_generated", "TFLite", "export")
-
-    class Aligned(schema.BufferT):  # type: ignore[name-defined]  # an optional, untyped package
-        """A buffer that begins at a multiple of `_ALIGNMENT`; the generated class ignores that."""
-
-        def Pack(self, builder):
-            if self.data is None or not len(self.data):
-                return super().Pack(builder)
-            builder.StartVector(1, len(self.data), _ALIGNMENT)
-            builder.head -= len(self.data)
-            builder.Bytes[builder.head : builder.head + len(self.data)] = bytes(self.data)
-            data = builder.EndVector()
-            schema.BufferStart(builder)
-            schema.BufferAddData(builder, data)
-            return schema.BufferEnd(builder)
-
-    file = schema.ModelT.InitFromPackedBuf(model, 0)
-    graph = file.subgraphs[0]
-    builtin, types = schema.BuiltinOperator, schema.TensorType
-    weights = {
-        index
-        for op in graph.operators
-        if file.operatorCodes[op.opcodeIndex].builtinCode
-        in [getattr(builtin, name) for name in _WITH_WEIGHTS]
-        for index in op.inputs[1:3]
-        if index >= 0
-    }
-    code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = builtin.DEQUANTIZE
-    code.version = 3  # the first that takes float16
-    file.operatorCodes.append(code)
-    dequantizers = []
-    for index in sorted(weights):
-        full = graph.tensors[index]
-        data = file.buffers[full.buffer].data
-        if full.type != types.FLOAT32 or data is None or not len(data):
-            continue
-        values = np.frombuffer(bytes(data), np.float32)
-        buffer = schema.BufferT()
-        buffer.data = np.frombuffer(to_half(values, full.name.decode()).tobytes(), np.uint8)
-        file.buffers.append(buffer)
-        half = schema.TensorT()
-        half.shape, half.name = full.shape, full.name + b"/float16"
-        half.type, half.buffer = types.FLOAT16, len(file.buffers) - 1
-        graph.tensors.append(half)
-        full.buffer = 0  # the empty buffer by convention: this tensor is now computed
-        operator = schema.OperatorT()
-        operator.opcodeIndex = len(file.operatorCodes) - 1
-        operator.inputs, operator.outputs = [len(graph.tensors) - 1], [index]
-        dequantizers.append(operator)
-    graph.operators = dequantizers + graph.operators
-    used = {tensor.buffer for tensor in graph.tensors} | {m.buffer for m in file.metadata or ()}
-    for index, buffer in enumerate(file.buffers):
-        if index not in used:
-            buffer.data = None
-        buffer.__class__ = Aligned
-    builder = flatbuffers.Builder(len(model))
-    builder.Finish(file.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
-
-
-def to_int8_tflite(network: Int8Network, *, batch: int = 1) -> bytes:
+def to_int8_tflite(
+    network: Int8Network,
+    *,
+    batch: int = 1,
+    normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> bytes:
     """Writes a full-integer TFLite file, which computes what `Int8Network.simulate` simulates.
 
     litert-converter replaces float arithmetic between a custom call that quantizes and one that
@@ -209,6 +141,9 @@ def to_int8_tflite(network: Int8Network, *, batch: int = 1) -> bytes:
     Args:
       network: folded weights and ranges.
       batch: images at a time.
+      normalize: mean and standard deviation of each channel, for values from 0 to 1; the input is
+        then pixels less 128, which an int8 convolution of the file normalises: by an exact factor
+        for each channel, which a scale of the input could not hold.
 
     Returns:
       The file. It maps int8 images [batch, height, width, channels] to int8 logits
@@ -236,11 +171,19 @@ def to_int8_tflite(network: Int8Network, *, batch: int = 1) -> bytes:
     def on_bias(name, bias, inputs, kernel):
         return _unequal(bias, scale_of(inputs)[0] * kernel_scales[name])
 
+    def normalized(pixels):
+        factor, offset = affine(*normalize)
+        kernel = on_weight("images", factor.reshape(1, 1, 1, -1), 3)
+        # A pixel is one unit of its scale, so that a unit of the bias is that of the kernel.
+        bias = _unequal(offset, kernel_scales["images"])
+        pixels = _as_int8(pixels, (1.0,), (-128,), None)
+        return Geometry.of(pixels, kernel, 1, spec.padding).convolve(pixels, kernel) + bias
+
     def run(images):
         return apply_folded(
             spec,
             network.folded,
-            images,
+            normalized(images) if normalize else images,
             forms=INT8,
             on_activation=on_activation,
             on_weight=on_weight,
@@ -249,6 +192,12 @@ def to_int8_tflite(network: Int8Network, *, batch: int = 1) -> bytes:
 
     images = jax.ShapeDtypeStruct((batch, *spec.input_shape), "float32")
     return to_tflite(run, images, quantized=True)
+
+
+def affine(mean: Sequence[float], std: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """The factor and the offset, float32 [channels], by which pixels of 0 to 255 are normalised."""
+    means, stds = (np.asarray(v, np.float64) for v in (mean, std))
+    return (1 / (255 * stds)).astype("f4"), (-means / stds).astype("f4")
 
 
 def _unequal(bias: np.ndarray, unit: np.ndarray) -> np.ndarray:

@@ -11,80 +11,16 @@ import zipfile
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
-from mbv3_jax import __main__
 from mbv3_jax.export import check, formats, metadata, tflite
 from mbv3_jax.nn import functional
-from mbv3_jax.run.model import Model, Preprocessing, save_model
+from mbv3_jax.run.model import save_model
 from mbv3_jax.train import loop
 
 if not os.environ.get("MBV3_REQUIRE_PEERS"):
     for extra in ("litert_converter", "ai_edge_litert", "onnx", "onnxruntime"):
         if importlib.util.find_spec(extra) is None:
             pytest.skip(f"{extra} is not installed", allow_module_level=True)
-
-CLASSES = tuple(f"class {i} é" for i in range(10))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_config):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    fields = {
-        "total_steps": 8,
-        "eval_every_steps": 8,
-        "checkpoint_every_steps": 4,
-        "schedule.warmup_steps": 1,
-        "augment.rotate_degrees": 0.0,
-        "augment.normalize": "torch",
-    }
-    loop.train(tiny_config(*(f"--config.{k}={v}" for k, v in fields.items())), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tiny_spec):
-    """Weights with statistics, and logits, of the size that training gives them."""
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(
-        lambda x: rng.uniform(0.2, 1.0, x.shape).astype(np.float32), functional.shapes(tiny_spec)
-    )
-    variables["params"] = jax.tree_util.tree_map_with_path(
-        lambda path, x: x - 0.6 if path[-1].key == "kernel" else x, variables["params"]
-    )
-    return Model(
-        spec=tiny_spec,
-        variables=variables,
-        preprocessing=Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)),
-        class_names=CLASSES,
-    )
-
-
-@pytest.fixture(scope="module")
-def imported(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("imports") / "tiny"
-    save_model(folder, model, origin={})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photographs")
-    rng = np.random.default_rng(1)
-    for i in range(3):
-        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-    return folder
-
-
-@pytest.fixture
-def do(capsys):
-    """do(*arguments) -> (exit code, standard output, standard error) of an export."""
-
-    def run(*arguments):
-        code = __main__.main(["export", *map(str, arguments)])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize("input_dtype", ["float32", "uint8"])
@@ -130,7 +66,7 @@ def test_the_file_is_the_network(
         assert np.max(np.abs(got - wanted)) > 0
 
     entries = metadata.read(out)
-    assert entries["classes"] == list(CLASSES)
+    assert entries["classes"] == list(model.class_names)
     assert entries["preprocessing"]["mean"] == [0.4, 0.5, 0.6]
     assert entries["preprocessing"]["resolution"] == 32
     assert entries["origin"] == {"import": "tiny"}
@@ -248,13 +184,13 @@ def test_int8_of_an_import_is_calibrated_on_images_that_are_named(
     assert "ranges: 3 calibration images, mse\n" in said
 
 
-def test_without_images_noise_is_said_to_be_noise(do, imported, tmp_path):
+def test_without_images_noise_is_said_to_be_noise(do, imported, tmp_path, model):
     out = tmp_path / "a.stablehlo"
     code, said, _ = do(f"--import={imported}", "--format=stablehlo", "--check=4", f"--out={out}")
     assert code == 0
     assert "on 4 images of noise" in said
     with zipfile.ZipFile(out) as archive:
-        assert archive.read("labels.txt").decode().splitlines() == list(CLASSES)
+        assert archive.read("labels.txt").decode().splitlines() == list(model.class_names)
 
 
 def test_one_stablehlo_for_all_devices(model):
@@ -345,6 +281,18 @@ def test_a_full_disk_leaves_the_earlier_file(do, imported, tmp_path, small_files
             2,
             "percentile: got 20.0, expected above 50",
         ),
+        (["--format=tflite", "--input=int8"], 2, "--input=int8: .* only with --precision=int8"),
+        (["--format=onnx", "--output=uint8"], 2, "--output=uint8: .* only with --precision=int8"),
+        (["--format=tflite", "--resolution=any"], 2, "--resolution=any: for --format=onnx only"),
+        (["--format=tflite", "--opset=18"], 2, "--opset: has an effect only with --format=onnx"),
+        (["--format=onnx", "--opset=10"], 2, "--opset=10: expected 11 to 24"),
+        (["--format=onnx", "--opset=25"], 2, "--opset=25: expected 11 to 24"),
+        (
+            ["--format=onnx", "--opset=13"],
+            2,
+            "--opset=13: the network needs HardSwish, which ONNX has since opset 14; give "
+            "--opset=14 or more",
+        ),
         (["--format=onnx", "--step=7"], 2, "no checkpoint of step 7"),
         (["--format=onnx", "--out=FOLDER/none/a.onnx"], 2, "no such folder"),
         (["--format=onnx", "--out=FOLDER/a.tflite"], 2, r"expected a name that ends in .onnx"),
@@ -359,7 +307,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 ):
     options = [o.replace("FOLDER", str(tmp_path)) for o in options]
     for default in (f"--run={run}", f"--out={tmp_path}/a.{options[0].partition('=')[2]}"):
-        if not any(o.startswith(default.partition("=")[0]) for o in options):
+        if default.partition("=")[0] not in (o.partition("=")[0] for o in options):
             options.append(default)
     got, _, said = do(*options)
     assert got == code
@@ -386,11 +334,11 @@ def test_foreign_files_have_no_metadata(tmp_path):
         metadata.read(tmp_path / "b.tflite")
 
 
-def test_metadata_is_json_that_others_read(do, imported, tmp_path):
+def test_metadata_is_json_that_others_read(do, imported, tmp_path, model):
     import onnx
 
     out = tmp_path / "a.onnx"
     assert do(f"--import={imported}", "--format=onnx", f"--out={out}", "--check=1")[0] == 0
     props = {p.key: p.value for p in onnx.load(out).metadata_props}
-    assert json.loads(props["classes"]) == list(CLASSES)
+    assert json.loads(props["classes"]) == list(model.class_names)
     assert json.loads(props["input"])["layout"] == "NCHW"

@@ -18,8 +18,8 @@ if not os.environ.get("MBV3_REQUIRE_PEERS"):
         if importlib.util.find_spec(extra) is None:
             pytest.skip(f"{extra} is not installed", allow_module_level=True)
 
-from mbv3_jax.export import check, tflite
-from mbv3_jax.export.formats import Target
+from mbv3_jax.export import check, tflite, tflite_edits
+from mbv3_jax.export.formats import BOUNDARY, Target
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,76 @@ def test_everything_is_integer(network, tiny_spec):
     names = [op.name for op in kinds]
     assert names.count("DEPTHWISE_CONV_2D") == len(tiny_spec.blocks)
     assert not {"HARD_SWISH", "QUANTIZE", "DEQUANTIZE", "TRANSPOSE", "CAST"} & set(names)
+
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    """Noise and blocks of it, and all the values that there are."""
+    blocks = np.random.default_rng(3).integers(0, 256, (16, 4, 4, 3)).repeat(8, 1).repeat(8, 2)
+    noise = np.random.default_rng(4).integers(0, 256, (16, 32, 32, 3))
+    return np.concatenate([blocks, noise]).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def on_pixels(network, pixels, tiny_spec):
+    """The network with ranges of normalised pixels, and these."""
+    normalised = ((pixels / 255 - np.array(MEAN)) / np.array(STD)).astype(np.float32)
+    low, high = observe(tiny_spec, network.folded, [normalised], observer="min_max")
+    return dataclasses.replace(network, low=low, high=high), normalised
+
+
+@pytest.mark.parametrize("output_dtype", BOUNDARY)
+@pytest.mark.parametrize("input_dtype", BOUNDARY)
+def test_images_and_logits_of_every_type(on_pixels, pixels, input_dtype, output_dtype):
+    changed, normalised = on_pixels
+    normalize = (MEAN, STD) if input_dtype == "uint8" else None
+    file = tflite.to_int8_tflite(changed, batch=8, normalize=normalize)
+    file = tflite_edits.with_boundary(file, input_dtype, output_dtype)
+    found = run(file, pixels if input_dtype == "uint8" else normalised, 8)
+    steps = np.abs(found - np.asarray(changed.simulate(normalised))) / step_of_logits(changed)
+    assert np.mean(steps) < 0.35 and np.max(steps) < 4
+
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(model_content=file).get_signature_runner("serving_default")
+    images, logits = (runner.get_input_details()["images"], runner.get_output_details()["logits"])
+    assert (images["dtype"], logits["dtype"]) == (np.dtype(input_dtype), np.dtype(output_dtype))
+    assert list(images["shape"]) == [8, 32, 32, 3]
+    if input_dtype == "uint8":  # as a decoder returns them, whatever the scale says
+        assert images["quantization"] == (1.0, 0)
+    if output_dtype != "float32":
+        low, high = changed.ranges()["logits"]
+        scale, zero = fake_quant.activation_scale(np.float32(low), np.float32(high), np)
+        shift = 128 if output_dtype == "uint8" else 0
+        assert logits["quantization"] == (scale, zero + shift)
+    others = {op.name for op in tflite.operations(file) if op.dtype != "INT8"}
+    assert others == {"float32": {"DEQUANTIZE"}, "uint8": {"QUANTIZE"}, "int8": set()}[output_dtype]
+
+
+def test_normalised_pixels_are_the_integers_of_the_simulation(on_pixels, tiny_spec):
+    """Of every pixel and channel; a unit of the bias is 1/127 of a pixel."""
+    changed, _ = on_pixels
+    values = np.arange(256, dtype=np.uint8)
+    image = np.tile(values.reshape(1, 16, 16, 1), (1, 2, 2, 3))
+    file = tflite.to_int8_tflite(changed, normalize=(MEAN, STD))
+    file = tflite_edits.with_boundary(file, "uint8", "int8")
+
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=file, experimental_preserve_all_tensors=True)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
+    interpreter.invoke()
+    normalise = interpreter._get_ops_details()[1]
+    assert normalise["op_name"] == "DEPTHWISE_CONV_2D"
+    found = interpreter.get_tensor(normalise["outputs"][0]).astype(int)
+    scale, zero = fake_quant.activation_scale(*map(np.float32, changed.ranges()["input"]), np)
+    exact = (image / 255 - np.array(MEAN)) / np.array(STD) / scale + zero
+    assert np.max(np.abs(found - np.clip(exact, -128, 127))) < 0.51
+    assert np.ptp(found) == 255
 
 
 def test_kernels_are_the_simulation_s_bit_for_bit(network, tiny_spec, images):

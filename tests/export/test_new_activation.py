@@ -92,7 +92,7 @@ def test_onnx_nodes_are_the_function(entry):
     values = [helper.make_tensor_value_info(n, 1, ["N"]) for n in ("images", result)]
     graph = helper.make_graph(writer.nodes, "one", values[:1], values[1:], writer.constants)
     model = helper.make_model(
-        graph, ir_version=onnx.IR_VERSION, opset_imports=[helper.make_opsetid("", onnx.OPSET)]
+        graph, ir_version=8, opset_imports=[helper.make_opsetid("", onnx.OPSET)]
     )
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
