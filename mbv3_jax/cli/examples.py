@@ -37,8 +37,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "import --from=timm --weights=mobilenetv3_large_100.ra_in1k --out=imported",
         "import --from=torchvision --weights=mobilenet_v3_small.pth --out=imported",
         "import --from=timm --weights=checkpoint.pth.tar --dry-run",
+        "import --weights=hf:OWNER/NAME --out=imported",
     ),
-    "export-weights": ("export-weights --run=runs/small --to=timm --out=small.safetensors",),
+    "export-weights": (
+        "export-weights --run=runs/small --to=timm --out=small.safetensors",
+        "export-weights --run=runs/small --to=hf --out=small-hub",
+    ),
     "export": (
         "export --run=runs/small --format=onnx --out=small.onnx --batch=any",
         "export --import=imported --format=tflite --precision=int8 --images /photographs "

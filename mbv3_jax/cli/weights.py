@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mbv3_jax.core.packages import program
 
 _LIBRARIES = ("timm", "torchvision", "keras")
 _MOST_NAMES = 12
+_HUB = "hf:"
 _VIEW = ("resolution", "mean", "std", "crop_fraction", "interpolation")
 
 
@@ -30,9 +32,17 @@ def add_parsers(commands) -> None:
         allow_abbrev=False,
     )
     take.add_argument(
-        "--from", required=True, choices=_LIBRARIES, dest="library", help="the other library"
+        "--from",
+        choices=_LIBRARIES,
+        dest="library",
+        help="the other library; default, of hf:..., what the repository says, or timm",
     )
-    take.add_argument("--weights", required=True, help="FILE, or the NAME of published weights")
+    take.add_argument(
+        "--weights",
+        required=True,
+        help="FILE, the NAME of published weights, or hf:OWNER/NAME[@REVISION] on the Hugging Face "
+        "Hub",
+    )
     where = take.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, metavar="DIR", help="a new folder")
     where.add_argument(
@@ -79,19 +89,24 @@ def add_parsers(commands) -> None:
 
     give = commands.add_parser(
         "export-weights",
-        help="write a file that timm, torchvision or Keras loads",
+        help="write a file that timm, torchvision or Keras loads, or a folder for the Hub",
         allow_abbrev=False,
     )
     add_model(give)
     give.add_argument(
-        "--to", required=True, choices=_LIBRARIES, dest="library", help="the other library"
+        "--to",
+        required=True,
+        dest="library",
+        metavar="TO",
+        help=f"{', '.join(_LIBRARIES)}; hf for a folder that the Hugging Face Hub takes, or "
+        "hf:OWNER/NAME to upload it too",
     )
     give.add_argument(
         "--out",
-        required=True,
         type=Path,
-        metavar="FILE",
-        help="FILE.pth, FILE.safetensors or FILE.weights.h5",
+        metavar="FILE|DIR",
+        help="FILE.pth, FILE.safetensors or FILE.weights.h5; of hf, a new folder; hf:OWNER/NAME "
+        "needs none",
     )
     give.add_argument(
         "--width",
@@ -109,10 +124,14 @@ def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError(f"--out={out}: exists already; give a folder that is new or empty")
     from mbv3_jax.arch import cost
+    from mbv3_jax.interop import hub_folder
     from mbv3_jax.interop.convert import import_weights
     from mbv3_jax.run.model import save_model
 
-    imported = import_weights(
+    from_hub = flags.weights.startswith(_HUB)
+    if flags.library is None and not from_hub:
+        raise UsageError(f"--from is missing: {', '.join(_LIBRARIES)} (only hf:... needs none)")
+    imported = (hub_folder.import_repository if from_hub else import_weights)(
         flags.library,
         flags.weights,
         network=flags.network,
@@ -146,7 +165,8 @@ def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         print(f"note: {origin['note']}")
     if "revision" in origin:
         revision = origin["revision"]
-        print(f"revision: {revision} (to import the same again: --revision={revision})")
+        again = f"weights=hf:{origin['hub']}@{revision}" if from_hub else f"revision={revision}"
+        print(f"revision: {revision} (to import the same again: --{again})")
     print(f"sha256: {origin['sha256']}")
     print(
         f"images: {in_pixels(spec.resolution)} pixels, crop {view.crop_fraction:.3g} "
@@ -175,6 +195,13 @@ def _listed(names: Sequence[str]) -> str:
 
 def _export(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     no_more(overrides, "export-weights")
+    if flags.library == "hf" or flags.library.startswith(_HUB):
+        return _export_to_hub(flags)
+    if flags.library not in _LIBRARIES:
+        listed = ", ".join((*_LIBRARIES, "hf", "hf:OWNER/NAME"))
+        raise UsageError(f"--to={flags.library}: expected one of {listed}")
+    if flags.out is None:
+        raise UsageError("--out is missing: FILE.pth, FILE.safetensors or FILE.weights.h5")
     from mbv3_jax.interop import convert, weight_files
     from mbv3_jax.run.model import load_model
 
@@ -190,3 +217,38 @@ def _export(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     if model.sigmoid_note:
         print(printable(f"# {model.sigmoid_note}; the file has two logits, the first is zero"))
     print(convert.instructions(model, network, flags.out))
+
+
+def _export_to_hub(flags: argparse.Namespace) -> None:
+    from mbv3_jax.interop import hub, hub_folder
+    from mbv3_jax.run.model import load_model
+
+    address = None if flags.library == "hf" else hub.parse(flags.library, "--to")
+    if address is not None and address.revision:
+        raise UsageError(f"--to={address}: an upload makes a revision; give hf:OWNER/NAME")
+    if address is None and flags.out is None:
+        raise UsageError("--out is missing: a new folder (or --to=hf:OWNER/NAME uploads it)")
+    if flags.width is not None:
+        raise UsageError("--width: has an effect only with --to=torchvision or keras")
+    if flags.out is not None and flags.out.exists():
+        raise UsageError(f"--out={flags.out}: already exists")
+    folder = flags.run or flags.imported
+    model = load_model(folder, step=flags.step, weights=flags.weights)
+    model.require_head(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        out = flags.out or Path(temporary) / "hub"
+        network = hub_folder.write(out, model, address.repository if address else None)
+        loads = f"timm's {network.label}" if network else "for mbv3_jax: timm has no such network"
+        print(
+            f"wrote {flags.out or 'a folder'}: {', '.join(sorted(p.name for p in out.iterdir()))}"
+        )
+        print(f"network: {loads}, {counted(model.spec.num_classes, 'class')}")
+        if model.sigmoid_note:
+            print(printable(f"note: {model.sigmoid_note}; it has two logits, the first is zero"))
+        if address is not None:
+            print(f"uploaded: {hub.upload(out, address)}; a new repository is private at first")
+    if network is not None:
+        source = f"hf-hub:{address.repository}" if address else f"local-dir:{flags.out}"
+        print(f"next: timm.create_model({source!r}, pretrained=True) in Python")
+    if address is not None:
+        print(f"next: {program()} import --weights={address} --out=DIR")

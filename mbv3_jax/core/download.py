@@ -26,7 +26,13 @@ _LINE_S = 10.0  # between lines of progress, where there is no terminal
 
 
 class DownloadError(Exception):
-    """Something was not downloaded; the message says why, in one line."""
+    """Something was not downloaded; the message says why, in one line.
+
+    Attributes:
+      answer: What the server has answered instead, its code and its headers; None if it did not.
+    """
+
+    answer: urllib.error.HTTPError | None = None
 
 
 class _CutOff(Exception):
@@ -77,7 +83,12 @@ def within_deadline(call: Callable[[], T], so_far: Callable[[], str] = lambda: "
 
 
 def download(
-    url: str, name: str, *, max_bytes: int, is_right: Callable[[bytes], bool] | None = None
+    url: str,
+    name: str,
+    *,
+    max_bytes: int,
+    is_right: Callable[[bytes], bool] | None = None,
+    token: str | None = None,
 ) -> bytes:
     """Downloads a file.
 
@@ -90,6 +101,8 @@ def download(
       max_bytes: How large it may be.
       is_right: Whether this is the file that is wanted, by its hash. Without it nothing is resumed,
         because the file may have changed since it was begun.
+      token: A secret that the server may ask for. Only the host of the URL is given it, not one to
+        which it redirects.
 
     Returns:
       The file. It may be a wrong one, but is not put together from two.
@@ -98,7 +111,7 @@ def download(
       DownloadError: It cannot be downloaded, is too large, or takes longer than `DEADLINE`.
     """
     part = cache_folder() / f"{name}.part"
-    transfer = _Transfer(url, name, max_bytes, resume=is_right is not None)
+    transfer = _Transfer(url, name, max_bytes, resume=is_right is not None, token=token)
     if is_right and part.is_file() and part.stat().st_size <= max_bytes:
         transfer.data += part.read_bytes()
     try:
@@ -119,6 +132,17 @@ def download(
     return data
 
 
+class _SameHost(urllib.request.HTTPRedirectHandler):
+    """Follows redirections, and gives the token to another address of the same host only."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        new = super().redirect_request(req, fp, code, msg, headers, newurl)
+        token = req.unredirected_hdrs.get("Authorization")
+        if new is not None and token and (new.type, new.host) == (req.type, req.host):
+            new.add_unredirected_header("Authorization", token)
+        return new
+
+
 class _Transfer:
     """A download into memory.
 
@@ -128,8 +152,9 @@ class _Transfer:
       stopped: Set to end it, from another thread.
     """
 
-    def __init__(self, url: str, name: str, max_bytes: int, *, resume: bool):
+    def __init__(self, url: str, name: str, max_bytes: int, *, resume: bool, token: str | None):
         self._url, self._name, self._max_bytes, self._resume = url, name, max_bytes, resume
+        self._token = token
         self._total: int | None = None
         self._is_terminal, self._shown = sys.stderr.isatty(), time.monotonic()
         self.data = bytearray()
@@ -143,7 +168,9 @@ class _Transfer:
                 self._receive()
                 return bytes(self.data)
             except urllib.error.HTTPError as e:
-                raise DownloadError(f"the server answers {e.code} {e.reason}") from e
+                error = DownloadError(f"the server answers {e.code} {e.reason}")
+                error.answer = e
+                raise error from e
             except (_CutOff, HTTPException, OSError, ValueError) as e:
                 is_cut = isinstance(e, _CutOff | HTTPException | ConnectionError | TimeoutError)
                 if self.stopped or not is_cut or not self.data or attempt == _ATTEMPTS - 1:
@@ -183,13 +210,18 @@ class _Transfer:
     def _ask(self) -> Any:
         headers = {"Range": f"bytes={len(self.data)}-"} if self.data else {}
         try:
-            request = urllib.request.Request(self._url, headers=headers)
-            return urllib.request.urlopen(request, timeout=_SILENCE_S)
+            return self._open(headers)
         except urllib.error.HTTPError as e:
             if e.code != 416:
                 raise
             self.data.clear()  # not the beginning of what is there now
-            return urllib.request.urlopen(self._url, timeout=_SILENCE_S)
+            return self._open({})
+
+    def _open(self, headers: dict[str, str]) -> Any:
+        request = urllib.request.Request(self._url, headers=headers)
+        if self._token:
+            request.add_unredirected_header("Authorization", f"Bearer {self._token}")
+        return urllib.request.build_opener(_SameHost).open(request, timeout=_SILENCE_S)
 
     def _check(self, size: int) -> None:
         if size > self._max_bytes:

@@ -10,7 +10,15 @@ import numpy as np
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.checks import Resolution, in_pixels
 from mbv3_jax.core.errors import UsageError, printable
-from mbv3_jax.interop import download, images, layout, mapping, networks, weight_files
+from mbv3_jax.interop import (
+    download,
+    images,
+    layout,
+    mapping,
+    networks,
+    timm_config,
+    weight_files,
+)
 from mbv3_jax.interop.class_names import find_class_names
 from mbv3_jax.interop.identify import BESIDE, identify
 from mbv3_jax.interop.networks import Network
@@ -92,6 +100,9 @@ def import_weights(
     if sha256 is not None and not file.sha256.startswith(sha256.lower()):
         raise UsageError(f"{path}: its SHA-256 is {file.sha256}, expected {sha256}")
     entry = entry or pretrained_of_file(library, file.sha256, file.md5)
+    config = timm_config.beside(path) if library == "timm" else timm_config.TimmConfig()
+    if network is None and entry is None and config.architecture in networks.NAMES["timm"]:
+        network = config.architecture
     entry, name, width = _settle(library, path, entry, network, width)
     tensors = file.tensors | {BESIDE + n: t for n, t in file.beside.items()}
     fit = identify(library, {n: t.shape for n, t in tensors.items()}, name, width, str(path))
@@ -105,10 +116,15 @@ def import_weights(
     spec, preprocessing, preprocessing_source = images.settle(
         identified.spec, file.told, view or {}, usual, usual_source
     )
+    if config.architecture == identified.name:
+        spec = spec.replace(**config.fields)
     used = [pair.theirs for pair in table if pair.theirs is not None]
     variables = mapping.to_ours(table, {n: tensors[n] for n in used})
     if "logits" not in fit.new:
-        class_names, names_source = find_class_names(spec.num_classes, classes)
+        if classes is None and len(config.labels) == spec.num_classes:
+            class_names, names_source = config.labels, f"the file's {timm_config.NAME}"
+        else:
+            class_names, names_source = find_class_names(spec.num_classes, classes)
         if len(class_names) > spec.num_classes:
             spec, variables = _two_logits(spec, variables)
     elif classes is None:

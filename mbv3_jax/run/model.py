@@ -45,6 +45,7 @@ _SPEC, _CLASSES, _PREPROCESSING, _ORIGIN, _ARRAYS = (
     "origin.json",
     "weights",
 )
+DESCRIPTION = (_SPEC, _CLASSES, _PREPROCESSING)  # the files of `description`
 _FILES = (_SPEC, _CLASSES, _PREPROCESSING, _ORIGIN, _ARRAYS, DIGESTS)
 
 
@@ -189,12 +190,7 @@ def save_model(folder: Path, model: Model, *, origin: Mapping) -> None:
     check_storable(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists already; give a folder that is new or empty")
-    texts = {
-        _SPEC: spec_to_json(model.spec),
-        _CLASSES: _to_json(model.class_names),
-        _PREPROCESSING: _to_json(dataclasses.asdict(model.preprocessing)),
-        _ORIGIN: _to_json(dict(origin)),
-    }
+    texts = description(model) | {_ORIGIN: _to_json(dict(origin))}
     try:
         with replacing(folder.absolute()) as aside:
             aside.mkdir(parents=True)
@@ -206,6 +202,29 @@ def save_model(folder: Path, model: Model, *, origin: Mapping) -> None:
             write_digests(epath.Path(aside))
     except Exception as e:  # whatever the storage raises
         raise RunError(f"cannot write {folder}: {first_line(e)}") from e
+
+
+def description(model: Model) -> dict[str, str]:
+    """The files of an import folder that say all of a model but its weights: name -> text."""
+    return {
+        _SPEC: spec_to_json(model.spec),
+        _CLASSES: _to_json(model.class_names),
+        _PREPROCESSING: _to_json(dataclasses.asdict(model.preprocessing)),
+    }
+
+
+def read_description(folder: Path) -> tuple[NetSpec, list[str], Preprocessing]:
+    """Reads what `description` wrote: the network, the names of its classes, its preprocessing.
+
+    Raises:
+      RunError: a file is missing or damaged.
+    """
+    spec = read_json(folder / _SPEC, NetSpec)
+    names = read_json(folder / _CLASSES, list[str])
+    preprocessing = read_file(
+        folder / _PREPROCESSING, lambda text: _preprocessing(parse_json(text, dict))
+    )
+    return spec, names, preprocessing
 
 
 def load_model(folder: Path, *, step: int | str | None = None, weights: str = "auto") -> Model:
@@ -332,11 +351,7 @@ def _load_run(run: Path, step: int | str | None, weights: str) -> Model:
 
 def _load_import(folder: Path) -> Model:
     check_storable(folder, "rename it", read_only=True)
-    spec = read_json(folder / _SPEC, NetSpec)
-    names = read_json(folder / _CLASSES, list[str])
-    preprocessing = read_file(
-        folder / _PREPROCESSING, lambda text: _preprocessing(parse_json(text, dict))
-    )
+    spec, names, preprocessing = read_description(folder)
     try:
         check_digests(epath.Path(folder))
         variables = read_arrays(epath.Path(folder) / _ARRAYS, functional.shapes(spec))

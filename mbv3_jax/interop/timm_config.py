@@ -1,0 +1,125 @@
+"""timm's config.json beside a file of weights: the network, its arguments, its classes.
+
+timm 1.0.31 writes it by `save_for_hf` and reads it for `hf-hub:` and `local-dir:` (models/_hub.py).
+What it says of images is read by `images.beside`.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.json_values import as_type, read_json
+from mbv3_jax.interop.networks import Network
+from mbv3_jax.run.model import Model
+
+NAME = "config.json"
+_CENTRAL = {"square": "center", "stretch": "squash"}  # our name -> timm's crop_mode
+_PADDINGS = {"": "symmetric", "same": "same"}  # timm's pad_type -> ours
+# Arguments with which a network computes the same from the same weights, and those that the tensors
+# tell anyway.
+_HARMLESS = ("num_classes", "in_chans", "drop_rate", "drop_path_rate", "global_pool")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimmConfig:
+    """What a config.json says of a network.
+
+    architecture: timm's name of it; None if there is no such file, or it is not timm's.
+    fields: fields of its spec that differ from those of the architecture.
+    labels: the names of its classes, in order; empty if it has none.
+    """
+
+    architecture: str | None = None
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+
+
+class _File(TypedDict):
+    architecture: str
+    model_args: dict[str, Any] | None
+    label_names: list[str] | dict[str, Any] | None
+
+
+def beside(weights: Path) -> TimmConfig:
+    """Reads the config.json in the folder of a file of weights.
+
+    Raises:
+      UsageError: it cannot be read, is not JSON, a field has another type, or it gives the network
+        an argument that changes what it computes and is not known.
+    """
+    path = weights.parent / NAME
+    if not path.is_file():
+        return TimmConfig()
+    tree = read_json(path, dict, error=UsageError)
+    if "architecture" not in tree:
+        return TimmConfig()
+    try:
+        found = as_type({name: tree.get(name) for name in _File.__annotations__}, _File)
+        fields = _fields(found["model_args"] or {})
+    except ValueError as e:
+        raise UsageError(f"{path}: {e}") from e
+    labels = found["label_names"]
+    return TimmConfig(
+        architecture=found["architecture"],
+        fields=fields,
+        labels=tuple(labels) if isinstance(labels, list) else (),
+    )
+
+
+def _fields(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, value in arguments.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name == "bn_eps" and is_number:
+            fields["bn_eps"] = float(value)
+        elif name == "bn_momentum" and is_number:
+            fields["bn_decay"] = round(1 - value, 9)
+        elif name == "pad_type" and value in _PADDINGS:
+            fields["padding"] = _PADDINGS[value]
+        elif name not in _HARMLESS or (name == "global_pool" and value != "avg"):
+            raise ValueError(f"model_args.{name}: {value!r} is not read")
+    return fields
+
+
+def text(model: Model, network: Network) -> str:
+    """The config.json of a model as timm reads it.
+
+    Args:
+      model: the model.
+      network: timm's network that its weights are written for.
+    """
+    spec, default, view = model.spec, network.spec, model.preprocessing
+    size = [spec.in_channels, spec.resolution, spec.resolution]
+    config: dict[str, Any] = {
+        "architecture": network.name,
+        "num_classes": spec.num_classes,
+        "label_names": list(model.class_names),
+        "model_args": _arguments(spec, default),
+        "pretrained_cfg": {
+            "num_classes": spec.num_classes,
+            "input_size": size,
+            "interpolation": view.interpolation,
+            "crop_pct": view.crop_fraction,
+            "crop_mode": _CENTRAL[view.central],
+            "mean": list(view.mean),
+            "std": list(view.std),
+            "first_conv": "conv_stem",
+            "classifier": "classifier",
+            "custom_load": False,
+        },
+    }
+    return json.dumps(config, indent=2, ensure_ascii=False)
+
+
+def _arguments(spec: NetSpec, default: NetSpec) -> dict[str, Any]:
+    """What timm's constructor is to be told beside the number of classes."""
+    arguments: dict[str, Any] = {}
+    if (spec.bn_eps, spec.bn_decay) != (default.bn_eps, default.bn_decay):
+        arguments |= {"bn_eps": spec.bn_eps, "bn_momentum": round(1 - spec.bn_decay, 9)}
+    if spec.padding != default.padding:
+        arguments["pad_type"] = "same" if spec.padding == "same" else ""
+    return arguments
