@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from mbv3_jax.core.download import DownloadError, download
-from mbv3_jax.core.errors import RunError, UsageError, first_line
+from mbv3_jax.core.errors import RunError, UsageError, first_line, printable
 from mbv3_jax.core.json_values import parse_json
 from mbv3_jax.core.limits import limit
 from mbv3_jax.core.packages import need
@@ -31,6 +31,7 @@ _REPOSITORY = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"[\w./-]{1,200}", re.ASCII)
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # timm's, the better one first
 _CONFIG = "config.json"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +107,8 @@ def fetch(address: Address, folder: Path, endings: Collection[str]) -> Fetched:
     answer = _download(address, info_url, "its list of files", None)
     try:
         info = parse_json(answer, _Info)
+        if not _COMMIT.fullmatch(info["sha"]):
+            raise ValueError(f"sha: got {info['sha']!r:.60}, expected a commit")
     except ValueError as e:
         raise RunError(f"{address}: {_endpoint()} is no Hugging Face Hub: {e}") from e
     hashes: dict[str, str | None] = {}
@@ -118,9 +121,9 @@ def fetch(address: Address, folder: Path, endings: Collection[str]) -> Fetched:
         weights,
         *(n for n in (_CONFIG, *(DESCRIPTION if is_described else ())) if n in hashes),
     ]
-    commit = urllib.parse.quote(info["sha"], safe="")
     for name in wanted:
-        url = f"{_endpoint()}/{address.repository}/resolve/{commit}/{urllib.parse.quote(name)}"
+        path = f"resolve/{info['sha']}/{urllib.parse.quote(name)}"
+        url = f"{_endpoint()}/{address.repository}/{path}"
         data = _download(address, url, name, hashes[name])
         (folder / Path(name).name).write_bytes(data)
     return Fetched(
@@ -135,7 +138,11 @@ def _weights(address: Address, files: Collection[str], endings: Collection[str])
     found = sorted(name for name in files if name.endswith(tuple(endings)))
     if len(found) == 1:
         return found[0]
-    has = f"it has {', '.join(found)}" if found else f"it has no file that ends in {_or(endings)}"
+    has = (
+        f"it has {', '.join(map(printable, found))}"
+        if found
+        else f"it has no file that ends in {_or(endings)}"
+    )
     raise UsageError(
         f"--weights={address}: expected {_or(WEIGHTS)} or one other file of weights, {has}"
         + (", of which to download one and give --weights=FILE" if found else "")
@@ -148,6 +155,18 @@ def _or(names: Collection[str]) -> str:
 
 def _endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def _token() -> str | None:
+    """The token, checked here, because the error of a header that cannot be sent has its text.
+
+    Raises:
+      UsageError: it cannot be sent.
+    """
+    token = (os.environ.get("HF_TOKEN") or "").strip()
+    if not token.isascii() or not all(map(str.isprintable, token)) or " " in token:
+        raise UsageError("the environment variable HF_TOKEN: has characters that no token has")
+    return token or None
 
 
 def _download(address: Address, url: str, what: str, sha256: str | None) -> bytes:
@@ -163,7 +182,7 @@ def _download(address: Address, url: str, what: str, sha256: str | None) -> byte
             name,
             max_bytes=limit("MBV3_MAX_FILE_BYTES"),
             is_right=is_right if sha256 else None,
-            token=os.environ.get("HF_TOKEN"),
+            token=_token(),
         )
     except DownloadError as e:
         raise _refusal(address, what, e) from e
@@ -179,8 +198,8 @@ def _refusal(address: Address, what: str, error: DownloadError) -> Exception:
     if code == 404 and reason == "RevisionNotFound":
         wanted = address.revision or "main"
         return UsageError(f"--weights={address}: {address.repository} has no revision {wanted}")
-    if code in (401, 403, 404):
-        sent = "HF_TOKEN does not open it" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set"
+    if code in (401, 403) or (code == 404 and reason in ("", "RepoNotFound")):
+        sent = "HF_TOKEN does not open it" if _token() else "HF_TOKEN is not set"
         return UsageError(
             f"--weights={address}: {_endpoint()} has no such repository, or it is private or gated "
             f"and {sent} ({code})"
@@ -204,7 +223,7 @@ def upload(folder: Path, address: Address) -> str:
       RunError: the Hub refuses, or cannot be reached.
     """
     package = need("huggingface_hub", "uploading to the Hugging Face Hub", "weights")
-    client = package.HfApi(endpoint=_endpoint(), token=os.environ.get("HF_TOKEN"))
+    client = package.HfApi(endpoint=_endpoint(), token=_token())
     try:
         client.create_repo(address.repository, private=True, exist_ok=True)
         commit = client.upload_folder(

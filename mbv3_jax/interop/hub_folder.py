@@ -117,7 +117,7 @@ def _import_described(folder: Path, address: hub.Address, options: dict[str, Any
     wanted = options["sha256"]
     if wanted is not None and not sha256.startswith(wanted.lower()):
         raise UsageError(f"{address}: the SHA-256 of {WEIGHTS} is {sha256}, expected {wanted}")
-    network = Network(library="mbv3_jax", name=model.spec.name, spec=model.spec)
+    network = Network(library="mbv3_jax", name=printable(model.spec.name), spec=model.spec)
     origin = {
         "library": network.library,
         "network": network.name,
