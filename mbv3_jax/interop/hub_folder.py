@@ -21,7 +21,6 @@ from mbv3_jax.core.files import replacing
 from mbv3_jax.interop import hub, mapping, timm_config, weight_files
 from mbv3_jax.interop.convert import Imported, counterpart, import_weights
 from mbv3_jax.interop.networks import Network
-from mbv3_jax.nn import functional
 from mbv3_jax.run.model import Model, description, read_description
 
 WEIGHTS = "model.safetensors"
@@ -47,10 +46,10 @@ def write(folder: Path, model: Model, repository: str | None) -> Network | None:
     stats = {k: v for k, v in model.variables["batch_stats"].items() if k != "quant"}
     variables = {"params": model.variables["params"], "batch_stats": stats}
     model = dataclasses.replace(model, spec=spec, variables=variables)
-    network = None
+    network: Network | None
     try:
-        network = counterpart(spec, "timm")
-        tensors = mapping.to_theirs(mapping.pairs("timm", spec), variables)
+        network, table = _timm(spec)
+        tensors = mapping.to_theirs(table, variables)
     except UsageError:  # timm has no such network, or none with such a bias
         network = None
         tensors = {name: np.asarray(v, np.float32) for name, v in _leaves(variables)}
@@ -147,17 +146,23 @@ def read(folder: Path) -> tuple[Model, str]:
     """
     spec, names, preprocessing = read_description(folder)
     file = weight_files.read("timm", folder / WEIGHTS)
-    if any(name.startswith("params.") for name in file.tensors):
-        variables = _by_path(spec, file.tensors)
-    else:
-        variables = mapping.to_ours(mapping.pairs("timm", spec), file.tensors)
     try:
+        if any(name.startswith("params.") for name in file.tensors):
+            variables = _nested(file.tensors)
+        else:
+            variables = mapping.to_ours(_timm(spec)[1], file.tensors)
         model = Model(
             spec=spec, variables=variables, preprocessing=preprocessing, class_names=tuple(names)
         )
     except ValueError as e:
         raise RunError(f"{folder} does not fit together: {e}") from e
     return model, file.sha256
+
+
+def _timm(spec: NetSpec) -> tuple[Network, list[mapping.Pair]]:
+    """timm's network like this one, and its names of the variables; UsageError if it has none."""
+    network = counterpart(spec, "timm")
+    return network, mapping.pairs("timm", network.spec.replace(num_classes=spec.num_classes))
 
 
 def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -169,21 +174,17 @@ def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
             yield f"{path}{key}", value
 
 
-def _by_path(spec: NetSpec, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The variables of a network from tensors by the names of `_leaves`."""
-    names = [name for name, _ in _leaves(functional.shapes(spec))]
-    if different := sorted(set(names) ^ tensors.keys()):
-        which = "surplus" if different[0] in tensors else "missing"
-        raise UsageError(
-            f"{WEIGHTS} does not fit {spec.name}: {printable(different[0])} is {which}"
-        )
+def _nested(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The inverse of `_leaves`; ValueError if there is none."""
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for name in names:
+    for name, value in tensors.items():
         *parents, leaf = name.split(".")
         node = variables
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = tensors[name]
+            if not isinstance(node, dict):
+                raise ValueError(f"{printable(name)} lies in a tensor")
+        node[leaf] = value
     return variables
 
 

@@ -1,6 +1,7 @@
 """hf:OWNER/NAME in and out; a local server stands in for the Hugging Face Hub."""
 
 import base64
+import dataclasses
 import hashlib
 import http.server
 import json
@@ -14,7 +15,7 @@ import pytest
 from peer_compare import import_peer, torch_peers
 
 from mbv3_jax import __main__
-from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.errors import RunError
 from mbv3_jax.interop import hub_folder, networks
 from mbv3_jax.nn import functional
 from mbv3_jax.run.model import Model, Preprocessing, load_model, save_model
@@ -190,7 +191,7 @@ def weights_of(spec, seed=0):
 def timm_model():
     """A network of timm, with BatchNorm's constants and padding of Keras."""
     spec = networks.get("timm", "mobilenetv3_small_050").spec
-    spec = spec.replace(num_classes=3, bn_eps=1e-3, padding="same", resolution=96)
+    spec = spec.replace(name="mine", num_classes=3, bn_eps=1e-3, padding="same", resolution=96)
     view = Preprocessing(
         mean=(0.4, 0.5, 0.6),
         std=(0.2, 0.25, 0.3),
@@ -305,7 +306,8 @@ def test_timm_loads_the_folder(do, server, timm_model, tmp_path):
     assert code == 0
     assert "class names: the file's config.json" in said
     again = load_model(tmp_path / "two")
-    assert_same(timm_model, again)
+    assert_same(dataclasses.replace(timm_model, spec=again.spec), again)
+    assert again.spec == timm_model.spec.replace(name=again.spec.name)
 
 
 def test_what_timm_saves_is_read_with_its_arguments(do, server, tmp_path):
@@ -512,9 +514,10 @@ def test_surplus_and_missing_tensors(tmp_path, other_model):
     path = tmp_path / "folder" / "model.safetensors"
     tensors = safetensors.load_file(path)
     for changed, reason in (
-        ({**tensors, "params.stem.x": np.zeros(1, np.float32)}, "params.stem.x is surplus"),
-        ({n: t for n, t in tensors.items() if n != "params.logits.bias"}, "bias is missing"),
+        ({**tensors, "params.stem.x": np.zeros(1, np.float32)}, "params/stem/x"),
+        ({n: t for n, t in tensors.items() if n != "params.logits.bias"}, "params/logits/bias"),
+        ({**tensors, "params.logits.bias.x": tensors["params.logits.bias"]}, "lies in a tensor"),
     ):
         safetensors.save_file(changed, path)
-        with pytest.raises(UsageError, match=reason):
+        with pytest.raises(RunError, match=f"(?s)does not fit together: .*{reason}"):
             hub_folder.read(tmp_path / "folder")
