@@ -203,8 +203,8 @@ def _card(model: Model, network: Network | None, repository: str) -> str:
         "Parameters": f"{cost.params(spec):,}",
         "Multiply-adds": f"{cost.madds(spec):,} for one image",
         "Images": (
-            f"{spec.resolution} pixels, crop {view.crop_fraction:.3g} ({view.central}), "
-            f"{view.interpolation}, mean {list(view.mean)}, std {list(view.std)}"
+            f"{spec.input_shape[0]}x{spec.input_shape[1]} pixels, crop {view.crop_fraction:.3g} "
+            f"({view.central}), {view.interpolation}, mean {list(view.mean)}, std {list(view.std)}"
         ),
         "Classes": f"{counted(spec.num_classes, 'class')}: {', '.join(named)}"
         + (f" and {more:,} more" if more > 0 else ""),

@@ -93,7 +93,7 @@ def text(model: Model, network: Network) -> str:
       network: timm's network that its weights are written for.
     """
     spec, default, view = model.spec, network.spec, model.preprocessing
-    size = [spec.in_channels, spec.resolution, spec.resolution]
+    size = [spec.in_channels, *spec.input_shape[:2]]
     config: dict[str, Any] = {
         "architecture": network.name,
         "num_classes": spec.num_classes,
