@@ -29,8 +29,8 @@ def get_config(argument: str = "clutter"):
     config = ConfigDict()
     config.program = "search"  # what main.py runs
     config.seed = 0
-    # A preset (python -m mbv3_jax search spaces), with the constants of its networks.
     side = FieldReference(32, field_type=object)  # or (height, width)
+    # A preset (python -m mbv3_jax search spaces), with the constants of its networks.
     config.space = dict(name="tiny", resolution=side, num_classes=15, bn_decay=0.9)
     # The cost: "madds", or "ms" by a latency table. The table is measured first, or is the file
     # latency.table from `latency measure`, or from a phone's figures by `latency csv`.
