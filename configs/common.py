@@ -139,7 +139,7 @@ def default(network: str) -> ConfigDict:
         policy_translate=placeholder(float),  # pixels; autoaugment_v0 250, randaugment 100
         randaugment_layers=placeholder(int),  # 2
         randaugment_magnitude=placeholder(float),  # 10, the largest
-        randaugment_magnitude_std=placeholder(float),  # 0
+        randaugment_magnitude_std=placeholder(float),  # 0; from 100 up uniform
         randaugment_prob=placeholder(float),  # 1
         randaugment_cutout=placeholder(float),  # pixels, 40
         brightness=0.0,
@@ -162,7 +162,7 @@ def default(network: str) -> ConfigDict:
     # mbv3_jax.train.optimizers, .schedules and .losses. An option that the chosen one does not have
     # must be None.
     config.optimizer = dict(
-        name="rmsprop_tf",  # rmsprop_tf, sgd, adamw, lamb
+        name="rmsprop_tf",  # rmsprop_tf, sgd, adam, adamw, lamb
         weight_decay=1e-5,
         decay_rule="kernels",  # kernels, kernels_but_depthwise, all_but_batch_norm, all, none
         clip_norm=placeholder(float),

@@ -1,20 +1,25 @@
 """Training recipes: every hyper-parameter of a run that depends on its data.
 
+Those of ImageNet are listed in `published.py`.
+
 A recipe takes a configuration of any network and fills in the rest. `choose` picks one by the
 argument of a config file: "digits", "clutter", "synthetic", "imagenet", "imagenet,recipe=garden",
 "tfds/cifar10", "folder=/photographs", "FILE.py:NAME" for a source of your own.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs import common
+from configs import (
+    common,
+    tensorflow_recipes,  # noqa: F401 (each adds its recipes)
+    torch_recipes,  # noqa: F401
+)
+from configs.published import Recipe, base, of_family
 from mbv3_jax.data.source import Entry, find_entry, patterns
-
-Recipe = Callable[[ConfigDict], ConfigDict]
 
 
 def choose(network: str, argument: str, papers: Mapping[str, Recipe]) -> ConfigDict:
@@ -84,7 +89,7 @@ def finetune(config: ConfigDict, argument: str) -> ConfigDict:
     if "crop" not in find_entry(name, f"argument {argument!r}")[0].options:
         choices = ", ".join(patterns("crop"))
         raise ValueError(f"argument {argument!r}: expected one of {choices}")
-    config = _leave_to_init(_imagenet(config))
+    config = _leave_to_init(base(config))
     config.data.name = name
     config.data.area = (0.25, 1.0)
     config.batch_size = 32
@@ -157,7 +162,7 @@ def modest(config: ConfigDict) -> ConfigDict:
     Not from a paper: the augmentation of the ImageNet recipes with smaller batches and a smaller
     learning rate.
     """
-    config = _imagenet(config)
+    config = base(config)
     config.net.bn_decay = 0.99
     config.batch_size = 64
     config.total_epochs = 60.0
@@ -220,139 +225,8 @@ def synthetic(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _imagenet(config: ConfigDict) -> ConfigDict:
-    """What the ImageNet recipes share: Inception crops on the host, flips on the device."""
-    config.net.update(resolution=224, dropout=0.2)
-    config.data.prefetch_batches = 2
-    config.augment.update(normalize="inception", flip=True)
-    config.log_every_steps = 50
-    config.eval_batch_size = 1024
-    config.eval_every_epochs = 5.0
-    config.checkpoint_every_epochs = 1.0
-    return config
-
-
-def paper(config: ConfigDict) -> ConfigDict:
-    """MobileNetV3, section 6.1.1: 75.2% (Large) and 67.4% (Small) top-1, on a 4x4 TPU pod.
-
-    The paper does not give the number of epochs, the epsilon of RMSProp (slim's here), warm-up
-    (none here) or label smoothing (none here).
-    """
-    config = _imagenet(config)
-    config.batch_size = 4096
-    config.total_epochs = 600.0
-    config.optimizer.update(name="rmsprop_tf", rho=0.9, momentum=0.9, eps=0.002, weight_decay=1e-5)
-    config.schedule.update(
-        name="exponential", base_lr=0.1, decay_rate=0.99, decay_epochs=3.0, warmup_steps=0
-    )
-    config.ema_decay = 0.9999
-    config.net.bn_decay = 0.99
-    return config
-
-
-def slim(config: ConfigDict) -> ConfigDict:
-    """TensorFlow slim, the authors' code: 75.2% (Large) top-1 on 8 chips of 192 images each."""
-    config = _imagenet(config)
-    config.batch_size = 192 * 8
-    config.total_epochs = 600.0  # not given in the source
-    config.optimizer.update(
-        name="rmsprop_tf",
-        rho=0.9,
-        momentum=0.9,
-        eps=0.002,
-        weight_decay=1e-5,
-        decay_rule="kernels_but_depthwise",
-    )
-    config.schedule.update(
-        name="exponential", base_lr=0.16, decay_rate=0.99, decay_epochs=3.0, warmup_epochs=5.0
-    )
-    config.label_smoothing = 0.1
-    config.ema_decay = 0.9999
-    config.net.update(bn_decay=0.997, bn_eps=1e-3)
-    return config
-
-
-def garden(config: ConfigDict) -> ConfigDict:
-    """TensorFlow model garden: about 75.7% (Large) top-1, with AutoAugment v0."""
-    config = _imagenet(config)
-    config.augment.policy = "autoaugment_v0"
-    config.batch_size = 4096
-    config.total_epochs = 700.0
-    config.optimizer.update(
-        name="adamw",
-        b1=0.9,
-        b2=0.999,
-        eps=1e-7,
-        weight_decay=0.1,
-        decay_rule="all_but_batch_norm",
-    )
-    config.schedule.update(name="cosine", base_lr=0.004, warmup_epochs=5.0)
-    config.label_smoothing = 0.1
-    return config
-
-
-def timm(config: ConfigDict) -> ConfigDict:
-    """timm's mobilenetv3_large_100: 75.77% top-1, with RandAugment (rand-m9-mstd0.5) and erasing.
-
-    Differences from timm: no noise on the learning rate (--lr-noise 0.42 0.9), geometric operations
-    are bilinear (timm chooses bilinear or bicubic at random), and what lies outside a moved image
-    is grey (timm uses the mean colour). Warm-up, smoothing and the constants of the network are
-    timm's defaults.
-    """
-    config = _imagenet(config)
-    config.net.update(bn_decay=0.9, bn_eps=1e-5, padding="symmetric", width_rule="timm")
-    config.net.drop_path = 0.2
-    config.augment.update(
-        normalize="torch",
-        policy="randaugment",
-        policy_interpolation="bilinear",
-        policy_translate=0.45 * 224,  # timm: a fraction of the side
-        randaugment_layers=2,
-        randaugment_magnitude=9.0,
-        randaugment_magnitude_std=0.5,
-        randaugment_prob=0.5,
-        randaugment_cutout=0.0,
-        erase_prob=0.2,
-        erase_mode="pixel",
-    )
-    config.batch_size = 1024
-    config.total_epochs = 600.0
-    config.optimizer.update(name="rmsprop_tf", rho=0.9, momentum=0.9, eps=0.001, weight_decay=1e-5)
-    config.schedule.update(
-        name="exponential", base_lr=0.064, decay_rate=0.973, decay_epochs=2.4, warmup_epochs=3.0
-    )
-    config.label_smoothing = 0.1
-    config.ema_decay = 0.9999
-    return config
-
-
-def paper_v2(config: ConfigDict) -> ConfigDict:
-    """MobileNetV2, section 6.1: 72.0% top-1 by 16 asynchronous workers of 96 images each.
-
-    This recipe is synchronous, so the learning rate of the paper, which is that of one worker, is
-    multiplied by 16. The paper does not give the number of epochs or the decay of the average.
-    """
-    config = paper(config)
-    config.batch_size = 96 * 16
-    config.total_epochs = 300.0
-    config.optimizer.weight_decay = 4e-5
-    config.schedule.update(base_lr=0.045 * 16, decay_rate=0.98, decay_epochs=1.0, warmup_steps=None)
-    config.schedule.warmup_epochs = 5.0  # the summed rate needs it
-    return config
-
-
-def paper_mnasnet(config: ConfigDict) -> ConfigDict:
-    """MnasNet, section 5: 75.2% top-1; 0.256 after 5 epochs of warm-up, x 0.97 per 2.4 epochs."""
-    config = paper(config)
-    config.total_epochs = 350.0
-    config.schedule.update(base_lr=0.256, decay_rate=0.97, decay_epochs=2.4, warmup_steps=None)
-    config.schedule.warmup_epochs = 5.0
-    return config
-
-
-V3 = {"paper": paper, "slim": slim, "garden": garden, "timm": timm}
-V2 = {"paper": paper_v2, "slim": slim, "garden": garden}
-MNASNET = {"paper": paper_mnasnet, "slim": slim, "garden": garden}
+# The ImageNet recipes of each network by name, its own paper's first.
+V3, V2, MNASNET = of_family("v3"), of_family("v2"), of_family("mnasnet")
 
 # Tasks with one recipe each, which sources name as their default.
 SMALL_TASKS: dict[str, Recipe] = {"digits": digits, "clutter": clutter, "synthetic": synthetic}

@@ -16,7 +16,7 @@ def get_config(argument: str = "digits"):
     Args:
       argument: the data: digits, clutter, synthetic, imagenet, tfds/NAME, folder=PATH,
         table=PATH, huggingface=PATH, webdataset=PATH, or FILE.py:NAME for a source of your own.
-        imagenet and those after it also take ",recipe=" and one
-        of "paper", "slim", "garden", "timm", "modest".
+        imagenet and those after it also take ",recipe=" and "modest" or a name that
+        `mbv3 recipes` lists.
     """
     return recipes.choose("mobilenet_v3_small", argument, recipes.V3)

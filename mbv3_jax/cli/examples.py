@@ -18,6 +18,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "sweep --sweep=ablations/width:imagenet --executor=slurm --executor.partition=gpu",
     ),
     "config": ("config --config=small", "config --config=large:imagenet schedule ema"),
+    "recipes": ("recipes", "recipes jax"),
     "summary": ("summary --config=large:imagenet --config.net.width=0.75",),
     "plot": ("plot --run=runs/small --out=curves.png",),
     "report": (

@@ -14,6 +14,7 @@ from mbv3_jax.cli import (
     inference,
     latency,
     quieten_xla,
+    recipes,
     report,
     search,
     use_huge_pages,
@@ -37,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     # These two have parsers of their own, which main.py and launch/sweep.py share.
     commands.add_parser("train", help="train a network and evaluate it", add_help=False)
     commands.add_parser("sweep", help="run the trials of a sweep file", add_help=False)
-    for group in (config, report, inference, data, weights, export, latency, search):
+    for group in (config, recipes, report, inference, data, weights, export, latency, search):
         group.add_parsers(commands)
     add_examples(parser)
     return parser

@@ -2,10 +2,12 @@
 
 The order is the same for all of them: the gradient is clipped by its global norm; then
 
-  coupled (rmsprop_tf, sgd)  weight_decay * w is added to the gradient, as the gradient of the L2
-                             loss weight_decay / 2 * sum(w^2) would be (slim); then the optimizer;
-  decoupled (adamw, lamb)    the optimizer's direction, plus weight_decay * w, times the learning
-                             rate. The decay follows the schedule, as in optax, Keras and PyTorch.
+  coupled (rmsprop_tf, sgd, adam)  weight_decay * w is added to the gradient, as the gradient of
+                                   the L2 loss weight_decay / 2 * sum(w^2) would be (slim); then
+                                   the optimizer;
+  decoupled (the others)           the optimizer's direction, plus weight_decay * w, times the
+                                   learning rate. The decay follows the schedule, as in optax,
+                                   Keras and PyTorch.
 
 A new optimizer is one entry; its keyword-only parameters become fields of `config.optimizer`:
 
@@ -207,6 +209,19 @@ def sgd(
     if nesterov and not momentum:
         raise ValueError("optimizer.nesterov: got True with momentum 0, expected momentum above 0")
     return optax.chain(decay, optax.sgd(schedule, momentum=momentum or None, nesterov=nesterov))
+
+
+@OPTIMIZERS.register("adam")
+def adam(
+    schedule: Schedule,
+    decay: optax.GradientTransformation,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+    """Adam (Kingma and Ba, arXiv 1412.6980), with the weight decay in the gradient (PyTorch)."""
+    return optax.chain(decay, _adam(b1, b2, eps), optax.scale_by_learning_rate(schedule))
 
 
 @OPTIMIZERS.register("adamw")

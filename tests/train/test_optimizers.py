@@ -153,6 +153,22 @@ def test_decoupled_decay_is_outside_adams_moments_and_follows_the_learning_rate(
     np.testing.assert_array_equal(resting["kernel"], params["kernel"])
 
 
+def test_adam_with_coupled_decay_is_pytorchs():
+    torch = pytest.importorskip("torch")
+    options = {"eps": 0.01, "weight_decay": 0.2}
+    w = torch.nn.Parameter(torch.tensor([2.0, -1.0]))
+    theirs = torch.optim.Adam([w], lr=0.1, betas=(0.8, 0.9), **options)
+    gradients = [[1.0, -0.5], [-0.5, 2.0], [0.25, 0.0]]
+    ours = make_optimizer("adam", constant(0.1), b1=0.8, b2=0.9, **options)
+    course = run(
+        ours, {"kernel": jnp.array([2.0, -1.0])}, [{"kernel": jnp.array(g)} for g in gradients]
+    )
+    for gradient, got in zip(gradients, course, strict=True):
+        w.grad = torch.tensor(gradient)
+        theirs.step()
+        np.testing.assert_allclose(got["kernel"], w.detach().numpy(), rtol=1e-5)
+
+
 def test_adamw_trajectory():
     b1, b2, eps, weight_decay, w, m, v = 0.8, 0.9, 0.1, 0.2, 2.0, 0.0, 0.0
     gradients = [1.0, -0.5, 0.25, 4.0]

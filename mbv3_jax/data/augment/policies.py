@@ -14,6 +14,7 @@ import numpy as np
 from mbv3_jax.data.augment import ops
 
 MAX_LEVEL = 10.0
+_UNIFORM_STD = 100.0  # a deviation from which levels are uniform
 
 
 class Layer(NamedTuple):
@@ -166,7 +167,8 @@ def randaugment(
     Args:
       layers: how many operations each image gets, each drawn from all of them.
       magnitude: the level of all operations, 0 to 10.
-      magnitude_std: standard deviation of a normal draw around the magnitude, clipped to 0 to 10.
+      magnitude_std: standard deviation of a normal draw around the magnitude, clipped to 0 to 10;
+        from 100 up a uniform draw from 0 to the magnitude, as timm's mstd101.
       prob: probability of applying an operation that was drawn.
       translate: pixels at level 10.
       cutout: half a side in pixels at level 10; 0 leaves cutout out of the list.
@@ -180,7 +182,9 @@ def randaugment(
             key_op, key_level, key_rest = jax.random.split(jax.random.fold_in(key, i), 3)
             chosen = 1 + jax.random.randint(key_op, (count,), 0, len(names))
             level = jnp.full((count,), magnitude)
-            if magnitude_std:
+            if magnitude_std >= _UNIFORM_STD:
+                level = magnitude * jax.random.uniform(key_level, (count,))
+            elif magnitude_std:
                 noise = magnitude_std * jax.random.normal(key_level, (count,))
                 level = jnp.clip(level + noise, 0, MAX_LEVEL)
             use, positive, centre = _draw(key_rest, count, prob, height, width)

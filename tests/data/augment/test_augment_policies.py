@@ -110,6 +110,15 @@ def test_frequencies_of_randaugment():
     assert (whole.centre.min(0) == 0).all() and whole.centre.max(0).tolist() == [31, 47]
 
 
+def test_a_deviation_of_100_draws_uniform_magnitudes():
+    policy = policies.randaugment(layers=1, magnitude=8.0, magnitude_std=101.0)
+    (layer,) = jax.jit(policy.draw, static_argnums=1)(KEY, 16000, 32, 32)
+    degrees = np.abs(np.asarray(layer.arg)[np.asarray(layer.op) == ops.OPS.index("rotate")])
+    quarters = np.histogram(degrees, bins=4, range=(0, 24))[0] / len(degrees)
+    assert degrees.max() <= 24
+    np.testing.assert_allclose(quarters, 0.25, atol=0.05)
+
+
 @pytest.mark.parametrize("name", ["autoaugment_v0", "randaugment"])
 def test_whole_policies_by_pillow(name):
     policy = getattr(policies, name)(translate=12.0)
