@@ -162,11 +162,11 @@ def default(network: str) -> ConfigDict:
     # mbv3_jax.train.optimizers, .schedules and .losses. An option that the chosen one does not have
     # must be None.
     config.optimizer = dict(
-        name="rmsprop_tf",  # rmsprop_tf, sgd, adam, adamw, lamb
+        name="rmsprop_tf",  # rmsprop_tf, sgd, adam, adamw, lamb, lion, muon
         weight_decay=1e-5,
         decay_rule="kernels",  # kernels, kernels_but_depthwise, all_but_batch_norm, all, none
         clip_norm=placeholder(float),
-        **_options(OPTIMIZERS),  # rho, momentum, nesterov, b1, b2, eps, trust_rule
+        **_options(OPTIMIZERS),  # rho, momentum, nesterov, b1, b2, eps, trust_rule, muon_rule
     )
     config.schedule = dict(
         name="cosine",  # constant, exponential, cosine, step
@@ -174,14 +174,19 @@ def default(network: str) -> ConfigDict:
         warmup_steps=placeholder(int),  # of the three durations one is given
         warmup_epochs=placeholder(float),  # the same in epochs
         warmup_examples=placeholder(int),  # the same in examples
-        # decay_rate, decay_epochs, decay_from, final_lr_factor, boundary_epochs, factor
+        noise=placeholder(tuple),  # (0.42, 0.9): noisy between these parts of the run
+        noise_limit=placeholder(float),  # 0.67
+        noise_std=placeholder(float),  # 1
+        # decay_rate, decay_epochs, decay_from, final_lr_factor, cooldown_epochs, boundary_epochs,
+        # factor
         **_options(SCHEDULES),
     )
     config.loss = dict(
-        name="cross_entropy",  # cross_entropy, focal, bce (for several labels an image)
+        # cross_entropy, focal, binary_cross_entropy, bce (for several labels an image)
+        name="cross_entropy",
         # "balanced" (images / (classes * images of the class)), or a number for each class; None: 1
         class_weights=placeholder(object),
-        # gamma
+        # gamma, target_threshold
         **_options(LOSSES, without=("label_smoothing",)),
     )
     config.label_smoothing = 0.0  # of losses that have it

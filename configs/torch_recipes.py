@@ -15,10 +15,9 @@ from configs.published import LARGE, SMALL, base, published
 def timm(config: ConfigDict) -> ConfigDict:
     """timm's mobilenetv3_large_100: 75.77% top-1, with RandAugment (rand-m9-mstd0.5) and erasing.
 
-    Differences from timm: no noise on the learning rate (--lr-noise 0.42 0.9), geometric operations
-    are bilinear (timm chooses bilinear or bicubic at random), and what lies outside a moved image
-    is grey (timm uses the mean colour). Warm-up, smoothing and the constants of the network are
-    timm's defaults.
+    Differences from timm: geometric operations are bilinear (timm chooses bilinear or bicubic at
+    random), and what lies outside a moved image is grey (timm uses the mean colour). Warm-up,
+    smoothing and the constants of the network are timm's defaults.
     """
     config = base(config)
     config.net.update(bn_decay=0.9, bn_eps=1e-5, padding="symmetric", width_rule="timm")
@@ -42,6 +41,7 @@ def timm(config: ConfigDict) -> ConfigDict:
     config.schedule.update(
         name="exponential", base_lr=0.064, decay_rate=0.973, decay_epochs=2.4, warmup_epochs=3.0
     )
+    config.schedule.noise = (0.42, 0.9)
     config.label_smoothing = 0.1
     config.ema_decay = 0.9999
     return config
@@ -216,6 +216,7 @@ def lamb(config: ConfigDict) -> ConfigDict:
         name="lamb", b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.1, clip_norm=1.0
     )
     config.schedule.update(name="cosine", base_lr=0.005, warmup_epochs=5.0)
+    config.loss.name = "binary_cross_entropy"
     config.label_smoothing = 0.1
     config.ema_decay = 0.9999
     return config

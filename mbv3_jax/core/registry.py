@@ -21,11 +21,14 @@ import os
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from mbv3_jax.core.checks import choose
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+_PACKAGE = os.path.join(str(Path(__file__).parents[1]), "")  # noqa: PTH118 (ends in a separator)
 
 # What a field of a configuration, and a flag of the command line, can hold.
 _FIELD_TYPES = (bool, int, float, str, tuple)
@@ -47,7 +50,9 @@ class Registry(Mapping[str, Factory], Generic[Factory]):
         """The decorator that adds a factory under a name.
 
         A configuration file is executed again for every configuration that is read from it, so a
-        factory replaces an earlier one that was defined at the same place.
+        factory replaces an earlier one that was defined at the same place. An entry of a user's own
+        file also replaces one of this package, so that the file goes on working when the package
+        gets an entry of that name.
 
         Raises:
           ValueError: the name is taken, or an option has no type that a field can have, or another
@@ -56,7 +61,7 @@ class Registry(Mapping[str, Factory], Generic[Factory]):
 
         def add(factory: Factory) -> Factory:
             existing = self._factories.get(name)
-            if existing is not None and definition_place(existing) != definition_place(factory):
+            if existing is not None and not _replaces(existing, factory):
                 raise ValueError(f"{self.path}: two entries have the name {name!r}")
             fields = _field_types(self.path, name, factory)
             for option, kind in fields.items():
@@ -153,6 +158,12 @@ def definition_place(factory: Callable) -> tuple[str, str]:
     code = getattr(function, "__code__", None)
     file = os.path.abspath(code.co_filename) if code else str(id(function))  # noqa: PTH100
     return file, getattr(function, "__qualname__", "")
+
+
+def _replaces(existing: Callable, factory: Callable) -> bool:
+    """Whether a factory may take the place of another of its name."""
+    old, new = definition_place(existing), definition_place(factory)
+    return old == new or (old[0].startswith(_PACKAGE) and not new[0].startswith(_PACKAGE))
 
 
 def _field_types(path: str, name: str, factory: Callable) -> dict[str, type]:

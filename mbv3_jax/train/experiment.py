@@ -324,6 +324,7 @@ def _make_optimizer(
         total_steps=data.total_steps,
         steps_per_epoch=data.steps_per_epoch,
         warmup_steps=data.warmup_steps,
+        seed=plan.seed,
         **plan.schedule.options,
     )
     tx = make_optimizer(plan.optimizer.name, schedule, **plan.optimizer.options)

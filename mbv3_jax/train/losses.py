@@ -169,6 +169,53 @@ def bce(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -
     return jnp.mean(jax.nn.softplus(logits) - labels * logits, axis=-1)
 
 
+@LOSSES.register("binary_cross_entropy")
+def binary_cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    label_smoothing: float = 0.0,
+    target_threshold: float | None = None,
+) -> jax.Array:
+    """Each class as a question of its own (Wightman et al., arXiv 2110.00476), in float32.
+
+    For one label an image, which mixup may mix with another; several have `bce`. With
+    p = sigmoid(logits) and targets t, which are the labels smoothed as by `cross_entropy`,
+
+        loss = -mean_k (t[k] * log p[k] + (1 - t[k]) * log(1 - p[k])),
+
+    the mean over classes, as in timm; so it is small, and gradients with it.
+
+    Args:
+      logits: [batch, classes], any float type.
+      labels: [batch] class numbers, or [batch, classes] distributions.
+      label_smoothing: from 0 to below 1.
+      target_threshold: targets above it count as 1 and the others as 0, so that a mixed image has
+        both of its classes; None leaves them as they are.
+
+    Returns:
+      float32 [batch]. NaN for a class number out of range, as `cross_entropy`.
+
+    Raises:
+      ValueError: the shapes or types are others, or an option is out of range.
+    """
+    check_number("loss.label_smoothing", label_smoothing, at_least=0, below=1)
+    if target_threshold is not None:
+        check_number("loss.target_threshold", target_threshold, at_least=0, below=1)
+    _check_shapes(logits, labels)
+    logits, classes = logits.astype(jnp.float32), logits.shape[-1]
+    valid = jnp.ones(len(logits), bool)
+    if labels.ndim == 1:
+        valid = (labels >= 0) & (labels < classes)
+        labels = jax.nn.one_hot(labels, classes)
+    targets = (1 - label_smoothing) * labels.astype(jnp.float32) + label_smoothing / classes
+    if target_threshold is not None:
+        targets = (targets > target_threshold).astype(jnp.float32)
+    no = jax.nn.log_sigmoid(-logits)
+    loss = -jnp.mean(targets * jax.nn.log_sigmoid(logits) + (1 - targets) * no, axis=-1)
+    return jnp.where(valid, loss, jnp.nan)
+
+
 @LOSSES.register("focal")
 def focal(logits: jax.Array, labels: jax.Array, *, gamma: float = 2.0) -> jax.Array:
     """Focal loss of each example (Lin et al., arXiv 1708.02002, section 3.2), in float32.

@@ -11,9 +11,9 @@ The order is the same for all of them: the gradient is clipped by its global nor
 
 A new optimizer is one entry; its keyword-only parameters become fields of `config.optimizer`:
 
-    @OPTIMIZERS.register("lion")
-    def lion(schedule, decay, *, b1: float = 0.9, b2: float = 0.99):
-        return optax.chain(optax.scale_by_lion(b1, b2), decay,
+    @OPTIMIZERS.register("adopt")
+    def adopt(schedule, decay, *, b1: float = 0.9, b2: float = 0.9999):
+        return optax.chain(optax.contrib.scale_by_adopt(b1, b2), decay,
                            optax.scale_by_learning_rate(schedule))
 """
 
@@ -258,6 +258,73 @@ def lamb(
         _adam(b1, b2, eps),
         decay,
         optax.masked(optax.scale_by_trust_ratio(), trusted),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+@OPTIMIZERS.register("lion")
+def lion(
+    schedule: Schedule,
+    decay: optax.GradientTransformation,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.99,
+) -> optax.GradientTransformation:
+    """Lion (Chen et al., arXiv 2302.06675): the sign of a mixture of momentum and gradient.
+
+    Its authors use a learning rate 3 to 10 times as small as AdamW's, and a weight decay as many
+    times as large.
+    """
+    _check_rates(b1=b1, b2=b2)
+    return optax.chain(
+        optax.scale_by_lion(b1=b1, b2=b2), decay, optax.scale_by_learning_rate(schedule)
+    )
+
+
+@OPTIMIZERS.register("muon")
+def muon(
+    schedule: Schedule,
+    decay: optax.GradientTransformation,
+    *,
+    momentum: float = 0.95,
+    nesterov: bool = True,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    muon_rule: Rule = "kernels_but_depthwise",
+) -> optax.GradientTransformation:
+    """Muon (Jordan 2024, as in Optax): the momentum of a matrix, made orthogonal.
+
+    A convolution counts as a matrix from what it sums over to its outputs. Vectors, and parameters
+    that muon_rule does not choose, take Adam's step with b1, b2 and eps. Updates are scaled to the
+    size of Adam's (Liu et al., arXiv 2502.16982, section 2.2), so that both take the learning rate
+    and the weight decay of AdamW.
+    """
+    _check_rates(momentum=momentum)
+    flag("optimizer.nesterov", nesterov)
+    chosen = _selector("optimizer.muon_rule", muon_rule)
+
+    def axes(params: Tree) -> Tree:
+        numbers = optax.contrib.MuonDimensionNumbers
+        return jax.tree.map(lambda x: numbers(tuple(range(x.ndim - 1)), x.ndim - 1), params)
+
+    def labels(params: Tree) -> Tree:
+        return jax.tree.map(
+            lambda x, matrix: "muon" if matrix and x.ndim > 1 else "adam", params, chosen(params)
+        )
+
+    def to_adams_size(x: jax.Array) -> jax.Array:
+        return 0.2 * max(x.size // x.shape[-1], x.shape[-1]) ** 0.5 * x
+
+    orthogonal = optax.chain(
+        optax.contrib.scale_by_muon(
+            beta=momentum, nesterov=nesterov, weight_dimension_numbers=axes
+        ),
+        optax.stateless(lambda updates, _: jax.tree.map(to_adams_size, updates)),
+    )
+    return optax.chain(
+        optax.partition({"muon": orthogonal, "adam": _adam(b1, b2, eps)}, labels),
+        decay,
         optax.scale_by_learning_rate(schedule),
     )
 

@@ -8,6 +8,9 @@ so warm-up is linear from 0 at step 0, and a decay that begins within the warm-u
 slim's rule (`train_image_classifier.py`). The model garden's warm-up ends at factor(warmup_steps)
 instead of 1, which differs by 0.013% for its cosine over 700 epochs with 5 of warm-up.
 
+With the option `noise` the learning rate of each epoch in a part of the run is multiplied by a
+random factor around 1, as timm's --lr-noise does.
+
 From where `factor` counts is the option `decay_from` of the decaying schedules:
   "start"       from step 0: slim, the model garden, timm. The default.
   "warmup_end"  from the end of warm-up: optax's `warmup_*_schedule`, and the recipes built on it.
@@ -27,10 +30,13 @@ if TYPE_CHECKING:
     import jax.numpy as jnp
     from jax.typing import ArrayLike
 else:  # configs/common.py reads the options of the schedules, without waiting for JAX
-    jnp = LazyModule("jax.numpy")
+    jax, jnp = LazyModule("jax"), LazyModule("jax.numpy")
 
 Schedule = Callable[["ArrayLike"], "jax.Array"]  # step -> learning rate
 Factor = Callable[["jax.Array"], "jax.Array"]  # int32 steps -> the factor of the learning rate
+
+# The number that is folded into the key of the run; `state.py` has those before it.
+NOISE_STREAM = 2
 
 DECAY_FROM = ("start", "warmup_end")
 
@@ -62,6 +68,10 @@ def make_schedule(
     total_steps: int,
     steps_per_epoch: float,
     warmup_steps: int = 0,
+    seed: int = 0,
+    noise: Sequence[float] | None = None,
+    noise_limit: float | None = None,
+    noise_std: float | None = None,
     **options: Any,
 ) -> Schedule:
     """Builds a schedule.
@@ -73,6 +83,11 @@ def make_schedule(
       steps_per_epoch: training examples / batch size; need not be whole. Epochs are turned into
         steps once, rounded to the nearest step, at least one.
       warmup_steps: length of the warm-up; 0 for none.
+      seed: of the noise; that of the run.
+      noise: (first, last) part of the run in which the learning rate is noisy, from 0 to 1, as
+        (0.42, 0.9); None for no noise. Each epoch draws one factor, 1 + a normal number.
+      noise_limit: what that number stays below, drawn again if need be; None takes timm's 0.67.
+      noise_std: its standard deviation before that; None takes timm's 1.
       **options: of the schedule, see its entry; None counts as not given.
 
     Returns:
@@ -93,15 +108,55 @@ def make_schedule(
         )
     course = Course(total_steps, warmup_steps, steps_per_epoch)
     factor = SCHEDULES.build(name, options, course)
+    noisy = _noise(course, seed, noise, noise_limit, noise_std)
 
     def schedule(step: ArrayLike) -> jax.Array:
         step = jnp.asarray(step)
         scale = factor(step)
         if warmup_steps:
             scale = jnp.minimum(step / warmup_steps, scale)
+        if noisy:
+            scale = scale * noisy(step)
         return jnp.asarray(base_lr * scale, jnp.float32)
 
     return schedule
+
+
+def _noise(
+    course: Course,
+    seed: int,
+    noise: Sequence[float] | None,
+    limit: float | None,
+    std: float | None,
+) -> Factor | None:
+    """The random factor of each step, the same throughout an epoch; None without noise."""
+    for name, value in (("noise_limit", limit), ("noise_std", std)):
+        if value is not None:
+            check_number(f"schedule.{name}", value, above=0)
+            if noise is None:
+                raise ValueError(f"schedule.{name}: got {value}, but schedule.noise is None")
+    if noise is None:
+        return None
+    if isinstance(noise, str) or not isinstance(noise, Sequence) or len(noise) != 2:
+        raise ValueError(f"schedule.noise: got {noise!r}, expected two parts, as (0.42, 0.9)")
+    first, last = (check_number("schedule.noise", part, at_least=0, at_most=1) for part in noise)
+    if first >= last:
+        raise ValueError(f"schedule.noise: got {tuple(noise)}, expected the smaller part first")
+    # timm's values, in timm/scheduler/scheduler.py
+    limit, std = 0.67 if limit is None else limit, 1.0 if std is None else std
+    epochs = course.total_steps / course.steps_per_epoch
+
+    def of_epoch(epoch: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(seed), NOISE_STREAM)
+        bound = limit / std
+        drawn = jax.random.truncated_normal(jax.random.fold_in(key, epoch), -bound, bound)
+        inside = (first * epochs <= epoch) & (epoch < last * epochs)
+        return jnp.where(inside, 1 + std * drawn, 1.0)
+
+    def factor(step: jax.Array) -> jax.Array:
+        return jnp.vectorize(of_epoch)((step / course.steps_per_epoch).astype(jnp.int32))
+
+    return factor
 
 
 @SCHEDULES.register("constant")
@@ -135,11 +190,34 @@ def exponential(
 
 
 @SCHEDULES.register("cosine")
-def cosine(course: Course, *, final_lr_factor: float = 0.0, decay_from: str = "start") -> Factor:
-    """Half a cosine from 1 to final_lr_factor, which it reaches at total_steps and keeps."""
+def cosine(
+    course: Course,
+    *,
+    final_lr_factor: float = 0.0,
+    decay_from: str = "start",
+    cooldown_epochs: float = 0.0,
+) -> Factor:
+    """Half a cosine from 1 to final_lr_factor, which it reaches at total_steps and keeps.
+
+    With cooldown_epochs it gets there so many epochs earlier, and the run ends at a constant rate,
+    as with timm's --cooldown-epochs.
+    """
     check_number("schedule.final_lr_factor", final_lr_factor, at_least=0, at_most=1)
+    check_number("schedule.cooldown_epochs", cooldown_epochs, at_least=0)
+    if cooldown_epochs and not final_lr_factor:
+        raise ValueError(
+            f"schedule.cooldown_epochs: got {cooldown_epochs}, expected a schedule.final_lr_factor "
+            "above 0 with it: at a rate of 0 nothing is learnt"
+        )
     start = course.decay_start(decay_from)
-    span = max(1, course.total_steps - start)
+    stop = course.total_steps - (course.steps(cooldown_epochs) if cooldown_epochs else 0)
+    if cooldown_epochs and stop <= start:
+        epochs = (course.total_steps - start) / course.steps_per_epoch
+        raise ValueError(
+            f"schedule.cooldown_epochs: got {cooldown_epochs}, expected less than the {epochs:g} "
+            "epochs of the decay"
+        )
+    span = max(1, stop - start)
 
     def factor(step: jax.Array) -> jax.Array:
         progress = jnp.clip((step - start) / span, 0, 1)

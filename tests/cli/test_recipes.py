@@ -68,6 +68,7 @@ FACTS = {
         "schedule.base_lr": 0.064,
         "schedule.decay_rate": 0.973,
         "schedule.decay_epochs": 2.4,
+        "schedule.noise": [0.42, 0.9],
         "augment.randaugment_magnitude": 9,
         "augment.erase_prob": 0.2,
         "net.drop_path": 0.2,

@@ -84,3 +84,17 @@ def test_a_file_that_is_executed_again_replaces_its_entries(tmp_path):
     for _ in range(2):
         exec(compile(path.read_text(), str(path), "exec"), {"registry": registry})
     assert list(registry) == ["ring"]
+
+
+def test_a_users_entry_takes_the_place_of_the_packages():
+    from mbv3_jax.core.checks import choose, flag
+
+    shapes = Registry("shape")
+    shapes.register("box")(choose)
+
+    def own(): ...
+
+    shapes.register("box")(own)
+    assert shapes["box"] is own
+    with pytest.raises(ValueError, match=r"^shape: two entries have the name 'box'"):
+        shapes.register("box")(flag)

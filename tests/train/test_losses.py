@@ -218,3 +218,34 @@ def test_balanced_weights_are_those_of_scikit_learn():
 def test_wrong_class_weights(given, message):
     with pytest.raises(ValueError, match=r"^loss.class_weights" + r"(: )?" + message):
         losses.class_weights(given, num_classes=3, counts=None)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("threshold", [None, 0.2])
+def test_binary_cross_entropy_is_pytorchs(smoothing, threshold):
+    torch = pytest.importorskip("torch")
+    mixed = np.array([[0.7, 0.3, 0.0], [0.15, 0.85, 0.0]], np.float32)
+    for labels, dense in ((LABELS, np.eye(3, dtype=np.float32)[LABELS]), (mixed, mixed)):
+        targets = (1 - smoothing) * dense + smoothing / 3
+        if threshold is not None:
+            targets = (targets > threshold).astype(np.float32)
+        expected = torch.nn.functional.binary_cross_entropy_with_logits(
+            torch.tensor(LOGITS), torch.tensor(targets), reduction="none"
+        )
+        got = losses.binary_cross_entropy(
+            jnp.asarray(LOGITS),
+            jnp.asarray(labels),
+            label_smoothing=smoothing,
+            target_threshold=threshold,
+        )
+        np.testing.assert_allclose(got, expected.numpy().mean(axis=-1), rtol=1e-5)
+
+
+def test_binary_cross_entropy_stays_finite_and_refuses_labels_out_of_range():
+    loss = losses.make_loss("binary_cross_entropy", target_threshold=None)
+    far = loss(jnp.array([[1e4, -1e4]], jnp.bfloat16), jnp.array([0]))
+    np.testing.assert_allclose(far, [0], atol=1e-6)
+    got = loss(jnp.zeros([3, 2]), jnp.array([0, 2, -1]))
+    np.testing.assert_allclose(got, [np.log(2), np.nan, np.nan], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"^loss.target_threshold: got 1.5"):
+        losses.binary_cross_entropy(jnp.zeros([1, 2]), jnp.array([0]), target_threshold=1.5)

@@ -315,3 +315,52 @@ def test_none_is_not_given():
     params, gradient = {"kernel": jnp.ones(1)}, {"kernel": jnp.full(1, 2.0)}
     default = one_step("sgd", params, gradient, momentum=None, rho=None, clip_norm=None)
     np.testing.assert_array_equal(default["kernel"], one_step("sgd", params, gradient)["kernel"])
+
+
+def test_lion_trajectory():
+    b1, b2, weight_decay, w, m = 0.6, 0.9, 0.2, np.array([2.0, -1.0]), np.zeros(2)
+    gradients = [[1.0, -0.5], [-0.5, 2.0], [0.25, -4.0]]
+    lion = make_optimizer("lion", constant(0.1), weight_decay=weight_decay, b1=b1, b2=b2)
+    course = run(lion, {"kernel": jnp.array(w)}, [{"kernel": jnp.array(g)} for g in gradients])
+    for gradient, got in zip(map(np.array, gradients), course, strict=True):
+        w = w - 0.1 * (np.sign(b1 * m + (1 - b1) * gradient) + weight_decay * w)
+        m = b2 * m + (1 - b2) * gradient
+        np.testing.assert_allclose(got["kernel"], w, rtol=1e-5)
+
+
+def newton_schulz(matrix):
+    """Five steps of the quintic iteration, of Jordan's text on Muon."""
+    x = matrix / (np.linalg.norm(matrix) + 1e-8)
+    x = x.T if matrix.shape[0] > matrix.shape[1] else x
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+def test_muon_makes_the_momentum_of_a_convolution_orthogonal():
+    rng = np.random.default_rng(0)
+    w, g = rng.normal(size=[2, 3, 3, 4, 6])  # kernel, kernel, inputs, outputs
+    params = {"kernel": jnp.asarray(w, jnp.float32), "bias": jnp.ones(6)}
+    gradient = {"kernel": jnp.asarray(g, jnp.float32), "bias": jnp.full(6, 0.3)}
+    got = one_step("muon", params, gradient, weight_decay=0.5)
+    # Nesterov's momentum at the first step is a multiple of the gradient, and the iteration
+    # forgets how large it was.
+    direction = newton_schulz(g.reshape(36, 6)).reshape(g.shape) * 0.2 * np.sqrt(36)
+    np.testing.assert_allclose(got["kernel"], w - 0.1 * (direction + 0.5 * w), atol=2e-3)
+    np.testing.assert_allclose(got["bias"], 1 - 0.1, rtol=1e-5)  # Adam's first step
+    singular = np.linalg.svd(direction.reshape(36, 6), compute_uv=False) / (0.2 * 6)
+    assert singular.min() > 0.6 and singular.max() < 1.3, "near to orthogonal"
+
+
+def test_muon_leaves_depthwise_kernels_and_vectors_to_adam():
+    shapes = {path: [3, 3, 1, 8] if path.endswith("kernel") else [8] for path in LEAVES}
+    params = nest({path: jnp.ones(shape) for path, shape in shapes.items()})
+    gradient = jax.tree.map(lambda x: jnp.full_like(x, 0.5), params)
+    for rule, depthwise in (("kernels_but_depthwise", True), ("all", False)):
+        got = one_step("muon", params, gradient, muon_rule=rule)
+        by_adam = jax.tree.map(lambda x: bool(np.abs(x - 0.9).max() < 1e-5), got)
+        expected = {
+            path: "kernel" not in path or ("depthwise" in path and depthwise) for path in LEAVES
+        }
+        assert by_adam == nest(expected)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from mbv3_jax.train import schedules
 
@@ -127,3 +128,64 @@ def test_python_and_traced_steps_agree_and_warmup_fills_the_run(name):
 def test_bad_input(changes, message):
     with pytest.raises(ValueError, match=message):
         make(**{"name": "cosine", **changes})
+
+
+def test_a_cooldown_ends_the_cosine_earlier_and_keeps_its_last_rate():
+    options = {"final_lr_factor": 0.1, "warmup_steps": 20, "decay_from": "warmup_end"}
+    shorter = make("cosine", total_steps=100, **options)
+    schedule = make("cosine", total_steps=150, cooldown_epochs=5, **options)  # of 10 steps
+    steps = [0, 10, 20, 60, 99]
+    np.testing.assert_allclose(values(schedule, steps), values(shorter, steps), rtol=1e-6)
+    np.testing.assert_allclose(values(schedule, [100, 120, 149]), 0.01, rtol=1e-6)
+    for cooldown, final, message in [
+        (13, 0.1, r"cooldown_epochs: got 13, expected less than the 13 epochs of the decay"),
+        (1, 0.0, r"cooldown_epochs: got 1, expected a schedule.final_lr_factor above 0"),
+        (-1, 0.1, r"^schedule.cooldown_epochs: got -1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            changes = options | {"cooldown_epochs": cooldown, "final_lr_factor": final}
+            make("cosine", total_steps=150, **changes)
+
+
+def test_noise_is_one_truncated_normal_factor_an_epoch_of_its_part_of_the_run():
+    plain = make("exponential", total_steps=40_000)
+    noisy = make("exponential", total_steps=40_000, noise=(0.25, 0.75), seed=3)
+    steps = np.arange(40_000)
+    factors = values(noisy, steps) / np.maximum(values(plain, steps), 1e-30)
+    by_epoch = factors.reshape(4000, 10)
+    np.testing.assert_allclose(by_epoch, np.repeat(by_epoch[:, :1], 10, axis=1), rtol=1e-5)
+    of_epochs = by_epoch[:, 0].astype(np.float64)
+    np.testing.assert_array_equal(of_epochs[[0, 999, 3000, 3999]], 1)
+    drawn = of_epochs[1000:3000] - 1
+    # What timm draws: a normal number, again until it is below the limit.
+    law = scipy.stats.truncnorm(-0.67, 0.67)
+    assert scipy.stats.kstest(drawn, law.cdf).pvalue > 0.01
+    assert np.abs(drawn).max() <= 0.67 and len(np.unique(drawn)) > 1900
+
+
+def test_noise_depends_on_the_seed_and_the_epoch_alone():
+    def factors(steps, **changes):
+        schedule = jax.jit(make("constant", base_lr=1.0, noise=(0, 1), **changes))
+        return np.asarray([schedule(jnp.int32(step)) for step in steps])
+
+    np.testing.assert_array_equal(factors([500, 7]), factors([7, 500])[::-1])
+    assert (factors([500, 7], seed=1) != factors([500, 7])).all()
+    narrow = factors(range(0, 1000, 10), noise_std=0.1, noise_limit=0.2)
+    assert narrow.min() >= 0.8 and narrow.max() <= 1.2 and 0.06 < narrow.std() < 0.11
+    twice = make("constant", base_lr=1.0, total_steps=2000, noise=(0, 1))
+    np.testing.assert_array_equal(factors([500]), values(twice, [500]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"noise": (0.5,)}, r"^schedule.noise: got \(0.5,\), expected two parts"),
+        ({"noise": (0.9, 0.4)}, r"^schedule.noise: got \(0.9, 0.4\), expected the smaller"),
+        ({"noise": (0, 2)}, r"^schedule.noise: got 2"),
+        ({"noise_std": 1.0}, r"^schedule.noise_std: got 1.0, but schedule.noise is None"),
+        ({"noise": (0, 1), "noise_limit": 0}, r"^schedule.noise_limit: got 0"),
+    ],
+)
+def test_wrong_noise(options, message):
+    with pytest.raises(ValueError, match=message):
+        make("constant", **options)
