@@ -112,6 +112,7 @@ def default(network: str) -> ConfigDict:
         num_classes=placeholder(int),  # synthetic
         num_examples=placeholder(int),  # synthetic
         balanced=placeholder(bool),  # True: training sees every class equally often
+        repeats=placeholder(int),  # 3: so many views of each image in its batch; None: 1
         on_error="raise",  # raise, skip: for an example that cannot be read
         # Of image files: the crop; mbv3_jax.data.decode.decode_view has the defaults.
         area=placeholder(tuple),  # (0.08, 1): of the training crop
@@ -204,6 +205,8 @@ def default(network: str) -> ConfigDict:
     )
 
     config.ema_decay = placeholder(float)  # of weights and BatchNorm statistics; None: no average
+    # Instead of a moving average the mean over so many last epochs (SWA); None: no such mean.
+    config.average_epochs = placeholder(float)
 
     config.log_every_steps = 10  # a record is the mean of the steps since the last one
     config.eval_batch_size = 256  # over all devices

@@ -195,6 +195,7 @@ def _from_teacher(config: ConfigDict) -> ConfigDict:
         "schedule.warmup_epochs",
         "ema_decay",
         "loss.name",
+        "data.repeats",
         "optimizer.clip_norm",
     ),
 )
@@ -217,6 +218,7 @@ def lamb(config: ConfigDict) -> ConfigDict:
     )
     config.schedule.update(name="cosine", base_lr=0.005, warmup_epochs=5.0)
     config.loss.name = "binary_cross_entropy"
+    config.data.repeats = 3
     config.label_smoothing = 0.1
     config.ema_decay = 0.9999
     return config

@@ -3,9 +3,9 @@
 The position of training is one integer, the step. Batch `step` holds the examples at the positions
 `step * batch_size` to `(step + 1) * batch_size - 1` of an endless sequence: the data set in the
 order of epoch 0, then in that of epoch 1, and so on. Batches run across the border of two epochs,
-so that every example is seen exactly once per epoch, unless the classes are balanced. All of this
-depends only on the seed and the position (`order.py`); the number of workers or processes and
-restarts do not change what is seen.
+so that every example is seen exactly once per epoch, unless the classes are balanced or images are
+repeated. All of this depends only on the seed and the position (`order.py`); the number of workers
+or processes and restarts do not change what is seen.
 
 An example that cannot be used ends the run (`on_error="raise"`), or is left out and reported
 (`"skip"`). In training the next usable example replaces it. In evaluation its mask is 0 and its
@@ -26,8 +26,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from mbv3_jax.core.checks import choose
-from mbv3_jax.data.order import BalancedOrder, EpochOrder
+from mbv3_jax.core.checks import check_whole, choose
+from mbv3_jax.data.order import BalancedOrder, EpochOrder, RepeatedOrder
 from mbv3_jax.data.source import ON_ERROR, BadExample, Batch, Source
 
 # Worker processes deliver this many examples at a time, so that all workers share the next batch
@@ -35,6 +35,7 @@ from mbv3_jax.data.source import ON_ERROR, BadExample, Batch, Source
 _CHUNK = 64
 _REPLACEMENTS = 100  # this many unusable examples in a row are not an accident
 _warn = logging.getLogger(__name__).warning
+Order = EpochOrder | BalancedOrder | RepeatedOrder
 
 
 def train_batches(
@@ -43,6 +44,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     balanced: bool = False,
+    repeats: int = 1,
     start_step: int = 0,
     stop_step: int | None = None,
     num_workers: int | None = 0,
@@ -61,6 +63,7 @@ def train_batches(
       seed: of the order and of the random views; 0 to 2**32 - 1.
       balanced: whether every class is seen equally often, see `order.BalancedOrder`; an epoch is as
         long either way.
+      repeats: how often each image comes in a batch, see `order.RepeatedOrder`.
       start_step: the number of steps already trained.
       stop_step: the number of steps to train, after which nothing is read ahead; None for endless.
       num_workers: worker processes that read ahead. 0 reads ahead in threads of this process,
@@ -84,7 +87,9 @@ def train_batches(
     """
     _check(source, batch_size, process_index, process_count)
     check_seed("seed", seed)
-    order = _balanced_order(source, seed) if balanced else EpochOrder(len(source), seed)
+    order: Order = _balanced_order(source, seed) if balanced else EpochOrder(len(source), seed)
+    if check_whole("data.repeats", repeats, at_least=1) > 1:
+        order = RepeatedOrder(order, batch_size, repeats)
     if start_step < 0:
         raise ValueError(f"start_step: got {start_step!r}, expected 0 or more")
     skip = choose("data.on_error", on_error, ON_ERROR) == "skip"
@@ -234,7 +239,7 @@ class _TrainChunks(_Chunks):
         parts: list[np.ndarray],
         skip: bool,
         seed: int,
-        order: EpochOrder | BalancedOrder,
+        order: Order,
         steps: tuple[int, int],
     ):
         super().__init__(source, batch_size, parts, skip)

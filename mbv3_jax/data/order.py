@@ -91,6 +91,31 @@ class BalancedOrder:
         return indices
 
 
+class RepeatedOrder:
+    """An order in which every image of a batch comes several times, to be seen in several views.
+
+    Repeated augmentation (Hoffer et al. 2020, arXiv 1901.09335; Berman et al. 2019, arXiv
+    1902.05509). A batch has batch_size / repeats different images, rounded up, the next ones of the
+    order below, once all of them and then all of them again; so that neighbours, which mixup
+    blends, are different images. An epoch is still as many images as the data has, and `repeats`
+    epochs go through all of it once. It depends only on the order below and the position.
+
+    Args:
+      order: of the different images.
+      batch_size: over all processes.
+      repeats: how often each image comes, 1 or more.
+    """
+
+    def __init__(self, order: EpochOrder | BalancedOrder, batch_size: int, repeats: int):
+        self._order, self._batch_size = order, batch_size
+        self._images = -(-batch_size // repeats)
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """Returns the example indices [batch] at `positions` [batch]."""
+        batches, places = np.divmod(positions, self._batch_size)
+        return self._order(batches * self._images + places % self._images)
+
+
 def feistel(index: np.ndarray, length: int, keys: np.ndarray) -> np.ndarray:
     """Permutes 0 to `length` - 1 by a keyed bijection (Luby and Rackoff 1988).
 

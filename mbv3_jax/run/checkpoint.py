@@ -432,7 +432,8 @@ def is_averaged(run: Path, config: ConfigDict, weights: str) -> bool:
     Raises:
       UsageError: "ema" was chosen for a run that keeps no average.
     """
-    has_average = config.ema_decay is not None
+    averages = config.ema_decay, config.get("average_epochs")  # absent in older folders
+    has_average = averages != (None, None)
     if weights == "ema" and not has_average:
         raise UsageError(f"{run} keeps no average (config.ema_decay is None); use --weights=raw")
     return has_average and weights != "raw"

@@ -331,6 +331,7 @@ class _Training(TypedDict):
     loss: NotRequired[dict]
     batch_size: int
     ema_decay: Number | None
+    average_epochs: NotRequired[Number | None]
     keep_best: bool
     keep_best_metric: NotRequired[str | None]
     early_stop: NotRequired[dict]

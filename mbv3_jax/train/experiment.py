@@ -37,7 +37,7 @@ from mbv3_jax.train.plan import Plan, read_plan
 from mbv3_jax.train.schedules import Schedule, make_schedule
 from mbv3_jax.train.sharding import check_divides, make_mesh, replicated, spread
 from mbv3_jax.train.sources import Data, open_data
-from mbv3_jax.train.state import TrainState, create_state
+from mbv3_jax.train.state import TrainState, average_start, create_state
 from mbv3_jax.train.step import Preprocess, TrainStep, make_train_step
 from mbv3_jax.train.teacher import read_teaching
 
@@ -158,7 +158,7 @@ class Experiment(Evaluation):
         )
 
     def _create(self, seed: jax.Array, initial: functional.Variables | None = None) -> TrainState:
-        with_ema = self.plan.ema_decay is not None
+        with_ema = self.plan.keeps_average
         return create_state(self.spec, self.tx, seed=seed, with_ema=with_ema, initial=initial)
 
     def _shardings(self) -> Any:
@@ -194,6 +194,7 @@ class Experiment(Evaluation):
             seed=self.plan.seed if seed is None else seed,
             # Other examples than those of training may not know their labels.
             balanced=self.plan.data.balanced and source is None,
+            repeats=self.plan.data.repeats,
             start_step=start_step,
             stop_step=self.data.total_steps if stop_step is None else stop_step,
             **_loading(self.plan),
@@ -373,6 +374,7 @@ def _assemble(
         mesh=mesh,
         seed=plan.seeds or plan.seed,
         ema_decay=plan.ema_decay,
+        average_from=average_start(plan.average_epochs, data.total_steps, data.steps_per_epoch),
         accum_steps=plan.accum_steps,
         frozen=frozen,
         shard_optimizer=plan.compute.shard_optimizer,

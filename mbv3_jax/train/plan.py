@@ -52,6 +52,7 @@ class DataPlan:
     crop: options of `data.decode.decode_view`.
     loading: options of `data.loader` that say who reads.
     balanced: whether training sees every class equally often.
+    repeats: how often each image comes in a training batch.
     on_error: "raise" or "skip", for an example that cannot be read.
     """
 
@@ -59,6 +60,7 @@ class DataPlan:
     crop: Mapping[str, Any]
     loading: Mapping[str, Any]
     balanced: bool
+    repeats: int
     on_error: str
 
     @classmethod
@@ -66,7 +68,8 @@ class DataPlan:
         """Reads `config.data`."""
         fields = group.to_dict()
         on_error = fields.pop("on_error")
-        balanced = fields.pop("balanced", None)  # runs of older versions have no such field
+        # Runs of older versions do not have these two.
+        balanced, repeats = fields.pop("balanced", None), fields.pop("repeats", None)
         crop = {name: fields.pop(name) for name in _CROP_OPTIONS}
         loading = {name: fields.pop(name) for name in LOADER_OPTIONS}
         source = Choice(name=fields.pop("name"), options=fields)
@@ -75,6 +78,7 @@ class DataPlan:
             crop=crop,
             loading=loading,
             balanced=balanced is not None and flag("data.balanced", balanced),
+            repeats=1 if repeats is None else check_whole("data.repeats", repeats, at_least=1),
             on_error=on_error,
         )
 
@@ -159,6 +163,7 @@ class Plan:
     class_weights: as given, see `losses.class_weights`.
     distillation: None to learn from the labels alone.
     batch_size, eval_batch_size: over all devices.
+    average_epochs: over the last epochs, instead of a moving average; None for none.
     best_by: the metric that chooses the best checkpoint, if it is kept.
     early_stop: None to train all steps.
     """
@@ -185,6 +190,7 @@ class Plan:
     distillation: DistillationPlan | None
     label_smoothing: float
     ema_decay: float | None
+    average_epochs: float | None
     log_every_steps: int
     eval_batch_size: int
     eval_every: Duration
@@ -201,6 +207,11 @@ class Plan:
     def multi_label(self) -> bool:
         """Whether an image has several labels, each a decision of its own."""
         return self.loss.name == "bce"  # see `run.config.is_multi_label`
+
+    @property
+    def keeps_average(self) -> bool:
+        """Whether the run keeps an average of its weights, which is evaluated."""
+        return self.ema_decay is not None or self.average_epochs is not None
 
 
 def read_plan(config: ConfigDict, run: Path | None = None) -> Plan:
@@ -274,6 +285,7 @@ def _read_plan(config: ConfigDict, spec: NetSpec, warm_start: WarmStart | None) 
         distillation=_distillation(config),
         label_smoothing=config.label_smoothing,
         ema_decay=config.ema_decay,
+        average_epochs=_average_epochs(config),
         log_every_steps=config.log_every_steps,
         eval_batch_size=config.eval_batch_size,
         eval_every=Duration.read(config, "eval_every"),
@@ -343,6 +355,18 @@ def _seeds(config: ConfigDict) -> tuple[int, ...]:
     if config.compute.shard_optimizer:
         raise ValueError("compute.shard_optimizer: got True, expected False with seeds")
     return seeds
+
+
+def _average_epochs(config: ConfigDict) -> float | None:
+    epochs = config.get("average_epochs")  # runs of older versions have no such field
+    if epochs is not None:
+        check_number("average_epochs", epochs, above=0)
+        if config.ema_decay is not None:
+            raise ValueError(
+                f"average_epochs: got {epochs}, but ema_decay is {config.ema_decay}; one of them "
+                "must be None"
+            )
+    return epochs
 
 
 def _best_by(config: ConfigDict) -> str | None:

@@ -55,7 +55,8 @@ def evaluate_on(
     model = inference.model
     model.require_head(folder)
     options = {key: value for key, value in data.items() if value is not None}
-    options.pop("balanced", None)  # of training
+    for name in ("balanced", "repeats"):  # of training
+        options.pop(name, None)
     loading = {key: options.pop(key) for key in LOADER_OPTIONS if key in options}
     name, on_error = options.pop("name"), options.get("on_error", "raise")
     crop = {k: options.pop(k) for k in ("area", "ratio", *model.preprocessing.crop) if k in options}

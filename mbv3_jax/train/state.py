@@ -107,6 +107,41 @@ def average_decay(decay: float, step: ArrayLike) -> jax.Array:
     return jnp.minimum(decay, (1 + t) / (10 + t))
 
 
+def average_start(epochs: float | None, total_steps: int, steps_per_epoch: float) -> int | None:
+    """The update after which the mean over the last epochs begins; None without such a mean.
+
+    Raises:
+      ValueError: the run is shorter than that.
+    """
+    if epochs is None:
+        return None
+    steps = max(1, round(epochs * steps_per_epoch))
+    if steps > total_steps:
+        raise ValueError(
+            f"average_epochs: got {epochs}, but the run has only "
+            f"{total_steps / steps_per_epoch:g} epochs"
+        )
+    return total_steps - steps
+
+
+def mean_decay(start: int, step: ArrayLike) -> jax.Array:
+    """The decay with which `update_average` is the mean of what came after `start` updates.
+
+    Stochastic weight averaging (Izmailov et al., arXiv 1803.05407) after every update instead of
+    every epoch, and of BatchNorm statistics as well, instead of a pass over the data. Until then it
+    is 0, and the average is the latest.
+
+    Args:
+      start: from `average_start`.
+      step: updates made before this one; a scalar that may be traced.
+
+    Returns:
+      float32 scalar.
+    """
+    count = jnp.maximum(jnp.asarray(step, jnp.float32) - start, 0)
+    return count / (count + 1)
+
+
 def update_average(ema_tree: Tree, new_tree: Tree, decay: ArrayLike) -> Tree:
     """decay * ema + (1 - decay) * new for every leaf, in float32.
 

@@ -17,7 +17,13 @@ from mbv3_jax.train.distillation import Teaching
 from mbv3_jax.train.losses import Loss, correct, cross_entropy, label_accuracy
 from mbv3_jax.train.schedules import Schedule
 from mbv3_jax.train.sharding import batch_sharded, replicated, spread
-from mbv3_jax.train.state import STEP_STREAM, TrainState, average_decay, update_average
+from mbv3_jax.train.state import (
+    STEP_STREAM,
+    TrainState,
+    average_decay,
+    mean_decay,
+    update_average,
+)
 
 Preprocess = Callable[[dict, jax.Array], tuple[jax.Array, jax.Array]]
 TrainStep = Callable[[TrainState, dict], tuple[TrainState, dict]]
@@ -34,6 +40,7 @@ def make_train_step(
     seed: int | Sequence[int],
     compute: Compute = Compute(),  # noqa: B008 (frozen)
     ema_decay: float | None = None,
+    average_from: int | None = None,
     accum_steps: int = 1,
     frozen: tuple[str, ...] = (),
     shard_optimizer: bool = False,
@@ -56,7 +63,9 @@ def make_train_step(
       seed: of the run: an input of the program, which is the same for all seeds. With a sequence,
         as many runs are trained at once: state, batch and metrics have a first axis over them.
       compute: types and forms of computation.
-      ema_decay: of the moving average; None for no average, and then `TrainState.ema` is None.
+      ema_decay: of the moving average; None for no such average.
+      average_from: how many updates the mean of all later ones leaves out, see `state.mean_decay`;
+        None for no such mean. Without either average `TrainState.ema` is None.
       accum_steps: into how many parts a batch is cut.
       frozen: stages for which no gradient is computed; `tx` must leave them as they are, see
         `finetune.scale_rates`.
@@ -138,7 +147,8 @@ def make_train_step(
     state_shardings = TrainState(whole, whole, whole, whole)
     if shard_optimizer:
         parts_of = jax.eval_shape(tx.init, shapes["params"])
-        average_of = whole if ema_decay is None else spread(shapes, mesh)
+        averages = ema_decay is not None or average_from is not None
+        average_of = spread(shapes, mesh) if averages else whole
         state_shardings = TrainState(whole, whole, spread(parts_of, mesh), average_of)
 
     def step(
@@ -165,6 +175,8 @@ def make_train_step(
         average = state.ema
         if ema_decay is not None:
             average = update_average(state.ema, variables, average_decay(ema_decay, state.step))
+        elif average_from is not None:
+            average = update_average(state.ema, variables, mean_decay(average_from, state.step))
         metrics |= {
             "lr": schedule(state.step),
             "grad_norm": optax.tree.norm(grads),

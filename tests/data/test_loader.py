@@ -87,6 +87,33 @@ def test_each_epoch_has_every_example_once(batch_size):
     assert np.mean(seen[0] == seen[1]) < 0.2  # in another order
 
 
+class Slopes(Album):
+    """An album of slopes, of which every crop is another image; the label is the index."""
+
+    class_names = tuple(map(str, range(EPOCH)))
+
+    def read(self, index):
+        file = io.BytesIO()
+        Image.linear_gradient("L").save(file, "png")
+        return file.getvalue(), index
+
+
+def test_repeated_images_have_views_of_their_own_whoever_reads_them():
+    album = Slopes(EPOCH)
+    whole = train(album, 12, repeats=4)
+    for batch in whole:
+        views = batch["image"].reshape(4, 2, -1)
+        labels = batch["label"].reshape(4, 2)
+        assert (labels == labels[0]).all() and labels[0, 0] != labels[0, 1]
+        assert len(np.unique(views[:, 0], axis=0)) > 1 < len(np.unique(views[:, 1], axis=0))
+    assert_same(whole[7:], train(album, 5, repeats=4, start_step=7))
+    halves = [train(album, 12, repeats=4, process_index=i, process_count=2) for i in range(2)]
+    for batch, *parts in zip(whole, *halves, strict=True):
+        np.testing.assert_array_equal(np.concatenate([p["image"] for p in parts]), batch["image"])
+    with pytest.raises(ValueError, match=r"^data.repeats: got 0"):
+        train(album, 1, repeats=0)
+
+
 @pytest.mark.parametrize("start", [1, 6, 7, 20])
 def test_resuming_continues_where_it_stopped(source, start):
     whole = train(source, start + 4)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mbv3_jax.data.order import _ROUNDS, _TABLE, BalancedOrder, EpochOrder, feistel
+from mbv3_jax.data.order import _ROUNDS, _TABLE, BalancedOrder, EpochOrder, RepeatedOrder, feistel
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 1000, _TABLE, _TABLE + 1, 200_000])
@@ -85,6 +85,22 @@ def test_balanced_epochs_have_every_class_equally_often():
 
 def test_the_balanced_order_never_changes():
     assert BalancedOrder(LABELS, seed=1)(np.arange(8)).tolist() == [2, 1, 67, 2, 0, 1, 2, 49]
+
+
+@pytest.mark.parametrize(("batch_size", "repeats"), [(12, 3), (8, 3), (7, 2), (4, 4)])
+def test_every_image_of_a_batch_is_repeated(batch_size, repeats):
+    below = EpochOrder(50, seed=2)
+    order = RepeatedOrder(below, batch_size, repeats)
+    images = -(-batch_size // repeats)
+    whole = order(np.arange(60 * batch_size))
+    for number, batch in enumerate(whole.reshape(60, batch_size)):
+        expected = below(np.arange(number * images, (number + 1) * images))
+        np.testing.assert_array_equal(batch, np.tile(expected, repeats)[:batch_size])
+    # So many batches as show each image once show all of them, before any comes again.
+    seen = np.unique(whole[: 50 // images * batch_size])
+    assert len(seen) == 50 // images * images
+    part = order(np.arange(batch_size + 1, 3 * batch_size - 1))
+    np.testing.assert_array_equal(part, whole[batch_size + 1 : 3 * batch_size - 1])
 
 
 def test_streams_have_nothing_in_common():

@@ -3,7 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbv3_jax.train.state import average_decay, init_average, update_average
+from mbv3_jax.train.state import (
+    average_decay,
+    average_start,
+    init_average,
+    mean_decay,
+    update_average,
+)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +74,22 @@ def test_init_copies():
     assert copy["w"].unsafe_buffer_pointer() != tree["w"].unsafe_buffer_pointer()
     tree["w"].delete()
     np.testing.assert_array_equal(copy["w"], [0, 1, 2])
+
+
+def test_the_mean_of_the_last_updates():
+    values = np.cos(np.arange(20.0)).astype(np.float32)
+    start = average_start(2.5, total_steps=20, steps_per_epoch=4)
+    assert start == 10
+    average = jnp.float32(5.0)
+    step = jax.jit(lambda e, v, t: update_average(e, v, mean_decay(start, t)))
+    for t, value in enumerate(values):
+        average = step(average, value, t)
+        expected = values[start : t + 1].mean() if t >= start else value
+        np.testing.assert_allclose(average, expected, rtol=1e-5, atol=1e-6)
+    assert average_start(None, 20, 4) is None
+    assert average_start(0.01, 20, 4) == 19
+    with pytest.raises(ValueError, match=r"^average_epochs: got 6, but the run has only 5 epochs"):
+        average_start(6, 20, 4)
 
 
 def test_bad_input():

@@ -34,7 +34,9 @@ def batch():
 class Trainer:
     """A step with the state that it starts from."""
 
-    def __init__(self, spec, *, devices=1, seed=0, base_lr=0.5, ema_decay=None, **options):
+    def __init__(
+        self, spec, *, devices=1, seed=0, base_lr=0.5, ema_decay=None, average_from=None, **options
+    ):
         self.spec, self.mesh = spec, make_mesh(jax.devices()[:devices])
         self.schedule = schedules.make_schedule(
             "cosine", base_lr=base_lr, total_steps=10, steps_per_epoch=5, warmup_steps=2
@@ -48,9 +50,11 @@ class Trainer:
             mesh=self.mesh,
             seed=seed,
             ema_decay=ema_decay,
+            average_from=average_from,
             **options,
         )
-        state = create_state(spec, tx, seed=0, with_ema=ema_decay is not None)
+        averages = ema_decay is not None or average_from is not None
+        state = create_state(spec, tx, seed=0, with_ema=averages)
         # The fresh head is so small that hardly any gradient passes it.
         params = state.variables["params"]
         params |= {
@@ -222,3 +226,12 @@ def test_per_device_batch_norm_takes_the_statistics_of_each_half(plain, batch):
     assert_close(state.variables["batch_stats"], means, rtol=1e-4, atol=1e-5)
     _, (whole,) = plain.run(batch, 1)
     assert abs(metrics["loss"] - whole["loss"]) > 1e-3
+
+
+def test_the_average_of_the_last_steps_is_their_mean(tiny_spec, batch):
+    trainer = Trainer(tiny_spec, average_from=2)
+    states = [trainer.run(batch, steps)[0] for steps in (2, 3, 4, 5)]
+    assert_close(states[0].ema, states[0].variables)
+    mean = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *(s.variables for s in states[1:]))
+    assert_close(states[-1].ema, mean)
+    assert states[-1].for_evaluation is states[-1].ema

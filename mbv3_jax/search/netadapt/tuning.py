@@ -44,7 +44,7 @@ def tuning_config(
     tree["schedule"]["warmup_steps"] = 0
     for name in ("total", "eval_every", "checkpoint_every"):
         tree |= {f"{name}_{unit}": steps if unit == "steps" else None for unit in _UNITS}
-    tree |= {"ema_decay": None, "seed": seed}
+    tree |= {"ema_decay": None, "average_epochs": None, "seed": seed}
     if eval_split is not None:
         tree["data"]["eval_split"] = eval_split
     return ConfigDict(tree).lock()

@@ -79,7 +79,8 @@ def train_supernet(
     write_atomically(folder / "largest.json", spec_to_json(spec))
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.spec, config.seed, config.ema_decay = str(folder / "largest.json"), seed, None
+        config.spec, config.seed = str(folder / "largest.json"), seed
+        config.ema_decay = config.average_epochs = None
     experiment = make_experiment(config.lock(), folder)
     if experiment.spec.num_classes != spec.num_classes:
         raise UsageError(
