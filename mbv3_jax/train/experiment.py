@@ -194,7 +194,7 @@ class Experiment(Evaluation):
             seed=self.plan.seed if seed is None else seed,
             # Other examples than those of training may not know their labels.
             balanced=self.plan.data.balanced and source is None,
-            repeats=self.plan.data.repeats,
+            repeats=self.plan.data.repeats if source is None else 1,
             start_step=start_step,
             stop_step=self.data.total_steps if stop_step is None else stop_step,
             **_loading(self.plan),
