@@ -1,6 +1,7 @@
 """The order of the training examples, which depends on the seed and the position alone."""
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -101,12 +102,12 @@ class RepeatedOrder:
     epochs go through all of it once. It depends only on the order below and the position.
 
     Args:
-      order: of the different images.
+      order: of the different images: positions -> example indices.
       batch_size: over all processes.
       repeats: how often each image comes, 1 or more.
     """
 
-    def __init__(self, order: EpochOrder | BalancedOrder, batch_size: int, repeats: int):
+    def __init__(self, order: Callable[[np.ndarray], np.ndarray], batch_size: int, repeats: int):
         self._order, self._batch_size = order, batch_size
         self._images = -(-batch_size // repeats)
 
