@@ -349,10 +349,7 @@ def complete_config_from_json(text: str | bytes) -> ConfigDict:
       ValueError: the text is not such a JSON object; the message names the field.
     """
     tree = parse_json(text, dict)
-    if "program" in tree:
-        as_type(tree, _Search)
-    else:
-        as_type(tree, _Training)
+    as_type(tree, _Search if "program" in tree else _Training)
     return config_from_json(text)
 
 
