@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from miniature import imagenet_archives
+
+from benchmarks.miniature import imagenet_archives
 
 ROOT = Path(__file__).resolve().parents[2]
 # Two synsets, and the first true labels of the validation images, from TFDS's own list.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from miniature import photograph, tfds_folder
 
+from benchmarks.miniature import photograph, tfds_folder
 from mbv3_jax import __main__
 from mbv3_jax.data.source import BadExample, NotFound, open_pair
 
