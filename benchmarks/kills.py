@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -47,6 +48,7 @@ SWEEP = """from mbv3_jax.sweep.combinators import Sweep, seeds
 def get_sweep():
     return Sweep("small:synthetic", seeds(2))
 """
+DATE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC")  # when a report was made
 PATIENCE = 5  # seconds that a process waits for a silent one; ten times as many while it compiles
 
 
@@ -207,14 +209,14 @@ def exporting(folder: Path, shared: Path) -> Deed:
 def reporting(folder: Path, shared: Path) -> Deed:
     out = folder / "out.html"
     one = command("report", trained(shared), "--no-latency", f"--out={out}")
-    return Deed(lambda: [one], out.read_text)
+    return Deed(lambda: [one], lambda: DATE.sub("", out.read_text()))
 
 
 def preparing(folder: Path, shared: Path) -> Deed:
     """A copy that TFDS prepared in tfrecord format gets array_record files beside it."""
     pairs = [(photograph(i, (60 + 100 * (i % 2), 90, 90)), i % 2) for i in range(200)]
     tfds_folder(folder, "two_colours", {"train": pairs}, ["dark", "light"], "tfrecord")
-    one = command("data", "prepare", "tfds/two_colours", f"--data-dir={folder}")
+    one = command("data", "prepare", "tfds/two_colours", f"--data_dir={folder}")
 
     def made() -> dict[str, bytes]:
         return {f.name: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
