@@ -23,7 +23,7 @@ def test_values_and_who_set_them(capsys):
     lines = {line.split()[0]: line.split(maxsplit=3) for line in out.splitlines()}
     assert lines["seed"][1:3] == ["3", "command"]
     assert lines["optimizer.eps"][1:3] == ["0.002", "small"]
-    assert lines["optimizer.eps"][3].startswith("of rmsprop_tf (default 0.002), adamw (default 1e-")
+    assert lines["optimizer.eps"][3].startswith("of rmsprop_tf (default 0.002), adam (default 1e-")
     assert lines["optimizer.weight_decay"][1:3] == ["1e-05", "factor"]  # nobody has set it
     assert set(lines) >= {
         field
