@@ -1,7 +1,8 @@
-"""The page of `benchmarks.search`: tables and plots of what was run.
+"""The page of `benchmarks.search` and `benchmarks.toy_search`: tables and plots of what was run.
 
 python -m benchmarks.search_page --rows=search.jsonl --page=benchmarks/SEARCH.md
-  benchmarks/search.jsonl has the rows of the page in the repository.
+  benchmarks/search.jsonl has the rows of the page in the repository; the rows and the table of
+  `benchmarks.toy_search` are those that stand beside it.
 """
 
 import argparse
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import search
+from benchmarks import search, toy_search, toy_supernet, toy_truth
+from benchmarks.toy_table import ToyTable
 from mbv3_jax.search.evaluators import half_width
 
 
@@ -176,6 +178,89 @@ def document(rows: Sequence[dict]) -> str:
     )
 
 
+TOYS = """
+## On networks that were all trained
+
+    python -m benchmarks.toy_truth && python -m benchmarks.toy_supernet
+    python -m benchmarks.toy_search
+
+Here nothing is predicted: a space of 128 networks for the embedded letters at 32 pixels, trained
+one by one. {described}
+
+A search is told the validation accuracy of one training of a network, which its seed draws among
+{trainings}; the mean test accuracy of the others judges it. The reward is accuracy {exponent}
+|MAdds / target - 1|, and {near} networks cost within {part}% of the three targets. {seeds} seeds,
+{some} of the supernets; means with 95% intervals (Student's t), which are of searches, and not of
+tables. Regret is in points against the network that the judge holds for the best, which is in part
+noise of its own: no search can be expected to have none.
+
+{regret}
+
+Points of reward above the best of as many random networks near the target cost, mean of the three
+targets, in pairs of a seed; a supernet counts as {shared} trainings, all of it for each target, and
+is compared with the next larger number:
+
+{over}
+
+Spearman's correlation with the truth, mean over the seeds (from the lowest to the highest):
+
+{correlations}
+"""
+
+
+def toy_part(rows: Sequence[dict], table: ToyTable) -> str:
+    """The part of the page about `benchmarks.toy_search`, from what was run."""
+    found = {(r["method"], r["budget"], r["target"], r["seed"]): 100 * r["regret"] for r in rows}
+    seeds = sorted({r["seed"] for r in rows})
+    shared = sorted({r["seed"] for r in rows if r["method"] in toy_search.SUPERNETS})
+    supernets = {name: (budget, shared) for name, (_, budget) in toy_search.SUPERNETS.items()}
+
+    def regrets(method: str, budget: int, target: str, some: Sequence[int]) -> np.ndarray:
+        return np.array([found[method, budget, target, seed] for seed in some])
+
+    def mean(method: str, budget: int, some: Sequence[int]) -> np.ndarray:
+        return np.mean([regrets(method, budget, t, some) for t in toy_truth.TARGETS], axis=0)
+
+    ways = [(n, b, seeds) for n in toy_search.METHODS for b in toy_search.BUDGETS]
+    ways += [(name, *budget_and_seeds) for name, budget_and_seeds in supernets.items()]
+    ways += [(name, 0, seeds) for name in toy_search.UNTRAINED]
+    regret = [
+        [
+            name,
+            str(budget),
+            *(interval(regrets(name, budget, t, some)) for t in toy_truth.TARGETS),
+            interval(mean(name, budget, some)),
+        ]
+        for name, budget, some in ways
+    ]
+    over = []
+    for name, budget, some in ways:
+        if budget and name != toy_search.AT_COST:
+            equal = min(b for b in toy_search.BUDGETS if b >= budget)
+            more = mean(toy_search.AT_COST, equal, some) - mean(name, budget, some)
+            over.append([name, str(budget), interval(more)])
+    problem = toy_search.make_problem()
+    tasks = [toy_search.Task(table, problem, seed) for seed in seeds]
+    correlations = [
+        [name, f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"]
+        for name, values in toy_search.correlations(tasks).items()
+    ]
+    near = [str(len(tasks[0].near(t))) for t in toy_truth.TARGETS]
+    return TOYS.format(
+        described=table.describe(),
+        trainings=table.test.shape[1],
+        exponent=toy_supernet.EXPONENT,
+        near=" / ".join(near),
+        part=f"{100 * toy_search.NEAR:.0f}",
+        seeds=len(seeds),
+        some=len(shared),
+        shared=toy_supernet.TRAININGS,
+        regret=_table(["", "trainings", *toy_truth.TARGETS, "mean"], regret),
+        over=_table(["", "trainings", "above"], over),
+        correlations=_table(["", "Spearman"], correlations),
+    )
+
+
 _DRAWN = ("policy gradient, with proxy", "evolution, with proxy", "local search, with proxy",
           "NSGA-II, with proxy", "policy gradient", "evolution", "NSGA-II", "random")  # fmt: skip
 
@@ -228,7 +313,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, required=True)
     flags = parser.parse_args()
     rows = search.read(flags.rows)
-    flags.page.write_text(document(rows))
+    flags.page.write_text(document(rows) + toy_part(toy_search.read(), ToyTable()))
     draw(rows, flags.page.parent)
 
 

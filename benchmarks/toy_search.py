@@ -1,254 +1,260 @@
-"""Do the searches search? On the space `toy`, of which every network has been trained.
+"""Do the searches search? On a small space of which every network has been trained.
 
-python -m benchmarks.toy_search
-  after `python -m benchmarks.toy_truth` and `python -m benchmarks.toy_supernet`. Every method may
-  take the same number of training steps: so many candidates, of which it sees the validation
-  accuracy of one training each, or a supernet. What it finds is held against the mean test accuracy
-  of the trainings with other seeds than those that it has seen.
+python -m benchmarks.toy_search --out=benchmarks/toy_search.jsonl
+  after `python -m benchmarks.toy_truth` and `python -m benchmarks.toy_supernet`; some minutes. Run
+  the same command again to resume. `python -m benchmarks.search_page` writes the page.
+
+Every network has been trained with several seeds. A search is told the validation accuracy of one
+training of a network, which its seed draws; what it finds is judged by the mean test accuracy of
+the other trainings, of which it was told nothing.
 """
 
 import argparse
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks import toy_supernet
+from benchmarks import toy_supernet, toy_truth
 from benchmarks.toy_table import TOY_TRUTH, ToyTable
-from mbv3_jax.search.evaluators import Table, agreement, split_half_reliability
-from mbv3_jax.search.objective import COUNTS, Costs
-from mbv3_jax.search.policy_gradient import PolicyGradient
-from mbv3_jax.search.presets import preset
+from mbv3_jax.core.json_lines import append_line, parse_object, read_lines
+from mbv3_jax.search.evaluators import Corrected, Evaluator, Table, agreement
+from mbv3_jax.search.objective import COUNTS, Costs, Problem
 from mbv3_jax.search.rounds import Rounds
-from mbv3_jax.search.searchers import Evolution, Random, front, hypervolume, run
-from mbv3_jax.search.strategies import SEARCHERS, Goal, propose, propose_trainings
+from mbv3_jax.search.searchers import Evolution, Random, Searcher, run
+from mbv3_jax.search.selection import spread
+from mbv3_jax.search.space import Point
+from mbv3_jax.search.strategies import SEARCHERS, Goal, best_first, propose_trainings
 
-BUDGETS = toy_supernet.BUDGETS  # trainings
+ROWS = Path(__file__).parent / "toy_search.jsonl"
+BUDGETS = (8, 16, 32)  # trainings
+NEAR = 0.1  # how far from the target a network "near the target cost" may be
+PROPOSALS = {"steps": 16, "batch": 16}  # of a searcher on a predictor
+CHECKS, FINALISTS = 5, 3  # networks that are trained to correct a supernet, and to choose by
+RANDOM, AT_COST = "random", "random near the target cost"
+NEAREST, MADDS = "nearest in cost", "most MAdds near the target cost"
 
 
+@dataclasses.dataclass
 class Task:
-    """The table with its costs, and a target in the middle of them.
+    """What a search seed is told, and what judges it.
 
-    A search of seed s sees the trainings of the table's seed s modulo their number; its truth,
-    `accuracy(s)` [networks], is the mean test accuracy of the others.
+    Attributes:
+      table: All trainings.
+      problem: The space, its costs and a reward for each target.
+      seed: Of the search, and of what it is told.
     """
 
-    def __init__(self, table: ToyTable):
-        self.space, self.table = preset("toy"), table
-        self.costs = Costs(self.space, COUNTS)
-        self.madds = self.costs(table.points)["madds"]
-        self.reward = toy_supernet.reward_of(self.space, table.points)
-        self.target = self.reward.targets["madds"]
-        self.logs = np.log2(self.madds)
-        self.seeds = table.test.shape[1]
+    table: ToyTable
+    problem: Problem
+    seed: int
 
-    def accuracy(self, seed: int) -> np.ndarray:
-        return np.delete(self.table.test, seed % self.seeds, axis=1).mean(1)
+    def __post_init__(self):
+        points, rng = self.table.points, np.random.default_rng((self.seed, 5))
+        self.seeds = rng.integers(self.table.test.shape[1], size=len(points))
+        others = np.arange(self.table.test.shape[1]) != self.seeds[:, None]
+        self.truth = np.average(self.table.test, axis=1, weights=others)
+        self.costs = self.problem.costs(points)
 
-    def train(self, points, seed: int) -> np.ndarray:
-        """What a search sees of points: validation accuracies [N] of one training each."""
-        return self.table.validation[self.table.rows(points), seed % self.seeds]
+    def train(self, points: Sequence[Point]) -> np.ndarray:
+        """What a search is told of points: validation accuracies [N] of one training each."""
+        rows = self.table.rows(points)
+        return self.table.validation[rows, self.seeds[rows]]
 
-    def rewards(self, accuracies) -> np.ndarray:
-        return self.reward(accuracies, {"madds": self.madds})
+    def believed(self, target: str, accuracies: np.ndarray) -> np.ndarray:
+        """The rewards of all networks, by given accuracies."""
+        return self.problem.rewards[target](accuracies, self.costs)
 
-    def regret(self, point, seed: int) -> float:
-        """How much test reward the best network of the space has more."""
-        rewards = self.rewards(self.accuracy(seed))
-        return float(rewards.max() - rewards[self.table.rows([point])[0]])
+    def regret(self, target: str, point: Point) -> float:
+        """How much more of the judged reward the best network of the space has."""
+        judged = self.believed(target, self.truth)
+        return float(judged.max() - judged[self.table.rows([point])[0]])
 
-    def hypervolume(self, points, believed, seed: int) -> float:
-        """What the points that a method believes best surpass, by test accuracy, as a part of
-        what the best of the space do."""
-        test, rows = self.accuracy(seed), self.table.rows(points)
-        # Above the worst network and below twice the cost of the dearest.
-        bounds = {"worst": test.min(), "most": self.logs.max() + 1}
-        found = rows[front(np.asarray(believed), self.logs[rows])]
-        return hypervolume(test[found], self.logs[found], **bounds) / hypervolume(
-            test, self.logs, **bounds
-        )
+    def near(self, target: str) -> list[int]:
+        """The rows of the networks whose cost is near a target."""
+        relative = self.problem.rewards[target].relative(self.costs)
+        return np.flatnonzero(abs(relative - 1) < NEAR).tolist()
 
 
-def by_searcher(task: Task, searcher, budget: int, seed: int) -> dict:
-    """Random search or evolution; it believes what it has seen."""
-    seen = []
-
-    def reward_of(points):
-        accuracy = task.train(points, seed)
-        seen.extend(zip(points, accuracy.tolist(), strict=True))
-        return task.reward(accuracy, task.costs(points))
-
-    best, _ = run(searcher, reward_of, steps=budget // 4, batch=4)
-    points, accuracies = zip(*seen, strict=True)
-    return {"point": best, "hypervolume": task.hypervolume(points, accuracies, seed)}
+def make_problem() -> Problem:
+    costs = Costs(toy_truth.SPACE, COUNTS)
+    return Problem(
+        space=toy_truth.SPACE, costs=costs, cost_name="madds", rewards=toy_supernet.rewards()
+    )
 
 
-def by_surrogate(task: Task, budget: int, seed: int) -> dict:
-    """Rounds, a half of the budget at random; the best trained network is chosen."""
-    strategy = SEARCHERS["policy_gradient"](task.space)
+def by_searcher(create: Callable[..., Searcher], task: Task, target: str, budget: int) -> Point:
+    """Every network that the searcher asks for is trained; the best so far is its choice."""
+    goal = Goal(_Trainings(task), task.problem.costs, task.problem.rewards[target])
+    searcher = create(task.problem.space, task.seed, budget)
+    return run(searcher, goal, steps=budget // 4, batch=4)[0]
 
-    def search(predictor, seed, count, known):
-        return propose_trainings(
-            strategy, task.space, predictor, task.costs, task.reward,
+
+class _Trainings:
+    def __init__(self, task: Task):
+        self.task = task
+
+    def evaluate(self, points: Sequence[Point]) -> tuple[np.ndarray, np.ndarray]:
+        return self.task.train(points), np.zeros(len(points))
+
+
+def with_proxy(searcher: str, task: Task, target: str, budget: int) -> Point:
+    """Rounds (`mbv3_jax.search.rounds`): a quarter at random, the rest as the searcher proposes."""
+    problem, reward = task.problem, task.problem.rewards[target]
+    strategy = SEARCHERS[searcher](problem.space, **PROPOSALS)
+    rounds = Rounds(
+        problem.space,
+        lambda points, _: task.train(points),
+        lambda predictor, seed, count, known: propose_trainings(
+            strategy, problem.space, predictor, problem.costs, reward,
             seed=seed, count=count, known=known,
-        )  # fmt: skip
-
-    rounds = Rounds(task.space, lambda p, _: task.train(p, seed), search, seed)
-    surrogate = rounds.run(first=budget // 2, per_round=budget // 4, rounds=2)
-    trained = [p for p, _ in rounds.trained]
-    best = trained[int(np.argmax(Goal(surrogate, task.costs, task.reward)(trained)))]
-    return by_belief(task, best, surrogate.expect(task.table.points), seed)
-
-
-def by_supernet(task: Task, budget: int, seed: int) -> dict:
-    """A supernet with its controller, of which `benchmarks.toy_supernet` has noted the end."""
-    noted = toy_supernet.read(toy_supernet.RUNS)[budget, seed]
-    return by_belief(task, tuple(noted["point"]), np.array(noted["believed"]), seed)
+        ),
+        task.seed,
+    )  # fmt: skip
+    first, per_round = max(4, budget // 4), budget // 8
+    predictor = rounds.run(first, per_round, (budget - first) // per_round)
+    trained = [point for point, _ in rounds.trained]
+    return trained[int(np.argmax(Goal(predictor, problem.costs, reward)(trained)))]
 
 
-def by_supernet_then(task: Task, budget: int, seed: int) -> dict:
-    """The same supernet, but a policy gradient afterwards, on the weights as they ended."""
-    believed = np.array(toy_supernet.read(toy_supernet.RUNS)[budget, seed]["believed"])
-    table = Table({p: [b] for p, b in zip(task.table.points, believed.tolist(), strict=True)})
-    (best,) = propose(task.space, table, task.costs, task.reward, seed=seed)
-    return by_belief(task, best, believed, seed)
+def at_cost(task: Task, target: str, budget: int) -> Point:
+    """Networks near the target cost, drawn at random, are trained; there may be fewer than that."""
+    rows = np.random.default_rng((task.seed, 6)).permutation(task.near(target))[:budget]
+    points = [task.table.points[i] for i in rows]
+    rewards = Goal(_Trainings(task), task.problem.costs, task.problem.rewards[target])(points)
+    return points[int(np.argmax(rewards))]
 
 
-def by_belief(task: Task, point, believed, seed: int) -> dict:
-    """A point, and the front that an evaluator's accuracies of all networks give."""
-    own = task.rewards(believed)
-    return {
-        "point": point,
-        "hypervolume": task.hypervolume(task.table.points, believed, seed),
-        "of_optimum": float(own[task.table.rows([point])[0]] / own.max()),
-        "spearman": agreement(believed, task.accuracy(seed)).spearman,
-    }
+def untrained(method: str, task: Task, target: str) -> Point:
+    """A choice without training: by cost alone."""
+    relative = task.problem.rewards[target].relative(task.costs)
+    rows = task.near(target)
+    score = abs(relative - 1) if method == NEAREST else -task.costs["madds"]
+    return task.table.points[min(rows, key=lambda i: score[i])]
 
 
-METHODS = {
-    "surrogate + policy gradient": by_surrogate,
-    "supernet + policy gradient": by_supernet,
-    "supernet, then policy gradient": by_supernet_then,
-    "regularised evolution": lambda task, budget, seed: by_searcher(
-        task,
-        Evolution(task.space, seed, population=max(4, budget // 4), tournament=2),
-        budget,
-        seed,
+def weights_of(task: Task, way: str) -> Evaluator:
+    """What a supernet believes of every network in the end."""
+    noted = toy_supernet.read()[way, task.seed]["believed"]
+    return Table({p: [b] for p, b in zip(task.table.points, noted, strict=True)})
+
+
+def by_controller(task: Task, target: str) -> Point:
+    """What a supernet's own controller ends at (TuNAS)."""
+    return tuple(toy_supernet.read()["controllers", task.seed]["points"][target])
+
+
+def by_weights(way: str, task: Task, target: str) -> Point:
+    """The best network of all by a supernet's finished weights."""
+    accuracies = weights_of(task, way).evaluate(task.table.points)[0]
+    return task.table.points[int(np.argmax(task.believed(target, accuracies)))]
+
+
+def corrected(task: Task, target: str) -> Point:
+    """As `search/small` does with a supernet: some trainings correct it, finalists are trained."""
+    weights = weights_of(task, "even")
+
+    def cost_of(points: Sequence[Point]) -> np.ndarray:
+        return task.problem.costs(points)["madds"]
+
+    checks = spread(task.problem, weights, CHECKS, task.seed)
+    evaluator = Corrected(weights, cost_of, checks, task.train(checks))
+    rewards = task.believed(target, evaluator.evaluate(task.table.points)[0])
+    finalists = best_first(dict(zip(task.table.points, rewards.tolist(), strict=True)), FINALISTS)
+    goal = Goal(_Trainings(task), task.problem.costs, task.problem.rewards[target])
+    return finalists[int(np.argmax(goal(finalists)))]
+
+
+Method = Callable[[Task, str, int], Point]
+METHODS: dict[str, Method] = {
+    "policy gradient, with proxy": functools.partial(with_proxy, "policy_gradient"),
+    "random, with proxy": functools.partial(with_proxy, "random"),
+    "evolution": functools.partial(
+        by_searcher,
+        lambda space, seed, budget: Evolution(
+            space, seed, population=max(4, budget // 4), tournament=2
+        ),
     ),
-    "random search": lambda task, budget, seed: by_searcher(
-        task, Random(task.space, seed), budget, seed
+    RANDOM: functools.partial(by_searcher, lambda space, seed, _: Random(space, seed)),
+    AT_COST: at_cost,
+}
+UNTRAINED = (NEAREST, MADDS)
+_SHARED = toy_supernet.TRAININGS
+# With what they cost in trainings; for the seeds of which there are supernets.
+SUPERNETS: dict[str, tuple[Callable[[Task, str], Point], int]] = {
+    "supernet, its controller": (by_controller, _SHARED),
+    "supernet with controllers, its weights": (
+        functools.partial(by_weights, "controllers"),
+        _SHARED,
+    ),
+    "supernet drawn evenly, its weights": (functools.partial(by_weights, "even"), _SHARED),
+    "supernet drawn evenly, corrected, with finalists": (
+        corrected,
+        _SHARED + CHECKS + FINALISTS,
     ),
 }
 
 
-def interval(values) -> str:
-    """Mean and the half width of its 95% interval (Student's t)."""
-    from scipy import stats
-
-    values = np.asarray(values, float)
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return f"{values.mean():.2f} +- {half:.2f}"
-
-
-def gradients(task: Task, batches: int = 400, batch: int = 64) -> tuple[float, float]:
-    """The mean of sampled gradients against the enumerated one: cosine, and relative length."""
-    searcher = PolicyGradient(task.space, 0, total_steps=1)
-    # Away from the even policy, where the gradient is like any other.
-    rng = np.random.default_rng(0)
-    shape = searcher.params["logits"].shape
-    searcher.params = {"logits": rng.normal(size=shape).astype(np.float32)}
-    rewards = task.rewards(task.table.test.mean(1))
-    searcher.baseline = float(rewards.mean())
-    points = task.table.points
-    active = np.ones((len(points), len(task.space.decisions)), np.float32)
-    log_p = searcher.policy.log_probs(searcher.params, np.array(points, np.int32), active)
-    weight = len(points) * np.exp(np.asarray(log_p))
-    advantage = rewards - searcher.baseline
-    exact = searcher.gradient(points, weight * advantage + searcher.baseline)["logits"]
-    sampled = []
-    for _ in range(batches):
-        drawn = searcher.ask(batch)
-        sampled.append(searcher.gradient(drawn, rewards[task.table.rows(drawn)])["logits"])
-    exact, mean = np.ravel(exact), np.ravel(np.mean(sampled, axis=0))
-    lengths = np.linalg.norm(exact), np.linalg.norm(mean)
-    return float(exact @ mean / np.prod(lengths)), float(lengths[1] / lengths[0])
-
-
-def document(task: Task, seeds: int) -> str:
-    """The page, measured now."""
-    found = {
-        (name, budget): [method(task, budget, seed) for seed in range(seeds)]
-        for budget in BUDGETS
+def run_seed(task: Task, *, supernets: bool) -> list[dict]:
+    """Returns a row for each target, method and budget."""
+    ways: dict[tuple[str, int], Callable[[str], Point]] = {
+        (name, budget): functools.partial(_call, method, task, budget)
         for name, method in METHODS.items()
+        for budget in BUDGETS
     }
-    table, steps = task.table, task.table.steps
-    rows = ["| | " + " | ".join(f"{b} trainings" for b in BUDGETS) + " |", "|-|-|-|-|"]
+    ways |= {(name, 0): functools.partial(untrained, name, task) for name in UNTRAINED}
+    if supernets:
+        ways |= {(n, cost): functools.partial(find, task) for n, (find, cost) in SUPERNETS.items()}
+    rows = []
+    for target in toy_truth.TARGETS:
+        for (method, budget), way in ways.items():
+            point = way(target)
+            row = {"seed": task.seed, "target": target, "method": method, "budget": budget}
+            rows.append(row | {"point": list(point), "regret": task.regret(target, point)})
+    return rows
 
-    def add(kind, value, methods=METHODS):
-        for name in methods:
-            cells = [
-                interval([value(r, seed) for seed, r in enumerate(found[name, b])]) for b in BUDGETS
-            ]
-            rows.append(f"| {kind}: {name} | " + " | ".join(cells) + " |")
 
-    evaluators = [name for name in METHODS if "policy gradient" in name]
-    add("regret", lambda r, seed: 100 * task.regret(r["point"], seed))
-    add("hypervolume, %", lambda r, seed: 100 * r["hypervolume"])
-    add("cost off target, %", lambda r, seed: 100 * abs(_madds(task, r) / task.target - 1))
-    add("Spearman of the evaluator with the truth", lambda r, seed: r["spearman"], evaluators)
-    add("part of its evaluator's optimum, %", lambda r, seed: 100 * r["of_optimum"], evaluators)
-    worst = min(r["of_optimum"] for b in BUDGETS for r in found[evaluators[0], b])
-    chance = np.mean([task.regret(p, s) for p in table.points for s in range(task.seeds)])
-    one = [agreement(table.validation[:, i], task.accuracy(i)).spearman for i in range(task.seeds)]
-    cosine, length = gradients(task)
-    return "\n".join(
-        [
-            "# Do the searches search?",
-            "",
-            "    python -m benchmarks.toy_truth && python -m benchmarks.toy_supernet",
-            "    python -m benchmarks.toy_search",
-            "",
-            f"The space `toy` on clutter. {table.describe()}",
-            "",
-            f"Every method takes the steps of so many trainings of {steps} steps, sees the "
-            f"validation split alone, and chooses by accuracy {toy_supernet.EXPONENT} |MAdds / "
-            f"{task.target:.3g} - 1|. What it chose is measured by the mean test accuracy of "
-            f"{task.seeds - 1} other trainings of that network. Means of {seeds} search seeds with "
-            "their 95% intervals (Student's t); regret in points of reward against the best of the "
-            "space, which is the best by a noisy mean: no method can be expected to reach 0. A "
-            f"network drawn blindly has {100 * chance:.1f}.",
-            "",
-            *rows,
-            "",
-            f"- One training of each network against the truth, Spearman: {np.mean(one):.2f}; "
-            f"reliability of the truth: {split_half_reliability(table.test):.2f}.",
-            f"- The policy gradient on the surrogate reached at worst {worst:.2%} of the "
-            "enumerated optimum.",
-            "- Why the supernet's own controller is hardly better than random search at "
-            f"{BUDGETS[-1]} trainings: the weights rank the networks well (Spearman above), but "
-            "the controller is rewarded by batches of 32 images, by weights that still change, "
-            "and has settled before they are good. The policy gradient on the weights as they "
-            "ended finds what they know, at no further training step.",
-            f"- The mean of 400 sampled gradients against the enumerated one: cosine {cosine:.4f}, "
-            f"length {length:.3f} of it.",
-            "",
+def _call(method: Method, task: Task, budget: int, target: str) -> Point:
+    return method(task, target, budget)
+
+
+def correlations(tasks: Sequence[Task]) -> dict[str, list[float]]:
+    """Spearman's correlation of several estimates with the truth, a value for each task."""
+    noted, found = toy_supernet.read(), {}
+    everything = {
+        "one training": lambda t: t.train(t.table.points),
+        "multiply-adds": lambda t: t.costs["madds"],
+    }
+    for name, estimate in everything.items():
+        found[name] = [agreement(estimate(t), t.truth).spearman for t in tasks]
+    for way in toy_supernet.WAYS:
+        some = [t for t in tasks if (way, t.seed) in noted]
+        found[f"supernet, {way}"] = [
+            agreement(noted[way, t.seed]["believed"], t.truth).spearman for t in some
         ]
-    )
+    return found
 
 
-def _madds(task: Task, result: dict) -> float:
-    return task.costs([result["point"]])["madds"].item()
+def read(path: Path = ROWS) -> list[dict]:
+    """Returns the rows of all seeds in a file."""
+    return [row for line in read_lines(path, parse_object) for row in line["rows"]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--truth", type=Path, default=TOY_TRUTH)
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=ROWS)
     flags = parser.parse_args()
-    text = document(Task(ToyTable(flags.truth)), flags.seeds)
-    if flags.out:
-        flags.out.write_text(text)
-    print(text)
+    table, problem, noted = ToyTable(flags.truth), make_problem(), toy_supernet.read()
+    done = {row["seed"] for row in read(flags.out)}
+    for seed in sorted(set(range(flags.first_seed, flags.seeds)) - done):
+        rows = run_seed(Task(table, problem, seed), supernets=("even", seed) in noted)
+        append_line(flags.out, {"seed": seed, "rows": rows})
+        print(seed, flush=True)
 
 
 if __name__ == "__main__":

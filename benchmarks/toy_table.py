@@ -1,4 +1,4 @@
-"""The table of all trained networks of the space `toy`, which benchmarks/toy_truth.py made."""
+"""The table of the networks that benchmarks/toy_truth.py has trained."""
 
 import csv
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ TOY_TRUTH = Path(__file__).parent / "toy_truth.csv"
 
 
 class ToyTable:
-    """Every network of the space `toy`, trained with several seeds, both briefly and longer.
+    """Every network of `toy_truth.SPACE`, trained with several seeds, both briefly and longer.
 
     Attributes:
       points: The networks.

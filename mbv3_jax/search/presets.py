@@ -198,11 +198,7 @@ def tiny() -> Space:
 
 
 def toy() -> Space:
-    """A space of 128 networks for 32 pixels, few enough to train all of them, to test searches.
-
-    Their accuracies on `clutter` are in benchmarks/toy_truth.csv. benchmarks/toy_truth.py, which
-    trained them, needs choices in ascending order and an expansion layer in every block.
-    """
+    """A space of 128 networks for 32 pixels, in which a search can be tried within minutes."""
     base: NetSpec = mobilenet_v3_small().replace(
         resolution=32, num_classes=15, bn_decay=0.9, dropout=0.0
     )

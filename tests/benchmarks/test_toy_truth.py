@@ -3,26 +3,24 @@ import numpy as np
 import pytest
 
 from benchmarks import toy_truth
+from benchmarks.toy_truth import SPACE
 from mbv3_jax.nn import functional
-from mbv3_jax.search.presets import preset
-
-TOY = preset("toy")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True])
 def test_a_part_of_the_largest_network_computes_the_smaller_one(train):
     # One block a stage, small kernels and expansions, no squeeze-and-excite.
-    point = (0,) * len(TOY.decisions)
-    own = TOY.to_spec(point)
-    large = TOY.to_spec(toy_truth.largest(TOY, point))
+    point = (0,) * len(SPACE.decisions)
+    own = SPACE.to_spec(point)
+    large = SPACE.to_spec(toy_truth.largest(SPACE, point))
     assert (len(own.blocks), len(large.blocks)) == (2, 4)
     variables = toy_truth.fresh(own, (1, 2))
     rng = np.random.default_rng(0)
     variables = jax.tree.map(
         lambda x: (x + 0.1 * rng.random(x.shape)).astype(np.float32), variables
     )
-    placed = toy_truth.place(TOY, point, variables)
+    placed = toy_truth.place(SPACE, point, variables)
     functional.check(large, placed)
     images = rng.standard_normal((4, 32, 32, 3)).astype(np.float32)
     run = jax.jit(lambda spec, v: functional.apply(spec, v, images, train=train), static_argnums=0)
@@ -34,19 +32,19 @@ def test_a_part_of_the_largest_network_computes_the_smaller_one(train):
 
 
 def test_the_mask_has_an_entry_for_every_weight():
-    for point in list(TOY.points())[::17]:
-        shapes = functional.shapes(TOY.to_spec(point))
+    for point in list(SPACE.points())[::17]:
+        shapes = functional.shapes(SPACE.to_spec(point))
         ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
-        mask = toy_truth.place(TOY, point, ones, gate=0.0)
+        mask = toy_truth.place(SPACE, point, ones, gate=0.0)
         assert sum(map(np.sum, jax.tree.leaves(mask))) == sum(
             x.size for x in jax.tree.leaves(shapes)
         )
-        if point == toy_truth.largest(TOY, point):
+        if point == toy_truth.largest(SPACE, point):
             assert min(map(np.min, jax.tree.leaves(mask))) == 1
 
 
 def test_fresh_weights_are_drawn_as_by_the_package():
-    spec = TOY.to_spec((1,) * len(TOY.decisions))
+    spec = SPACE.to_spec((1,) * len(SPACE.decisions))
     ours, theirs = toy_truth.fresh(spec, (0,)), functional.init(spec, jax.random.key(0))
     for path, theirs_leaf in jax.tree_util.tree_leaves_with_path(theirs):
         node = ours
