@@ -135,7 +135,7 @@ def test_the_noted_runs_are_whole():
         assert len(line["believed"]) == 128
         for point in line["points"].values():
             toy_truth.SPACE.check(point)
-    assert {r["seed"] for r in rows} == set(range(50))
+    assert {r["seed"] for r in rows} == set(range(20))
     table = ToyTable()
     assert table.test.shape == table.brief.shape == (128, 3)
     # The rows are of the table that stands beside them.
