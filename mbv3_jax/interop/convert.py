@@ -279,10 +279,10 @@ def _differences(ours: NetSpec, theirs: NetSpec) -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
             for key in a:
                 yield from walk(f"{path}.{key}" if path else key, a[key], b[key])
-        elif isinstance(a, tuple | list) and len(a) == len(b):
+        elif isinstance(a, tuple | list) and isinstance(b, tuple | list) and len(a) == len(b):
             for i, (x, y) in enumerate(zip(a, b, strict=True)):
                 yield from walk(f"{path}[{i}]", x, y)
-        elif isinstance(a, tuple | list):
+        elif isinstance(a, tuple | list) and isinstance(b, tuple | list):
             yield f"{path}: {len(a)} here, {len(b)} there"
         elif a != b:
             yield f"{path}: {a!r} here, {b!r} there"

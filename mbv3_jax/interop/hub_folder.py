@@ -177,7 +177,7 @@ def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
 def _nested(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The inverse of `_leaves`; ValueError if there is none."""
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for name, value in tensors.items():
+    for name, value in sorted(tensors.items(), key=lambda item: item[0]):  # outer names first
         *parents, leaf = name.split(".")
         node = variables
         for parent in parents:

@@ -92,7 +92,7 @@ class Table:
             "threads": self.threads,
             "machine": self.machine,
             "versions": self.versions,
-            "pieces": [dataclasses.asdict(p) | {"ms": ms} for p, ms in self.pieces.items()],
+            "pieces": [_fields_of(p) | {"ms": ms} for p, ms in self.pieces.items()],
             "networks": [
                 {"ms": w.ms, "held_out": w.held_out, "spec": dataclasses.asdict(w.spec)}
                 for w in self.wholes
@@ -161,13 +161,23 @@ def describe_setup(table: Table) -> str:
     return f"{LABELS.get(table.target, table.target)}, {threads}, {machine}"
 
 
+def _fields_of(piece: Piece) -> dict[str, Any]:
+    """The fields of a piece, as tables had them before an input could be other than square."""
+    fields = dataclasses.asdict(piece)
+    return fields if piece.width else {k: v for k, v in fields.items() if k != "width"}
+
+
 def table_to_csv(pieces: Mapping[Piece, float | None]) -> str:
-    """Returns a line for each piece: its fields, `file` (as `write_piece` names it), and `ms`."""
+    """Returns a line for each piece: its fields, `file` (as `write_piece` names it), and `ms`.
+
+    There is a column for the width only if an input is not square.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([field.name for field in _FIELDS] + ["file", "ms"])
+    names = [f.name for f in _FIELDS if f.name != "width" or any(p.width for p in pieces)]
+    writer.writerow([*names, "file", "ms"])
     for piece, ms in pieces.items():
-        values = dataclasses.astuple(piece)
+        values = [getattr(piece, name) for name in names]
         writer.writerow([*values, f"{piece.name}.tflite", "" if ms is None else ms])
     return out.getvalue()
 
@@ -183,13 +193,13 @@ def table_from_csv(text: str, name: str = "CSV") -> dict[Piece, float]:
       UsageError: A column is missing, or a value is wrong; the message names the line.
     """
     rows = csv.DictReader(io.StringIO(text))
-    columns = {field.name for field in _FIELDS} | {"ms"}
+    columns = {field.name for field in _FIELDS if field.name != "width"} | {"ms"}
     if missing := sorted(columns - set(rows.fieldnames or ())):
         raise UsageError(f"{name}: has no column {', '.join(missing)}")
     pieces: dict[Piece, float] = {}
     for row in rows:
         try:
-            fields = {f.name: _parse(f.type, row[f.name]) for f in _FIELDS}
+            fields = {f.name: _parse(f.type, row[f.name]) for f in _FIELDS if f.name in row}
             if fields["kind"] not in KINDS:
                 raise ValueError(f"kind {fields['kind']!r}, expected one of {KINDS}")
             if row["ms"].strip():

@@ -34,4 +34,4 @@ def read_archive(path: Path) -> dict[str, Any] | None:
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}") from e
     except (zipfile.BadZipFile, ValueError) as e:
-        raise RunError(f"{path}: its metadata is damaged: {e}") from e
+        raise RunError(f"{path} has no metadata of this package: {e}") from e

@@ -226,3 +226,11 @@ def test_the_command_needs_a_space(tmp_path):
     arguments = ["latency", "measure", f"--out={tmp_path / 't.json'}"]
     assert __main__.main([*arguments, "--space=none"]) == 2
     assert __main__.main([*arguments, "--space=toy", "--only-files"]) == 2
+
+
+def test_the_width_is_in_a_table_only_where_it_is_another_than_the_height():
+    for resolution in (64, (64, 96)):
+        found = dict.fromkeys(pieces(build("mobilenet_v3_small", resolution=resolution)), 0.5)
+        text = table_to_csv(found)
+        assert ("width" in text.splitlines()[0].split(",")) == (resolution != 64)
+        assert table_from_csv(text) == found

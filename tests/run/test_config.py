@@ -65,7 +65,10 @@ def test_one_duration_can_replace_another(tiny_config):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("--config.nope=1", ["config has no field 'nope'", "accum_steps, augment, batch_size"]),
+        (
+            "--config.nope=1",
+            ["config has no field 'nope'", "accum_steps, augment, average_ep"],
+        ),
         ("--config.net.nope=1", ["config.net has no field 'nope'", "width, width_rule"]),
         ("--config.nope=None", ["config has no field 'nope'"]),
         ("--noconfig.net.nope", ["config.net has no field 'nope'"]),

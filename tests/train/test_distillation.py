@@ -324,14 +324,7 @@ def exported(tmp_path_factory, other):
         target = formats.Target(file_format="stablehlo", input_dtype=dtype, batch=batch)
         file = formats.write(other, target)
         if described:
-            entries = metadata.describe(
-                other,
-                file_format="stablehlo",
-                precision="float32",
-                batch=batch,
-                input_dtype=dtype,
-                origin={},
-            )
+            entries = metadata.describe(other, target, origin={})
             file = metadata.attach(file, "stablehlo", entries)
         path = tmp_path_factory.mktemp("exported") / "big.stablehlo"
         path.write_bytes(file)

@@ -171,5 +171,5 @@ def test_a_metric_that_is_not_defined_here_is_said(tiny_config, tmp_path, monkey
         return {name: value for name, value in values.items() if name != "auc"}
 
     monkeypatch.setattr(Experiment, "evaluate", measured)
-    with pytest.raises(RunError, match=r"^auc: not defined for these held-out images, which are "):
+    with pytest.raises(RunError, match=r"^auc: not defined for these held-out images, whose "):
         loop.train(tiny_config(*flags), tmp_path)

@@ -81,7 +81,7 @@ WRONG = [
     ("batch_size=0", "batch_size: got 0, expected a whole number of at least 1"),
     ("eval_batch_size=15", "eval_batch_size: got 15, which 2 devices do not divide"),
     ("accum_steps=3", "batch_size: got 8, which 2 devices times accum_steps 3 do not divide"),
-    ("optimizer.name=adam", "optimizer.name: got 'adam', expected one of 'rmsprop_tf', 'sgd'"),
+    ("optimizer.name=adm", "optimizer.name: got 'adm', expected one of 'rmsprop_tf', 'sgd'"),
     ("optimizer.nesterov=True", "'rmsprop_tf' has no option nesterov; its options: eps, momentum"),
     ("optimizer.decay_rule=x", "optimizer.decay_rule: got 'x', expected one of 'kernels'"),
     (
@@ -91,7 +91,10 @@ WRONG = [
     ("loss.gamma=1.0", "loss: 'cross_entropy' has no option gamma; its options: label_smoothing"),
     ("loss.class_weights=even", "loss.class_weights: got 'even', expected 'balanced' or 10 numb"),
     ("loss.class_weights=1,2", "loss.class_weights: got (1, 2), expected 'balanced' or 10 number"),
-    ("schedule.factor=0.5", "schedule: 'cosine' has no option factor; its options: decay_from"),
+    (
+        "schedule.factor=0.5",
+        "schedule: 'cosine' has no option factor; its options: cooldown",
+    ),
     (
         "schedule.warmup_steps=99",
         "schedule.warmup_steps: got 99 (99 steps), but total_steps=24 is only 24 steps; set "

@@ -140,7 +140,11 @@ def with_focal(monkeypatch):
 
 
 def test_another_loss_is_one_entry(with_focal):
-    assert with_focal.fields() == {"label_smoothing": float, "gamma": float}
+    assert with_focal.fields() == {
+        "label_smoothing": float,
+        "target_threshold": float,
+        "gamma": float,
+    }
     logits, labels = jnp.asarray(LOGITS), jnp.asarray(LABELS)
     p = np.exp(LOG_P[[0, 1], LABELS])
     for gamma in (1.0, 2.0):
@@ -157,7 +161,7 @@ def test_another_loss_is_one_entry(with_focal):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("hinge", {}, r"^loss.name: got 'hinge', expected one of 'cross_entropy', 'focal'"),
+        ("hinge", {}, r"^loss.name: got 'hinge', expected one of 'cross_entropy', 'bce', "),
         ("focal", {"label_smoothing": 0.1}, r"^loss: 'focal' has no option label_smoothing; its "),
         ("cross_entropy", {"gamma": 1.0}, r"^loss: 'cross_entropy' has no option gamma; its opti"),
     ],
