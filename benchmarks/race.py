@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.task import Task
-from main import HUGE_PAGES
+from mbv3_jax.cli import HUGE_PAGES
 
 
 @dataclasses.dataclass
