@@ -521,3 +521,9 @@ def test_surplus_and_missing_tensors(tmp_path, other_model):
         safetensors.save_file(changed, path)
         with pytest.raises(RunError, match=f"(?s)does not fit together: .*{reason}"):
             hub_folder.read(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("names", [("params.a", "params.a.x"), ("params.a.x", "params.a")])
+def test_a_tensor_inside_a_tensor_is_found_in_either_order(names):
+    with pytest.raises(ValueError, match=r"params\.a\.x lies in a tensor"):
+        hub_folder._nested(dict.fromkeys(names, np.zeros(1)))
