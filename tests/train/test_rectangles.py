@@ -23,7 +23,7 @@ from mbv3_jax.search.presets import preset
 from mbv3_jax.train import loop
 from mbv3_jax.train.inference import Inference
 
-HEIGHT, WIDTH = 32, 56
+HEIGHT, WIDTH = 32, 54  # of which a half is odd: the paddings of rows and columns differ
 WIDE = f"--config.net.resolution=({HEIGHT}, {WIDTH})"
 
 
