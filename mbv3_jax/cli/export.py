@@ -76,7 +76,7 @@ def add_parsers(commands) -> None:
         metavar="N",
         help="how many images to check the file with, or all; default 128",
     )
-    group = export.add_argument_group("quantisation after training, for --precision=int8")
+    group = export.add_argument_group("quantization after training, for --precision=int8")
     group.add_argument(
         "--calibration", type=positive, metavar="N", help="training images to use; default 512"
     )

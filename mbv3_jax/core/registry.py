@@ -138,7 +138,8 @@ def bind_options(
     if unknown:
         message = f"{path}: {name!r} has no option {', '.join(unknown)}; its options: {listed}"
         if not path.startswith("--"):  # a configuration has set them for another one
-            message += f"; {' '.join(f'--config.{path}.{key}=None' for key in unknown)} clears them"
+            flags = " ".join(f"--config.{path}.{key}=None" for key in unknown)
+            message += f"; {flags} {'clears it' if len(unknown) == 1 else 'clear them'}"
         raise ValueError(message)
     required = {p.name for p in _options(factory) if p.default is p.empty}
     missing = sorted(required - set(kwargs))
