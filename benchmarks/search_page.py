@@ -46,17 +46,18 @@ def interval(values) -> str:
     return f"{np.mean(values):.2f} ± {half_width(values):.2f}"
 
 
-PAGE = """# Do the searches search?
+PAGE = """# Comparison of searchers
 
     mbv3 search table accel_nasbench --out=accel_nasbench.json
     export OPENBLAS_NUM_THREADS=1
     python -m benchmarks.search --table=accel_nasbench.json --out=search.jsonl
     python -m benchmarks.search_page --rows=search.jsonl --page=benchmarks/SEARCH.md
 
-On the table of Accel-NASBench: ImageNet top-1 after a short recipe, and times on devices, of 5,138
-networks of a space of 10^11. A search is told the accuracy of any network of the space by a
-predictor that is fitted to one half of the table, with the noise of one training ({noise} points;
-`benchmarks/search.py` says where it is from). Nothing that it was told judges what it found:
+On the table of Accel-NASBench: ImageNet top-1 after a short recipe, and times on devices. It
+has 5,138 results of 5,125 networks, of a space of 10^11. A search is told the accuracy of any
+network of the space by a predictor that is fitted to one half of the table, with the noise of
+one training ({noise} points; `benchmarks/search.py` says where it is from). Nothing that it was
+told judges what it found:
 
 - *regret* is by the same predictor without noise, the mean of all seeds there could be: how many
   points the best network of the space has more, as far as any search has found it.
