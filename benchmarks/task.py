@@ -15,6 +15,7 @@ class Task:
     kind: "train" (forward, backward, TensorFlow-style RMSProp update) or "infer"; for one
       depthwise layer "forward" or "gradients" (by input and by kernel, forward included).
     network: a name of `mbv3_jax.arch.build`.
+    width: of the network's channels; other than 1 only for `ours`.
     batch, resolution: of the images, [batch, resolution, resolution, 3] float32 contents.
     threads: CPU threads that the contender may use.
     dtype: "float32" or "bfloat16" (autocast where the contender is PyTorch).
@@ -29,6 +30,7 @@ class Task:
     threads: int
     dtype: str = "float32"
     layer: str = ""
+    width: float = 1.0
     images: str = ""
 
     def to_json(self) -> str:

@@ -17,7 +17,7 @@ from mbv3_jax.train.step import make_train_step
 
 def setup(task: Task):
     """See `benchmarks.contenders`. Training starts from uint8 images, as in a real run."""
-    spec = build(task.network, resolution=task.resolution)
+    spec = build(task.network, resolution=task.resolution, width=task.width)
     compute = Compute(dtype=task.dtype)
     generator = np.random.default_rng(0)
     shape = (task.batch, task.resolution, task.resolution, 3)

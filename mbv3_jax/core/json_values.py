@@ -172,7 +172,9 @@ def _build_object(value: dict, kind: Any, level: int) -> Any:
     try:
         for name, item in value.items():
             _check_text(name)
-            built[name] = _build(item, fields.get(name, others), level + 1)
+            of_item = fields.get(name, others)
+            as_it_is = type(item) in _unchanged(of_item)  # most of what long files hold
+            built[name] = item if as_it_is else _build(item, of_item, level + 1)
         for name in fields:
             if name in required and name not in value:
                 raise _Misfit(f"missing, expected {_describe(fields[name])}")
@@ -242,6 +244,15 @@ def _json_type(kind: Any) -> type | None:
     if dataclasses.is_dataclass(origin) or typing.is_typeddict(origin):
         return dict
     return types.NoneType if origin is None else origin
+
+
+@functools.cache
+def _unchanged(kind: Any) -> frozenset[type]:
+    """The types whose values `_build` always returns as they are."""
+    origin, members = _parts(kind)
+    is_union = origin in (types.UnionType, typing.Union)
+    found = {_json_type(member) for member in (members if is_union else (kind,))}
+    return frozenset(t for t in (float, bool, types.NoneType) if t in found or None in found)
 
 
 @functools.cache

@@ -7,7 +7,6 @@ theme.
 import io
 import itertools
 import re
-import statistics
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from html import escape
 from typing import Any, Literal
 
 import matplotlib
+import numpy as np
 from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -111,22 +111,21 @@ def training_curves(
     with style():
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
-        values: list[float] = []
+        every: list[np.ndarray] = []
         for trial, (line, colour) in zip(trials, itertools.cycle(LINE_STYLES), strict=False):
-            by_step: dict[int, list[float]] = {}
-            for run in trial.runs:
-                for record in run.records:
-                    if record["kind"] == kind and metric in record:
-                        by_step.setdefault(record["step"], []).append(record[metric] * scale)
-            if not by_step:
+            records = [r for run in trial.runs for r in run.records]
+            wanted = [r for r in records if r["kind"] == kind and metric in r]
+            if not wanted:
                 continue
-            values += itertools.chain(*by_step.values())
-            steps = sorted(by_step)
-            mean = [statistics.fmean(by_step[s]) for s in steps]
+            values = np.array([r[metric] for r in wanted], float) * scale
+            steps, place, seeds = np.unique(
+                [r["step"] for r in wanted], return_inverse=True, return_counts=True
+            )
+            every.append(values)
             marker = "o" if kind == "eval" else None
             axes.plot(
                 steps,
-                mean,
+                np.bincount(place, values) / seeds,
                 line,
                 color=colour,
                 lw=1.4,
@@ -134,15 +133,17 @@ def training_curves(
                 ms=3,
                 label=printable(trial.name),
             )
-            if any(len(seeds) > 1 for seeds in by_step.values()):
-                low, high = ([of(by_step[s]) for s in steps] for of in (min, max))
+            if seeds.max() > 1:
+                order = np.argsort(place, kind="stable")
+                starts = np.cumsum(seeds) - seeds
+                low, high = (of.reduceat(values[order], starts) for of in (np.minimum, np.maximum))
                 axes.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
-        if not values:
+        if not every:
             return None
         axes.set(xlabel="step", ylabel=f"{label}, {data}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if metric == "loss":
-            choose_scale(axes, "y", values)
+            choose_scale(axes, "y", np.concatenate(every))
         axes.legend(ncols=1 + (len(trials) > 4))
         return to_svg(figure, f"{label} on {data} by training step")
 
