@@ -1,8 +1,8 @@
 """Is what search/small finds better than what needs no search? Every network here is trained.
 
 python -m benchmarks.laptop_search --workdir=DIR --out=benchmarks/laptop_search.jsonl
-  Runs the search with five seeds, for multiply-adds, about an hour each on 2 cores. Run the same
-  command again to resume.
+  Runs the search with five seeds, for multiply-adds, about an hour each on one core. Run the same
+  command again to resume. With --seeds=0 only that seed; so each core can have one.
 python -m benchmarks.laptop_search --describe --out=benchmarks/laptop_search.jsonl
   Prints the tables of docs/architecture_search.md.
 
@@ -138,12 +138,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--workdir", type=Path, default=Path("runs/laptop_search"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--describe", action="store_true")
     flags = parser.parse_args()
     if not flags.describe:
         done = {r["seed"] for r in read_lines(flags.out, parse_object)}
-        for seed in range(flags.seeds):
+        for seed in flags.seeds:
             if seed not in done:
                 folder = flags.workdir / str(seed)
                 append_line(flags.out, Comparison(seed, folder, Console()).run())
