@@ -3,6 +3,9 @@
 import sys
 
 if __name__ == "__main__":
+    from mbv3_jax.core.signals import hold_stop_signals
+
+    hold_stop_signals()
     from mbv3_jax.cli import quieten_xla, use_huge_pages
 
     quieten_xla()

@@ -9,8 +9,8 @@
     print(mbv3_jax.cost.madds(spec))
     model = mbv3_jax.load("runs/small")
 
-Importing the package imports only the standard library; JAX follows at the first call of `init`,
-`apply`, `features` or `load`.
+Importing the package imports only the standard library, and little of that; JAX follows at the
+first call of `init`, `apply`, `features` or `load`.
 """
 
 from __future__ import annotations
@@ -20,16 +20,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbv3_jax.arch import NetSpec, build, cost
-
 if TYPE_CHECKING:
     import jax
 
+    from mbv3_jax.arch import NetSpec, build, cost
     from mbv3_jax.nn.functional import FeatureMap, Variables
     from mbv3_jax.nn.modules import Compute
     from mbv3_jax.run.model import Model
 
 __all__ = ["NetSpec", "apply", "build", "cost", "features", "init", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("NetSpec", "build", "cost"):
+        from mbv3_jax.arch import NetSpec, build, cost
+
+        return {"NetSpec": NetSpec, "build": build, "cost": cost}[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def init(spec: NetSpec, key: jax.Array) -> Variables:

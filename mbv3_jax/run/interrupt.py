@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from mbv3_jax.core.errors import Preempted
-from mbv3_jax.run.processes import STOP_SIGNALS, Peers
+from mbv3_jax.core.signals import STOP_SIGNALS
+from mbv3_jax.run.processes import Peers
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ def stops_at_once() -> Iterator[None]:
     previous: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # see cli.use_huge_pages
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # see hold_stop_signals
     try:
         yield
     finally:

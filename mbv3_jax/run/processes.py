@@ -56,10 +56,8 @@ from mbv3_jax.core.errors import (
     first_line,
 )
 from mbv3_jax.core.json_values import parse_json
+from mbv3_jax.core.signals import STOP_SIGNALS
 
-# SIGTERM announces the end of a machine (Kubernetes, Google's spot and maintenance notices, SLURM
-# before it kills); SIGUSR1 is what SLURM's --signal=USR1@SECONDS sends.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # How long a process waits for a silent or stalled one, in seconds.
 PATIENCE = 300.0
 _COMPILING = 10.0  # times patience
@@ -372,18 +370,39 @@ class Peers:
         Python is not finalised: JAX may abort in a thread of its own when the first process has
         left, and `on_abort` needs Python to answer with `code`.
         """
+        from jax._src import distributed
+
         self._code, self._closed = code, True
-        atexit._run_exitfuncs()  # among them JAX's, which waits for the others
+        if code:
+            # JAX would wait for the others at its exit, and report with a native trace that they
+            # end without it.
+            state = distributed.global_state
+            self._service, state.client, state.service = state.service, None, None
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
+        if code:
+            self._leave_last()
         os._exit(code)
+
+    def _leave_last(self) -> None:
+        """Waits in the first process for the others: JAX aborts them once its service is gone."""
+        with contextlib.suppress(Exception):  # as in _read
+            self._client.key_value_set(f"peers/left/{self.index}", "-", True)
+        deadline = time.monotonic() + min(self.patience, 2 * _GRACE)
+        others = {f"left/{i}" for i in range(1, self.count)}
+        while self.index == 0 and time.monotonic() < deadline:
+            have_left = others <= self._read().keys()
+            time.sleep(0.2)
+            if have_left:
+                return
 
     def end_after_loss(self, error: BaseException) -> NoReturn:
         """Ends the process after a collective has failed because another process has died."""
         deadline = time.monotonic() + min(_GRACE, self.patience)
         while time.monotonic() < deadline:
             if failure := self._failure(self._read()):
-                self._end(*failure)
+                self._follow(*failure)
             time.sleep(0.2)
         reason = str(error).strip().splitlines()[0][:200]
         self._end(f"another process of this run has died ({reason})", EXIT_RESTART)
@@ -422,7 +441,7 @@ class Peers:
                 self._agree_where_to_stop()
             if failure := self._failure(entries):
                 time.sleep(_GRACE)
-                self._end(*failure)
+                self._follow(*failure)
             self._check_alive(entries)
             if time.monotonic() > self._deadline and not self._closed:
                 self._end(self._stalled(), EXIT_RESTART)
@@ -454,6 +473,11 @@ class Peers:
                 behind.append(f"process {i}")
         who = f"; not there yet: {', '.join(behind)}" if behind else ""
         return f"no step or batch ended within the limit (--patience {self.patience:g} s){who}"
+
+    def _follow(self, message: str, code: int) -> NoReturn:
+        """Ends the process because another one has reported a failure."""
+        self._leave_last()
+        self._end(message, code)
 
     def _end(self, message: str, code: int) -> NoReturn:
         end_process(f"{self.name}: {message}", code if self._code is None else self._code)

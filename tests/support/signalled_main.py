@@ -1,8 +1,8 @@
 """main.py that sends itself a signal: python signalled_main.py SIGNAL@MOMENT FLAGS...
 
-Moments: meeting (a second after it has begun to wait for other processes), step7 (before the
-seventh step of this process), evaluation (in its first, before the second batch). "never" in place
-of both sends nothing.
+Moments: meeting (a second after it has begun to wait for other processes), met (when they have met,
+before anything is trained), step7 (before the seventh step of this process), evaluation (in its
+first, before the second batch). "never" in place of both sends nothing.
 """
 
 import os
@@ -40,11 +40,24 @@ def while_they_meet(name):
     jax.distributed.initialize = initialize
 
 
+def once_they_have_met(name):
+    """Sends the signal before anything else is done together."""
+    original = train.start_processes
+
+    def start_processes(*args, **how):
+        original(*args, **how)
+        os.kill(os.getpid(), getattr(signal, name))
+
+    train.start_processes = start_processes
+
+
 name, _, moment = sys.argv[1].partition("@")
 if moment == "evaluation":
     at_call(evaluate, 2, name)
 elif moment == "meeting":
     while_they_meet(name)
+elif moment == "met":
+    once_they_have_met(name)
 elif moment:
     at_call(loop, int(moment.removeprefix("step")), name)
 sys.exit(train.main(sys.argv[2:]))

@@ -118,6 +118,51 @@ def test_a_signal_while_the_processes_meet_is_answered_at_once(tmp_path, name, w
     assert "trace" not in err.lower() and "error" not in err.lower()
 
 
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_preempted_alone_ends_all_at_once(tmp_path, victim):
+    """The first one has the service that JAX's exit, and its alarms, are about."""
+    signals = ["never", "never"]
+    signals[victim] = "SIGTERM@met"
+    results = run(2, f"--workdir={tmp_path / 'run'}", signals=signals, patience=300, timeout=120)
+    assert [code for code, _ in results] == [75, 75]
+    said = "preempted before anything was trained"
+    assert results[victim][1].strip() == f"process {victim} of 2: {said}"
+    assert results[1 - victim][1].strip() == (
+        f"error: process {1 - victim} of 2: process {victim} ended: {said}; run the same command "
+        "again to resume from the last checkpoint, if there is one"
+    )
+
+
+@pytest.mark.parametrize("start", ['run_path("main.py"', 'run_module("mbv3_jax", alter_sys=True'])
+def test_a_signal_while_python_imports_waits_too(tmp_path, start):
+    command = [sys.executable, "-c", IMPORTS.replace("START(", f"{start}, ")]
+    command += ["train"] if "module" in start else []
+    command += [f"--config={TINY}", f"--workdir={tmp_path / 'run'}"]
+    environ = {"GLIBC_TUNABLES": "", **os.environ}  # it starts only once
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 75, done.stderr
+    assert done.stderr.strip() == "preempted before anything was trained"
+
+
+# Sends the signal at the first import that takes time.
+IMPORTS = """
+import os
+import runpy
+import signal
+import sys
+
+
+class Signals:
+    def find_spec(self, name, *_):
+        if name in ("mbv3_jax.arch", "mbv3_jax.cli"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+sys.meta_path.insert(0, Signals())
+runpy.START(run_name="__main__")
+"""
+
+
 def test_a_signal_while_a_process_starts_waits_until_it_can_be_answered(tmp_path):
     """main.py starts itself again, which would take it back to the default: to die with 143."""
     environ = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
