@@ -158,6 +158,8 @@ ROOMS = {
         "mbv3_jax.sweep.executors.base",
         "mbv3_jax.sweep.executors.local",
         "mbv3_jax.sweep.executors.slurm",
+        "mbv3_jax.sweep.executors.jobsets",
+        "mbv3_jax.sweep.executors.gcluster",
         "mbv3_jax.sweep.executors.xpk",
         "mbv3_jax.sweep.executors.skypilot",
     ],

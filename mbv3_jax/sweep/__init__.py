@@ -2,6 +2,6 @@
 
 `combinators.py` makes lists of trials; a file under `configs/ablations/` returns one. `plan.py`
 reads such a file and refuses what is wrong. `executors/` write job descriptions for local
-processes, SLURM, xpk and SkyPilot. `runner.py` submits, watches and retries; `state.py` reads and
-writes what is on disk about a sweep; `view.py` shows it.
+processes, SLURM, Cluster Toolkit, xpk and SkyPilot. `runner.py` submits, watches and retries;
+`state.py` reads and writes what is on disk about a sweep; `view.py` shows it.
 """

@@ -125,7 +125,8 @@ def run(arguments: Sequence[str], *, what: str) -> str:
     Raises:
       RunError: it failed; the message has the end of its output.
     """
-    done = subprocess.run(arguments, capture_output=True, text=True)
+    # A question would not be seen, as the output is not: it is answered by the end of the input.
+    done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         output = (done.stderr.strip() or done.stdout.strip()).splitlines()[-5:]
         raise RunError(f"{what}: {arguments[0]} failed: " + "\n".join(output))

@@ -2,63 +2,19 @@
 
 import dataclasses
 import shlex
-import subprocess
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NotRequired, TypedDict
 
 from mbv3_jax.core.checks import check_whole
 from mbv3_jax.core.packages import install
-from mbv3_jax.sweep.executors.base import (
-    ENDED,
-    EXIT_RESTART,
-    QUEUED,
-    RUNNING,
-    Status,
-    label,
-    need,
-    next_free,
-    parse_answer,
-    run,
-)
+from mbv3_jax.sweep.executors import jobsets
+from mbv3_jax.sweep.executors.base import EXIT_RESTART, Status, label, need, next_free, run
 from mbv3_jax.sweep.plan import Job
-
-
-class _Metadata(TypedDict):
-    name: str
-
-
-class _Condition(TypedDict):
-    type: str
-    status: str
-    message: NotRequired[str]
-
-
-class _JobSetStatus(TypedDict):
-    conditions: NotRequired[list[_Condition]]
-
-
-class _JobSetSpec(TypedDict):
-    suspend: NotRequired[bool]
-
-
-class _JobSet(TypedDict):
-    metadata: _Metadata
-    spec: _JobSetSpec
-    status: NotRequired[_JobSetStatus]
-
-
-class _JobSets(TypedDict):
-    """What is read of what kubectl lists."""
-
-    items: list[_JobSet]
-
 
 _NAME_LIMIT = 39  # xpk's validators.py: less than 40 characters
 _XPK = f"{install('xpk')}, in an environment of its own"
-_KUBECTL = "see https://kubernetes.io/docs/tasks/tools/; xpk needs it too"
 
 
 def make(
@@ -130,7 +86,7 @@ class Xpk:
     code: str
     outlives = True
     interval = 30.0
-    programs = types.MappingProxyType({"xpk": _XPK, "kubectl": _KUBECTL})
+    programs = types.MappingProxyType({"xpk": _XPK, "kubectl": jobsets.KUBECTL})
 
     def command(self, job: Job) -> list[str]:
         return ["python", "main.py", *job.arguments, f"--workdir={self.folder}/{job.name}"]
@@ -162,32 +118,7 @@ class Xpk:
         return handles
 
     def poll(self, handles: Mapping[str, str]) -> dict[str, Status]:
-        listing = [need("kubectl", _KUBECTL), "get", "jobsets.jobset.x-k8s.io", "--output=json"]
-        done = subprocess.run(listing, capture_output=True, text=True)
-        if done.returncode:  # the cluster does not answer at the moment
-            return {}
-        answer = parse_answer("kubectl", done.stdout, _JobSets)
-        jobsets = {item["metadata"]["name"]: item for item in answer["items"]}
-        gone = Status(ENDED, None, "the JobSet is no longer on the cluster")
-        return {
-            name: _status(jobsets[handle]) if handle in jobsets else gone
-            for name, handle in handles.items()
-        }
+        return jobsets.poll(handles)
 
     def cancel(self, handles: Mapping[str, str]) -> None:
-        if handles:
-            kubectl = need("kubectl", _KUBECTL)
-            arguments = [kubectl, "delete", "jobsets.jobset.x-k8s.io", "--ignore-not-found"]
-            run([*arguments, *handles.values()], what="cancelling")
-
-
-def _status(jobset: _JobSet) -> Status:
-    listed = jobset.get("status", {}).get("conditions", [])
-    conditions = {c["type"]: c for c in listed if c["status"] == "True"}
-    if "Completed" in conditions:
-        return Status(ENDED, 0)
-    if "Failed" in conditions:
-        return Status(ENDED, None, conditions["Failed"].get("message", "the JobSet failed"))
-    if jobset["spec"].get("suspend"):  # by Kueue, until the cluster has capacity
-        return Status(QUEUED, reason="waits for capacity in the cluster")
-    return Status(RUNNING)
+        jobsets.cancel(handles)

@@ -1,0 +1,89 @@
+"""JobSets on a GKE cluster with Kueue: what kubectl says of them, and how it stops them.
+
+Several tools submit trials as JobSets; they differ in how they write one.
+"""
+
+import subprocess
+from collections.abc import Mapping
+from typing import NotRequired, TypedDict
+
+from mbv3_jax.sweep.executors.base import (
+    ENDED,
+    QUEUED,
+    RUNNING,
+    Status,
+    need,
+    parse_answer,
+    run,
+)
+
+KUBECTL = "see https://kubernetes.io/docs/tasks/tools/"
+_KIND = "jobsets.jobset.x-k8s.io"
+
+
+class _Metadata(TypedDict):
+    name: str
+
+
+class _Condition(TypedDict):
+    type: str
+    status: str
+    message: NotRequired[str]
+
+
+class _JobSetStatus(TypedDict):
+    conditions: NotRequired[list[_Condition]]
+
+
+class _JobSetSpec(TypedDict):
+    suspend: NotRequired[bool]
+
+
+class _JobSet(TypedDict):
+    metadata: _Metadata
+    spec: _JobSetSpec
+    status: NotRequired[_JobSetStatus]
+
+
+class _JobSets(TypedDict):
+    """What is read of what kubectl lists."""
+
+    items: list[_JobSet]
+
+
+def poll(handles: Mapping[str, str]) -> dict[str, Status]:
+    """The status of the JobSets of these names; empty if the cluster does not answer."""
+    listing = [need("kubectl", KUBECTL), "get", _KIND, "--output=json"]
+    done = subprocess.run(listing, capture_output=True, text=True)
+    if done.returncode:
+        return {}
+    answer = parse_answer("kubectl", done.stdout, _JobSets)
+    jobsets = {item["metadata"]["name"]: item for item in answer["items"]}
+    gone = Status(ENDED, None, "the JobSet is no longer on the cluster")
+    return {
+        name: _status(jobsets[handle]) if handle in jobsets else gone
+        for name, handle in handles.items()
+    }
+
+
+def cancel(handles: Mapping[str, str]) -> None:
+    """Deletes the JobSets of these names, as far as they exist.
+
+    Raises:
+      RunError: the cluster refuses.
+    """
+    if handles:
+        arguments = [need("kubectl", KUBECTL), "delete", _KIND, "--ignore-not-found"]
+        run([*arguments, *handles.values()], what="cancelling")
+
+
+def _status(jobset: _JobSet) -> Status:
+    listed = jobset.get("status", {}).get("conditions", [])
+    conditions = {c["type"]: c for c in listed if c["status"] == "True"}
+    if "Completed" in conditions:
+        return Status(ENDED, 0)
+    if "Failed" in conditions:
+        return Status(ENDED, None, conditions["Failed"].get("message", "the JobSet failed"))
+    if jobset["spec"].get("suspend"):  # by Kueue, until the cluster has capacity
+        return Status(QUEUED, reason="waits for capacity in the cluster")
+    return Status(RUNNING)
