@@ -157,4 +157,6 @@ def _print(report, target, out: Path) -> None:
         print("top-1: " + ", ".join(f"{name} {v:.2%}" for name, v in report.top1.items()))
     if report.note:
         print(printable(f"note: {report.note}"))
+    if report.readable_until:
+        print(f"JAX promises to read it until {report.readable_until}")
     print(f"{out}: {report.size / 1e6:.2f} MB")

@@ -1,7 +1,7 @@
 """From a trained network to the bytes of a file: TFLite, ONNX or StableHLO.
 
 TFLite and ONNX have modules of their own. StableHLO is a call of `jax.export`; it is portable
-across devices, and stable across versions of JAX.
+across devices, and for some time across versions of JAX, see `run.exported`.
 """
 
 import collections

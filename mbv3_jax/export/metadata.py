@@ -20,6 +20,7 @@ from mbv3_jax.core.json_values import parse_json
 from mbv3_jax.export import onnx
 from mbv3_jax.export.formats import Target
 from mbv3_jax.run.archive import METADATA, read_archive
+from mbv3_jax.run.exported import promise
 from mbv3_jax.run.model import Model
 
 _LABELS = "labels.txt"
@@ -53,7 +54,7 @@ def describe(model: Model, target: Target, origin: Mapping) -> dict:
     note = model.sigmoid_note
     shape = [n, channels, height, width] if channels_first else [n, height, width, channels]
     colours = _COLOURS.get(channels, f"{channels} channels")
-    return {
+    entries = {
         "network": spec.name,
         "precision": target.precision,
         "input": {
@@ -75,6 +76,9 @@ def describe(model: Model, target: Target, origin: Mapping) -> dict:
         "origin": dict(origin),
         "made_by": f"mbv3_jax, jax {jax.__version__}",
     }
+    if target.file_format == "stablehlo":
+        entries["jax_export"] = promise()
+    return entries
 
 
 def attach(file: bytes, file_format: str, entries: Mapping) -> bytes:

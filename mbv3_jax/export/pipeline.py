@@ -45,6 +45,7 @@ class Report:
     top1: whose logits -> their accuracy on the images; empty if the images have no labels.
     quantization: how ranges were found; "" for a float file.
     note: what a person should know of the output; "" for nothing.
+    readable_until: the day until which JAX promises to read a StableHLO file; "" for others.
     """
 
     size: int
@@ -54,6 +55,7 @@ class Report:
     top1: dict[str, float]
     quantization: str
     note: str
+    readable_until: str = ""
 
 
 def export(
@@ -103,6 +105,9 @@ def export(
         entries["quantization"] = network.how
     file = metadata.attach(file, target.file_format, entries)
     report = _check(file, target, model, samples, network)
+    if "jax_export" in entries:
+        until = entries["jax_export"]["readable_until"]
+        report = dataclasses.replace(report, readable_until=until)
     try:
         with open_atomically(out) as stream:
             stream.write(file)

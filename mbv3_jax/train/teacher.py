@@ -20,13 +20,13 @@ import numpy as np
 
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.checks import choose, sides
-from mbv3_jax.core.errors import UsageError, counted, first_line, plain, printable
+from mbv3_jax.core.errors import UsageError, counted, plain, printable
 from mbv3_jax.core.files import expand_user, read_bytes
 from mbv3_jax.core.json_values import Number, as_type
-from mbv3_jax.core.packages import need
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.modules import DTYPES, Compute
 from mbv3_jax.run.archive import read_archive
+from mbv3_jax.run.exported import open_exported
 from mbv3_jax.run.model import load_model
 from mbv3_jax.train.distillation import DISTILLATION, Teaching
 from mbv3_jax.train.plan import DistillationPlan, Plan
@@ -249,16 +249,13 @@ class _Metadata(TypedDict):
 
 
 def _read_file(path: Path) -> Teacher:
-    need("flatbuffers", "StableHLO", "export")  # jax.export imports it
     try:
         content = read_bytes(path)
-        exported = jax.export.deserialize(bytearray(content))
+        exported = open_exported(path, content)
     except OSError as e:
         raise UsageError(f"config.teacher: {path}: {e.strerror}") from e
-    except Exception as e:  # of a file of another kind the reader can raise anything
-        raise UsageError(
-            f"config.teacher: {path} is not a StableHLO file of jax.export: {first_line(e)}"
-        ) from e
+    except ValueError as e:
+        raise UsageError(f"config.teacher: {e}") from e
     size, channels, num_classes = _signature(path, exported)
     dtype = exported.in_avals[0].dtype
     entries = read_archive(path)

@@ -193,6 +193,25 @@ def test_without_images_noise_is_said_to_be_noise(do, imported, tmp_path, model)
         assert archive.read("labels.txt").decode().splitlines() == list(model.class_names)
 
 
+def test_a_stablehlo_file_says_until_when_it_can_be_read(do, imported, tmp_path, monkeypatch):
+    out = tmp_path / "a.stablehlo"
+
+    def export(day):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", str(day * 86400))
+        code, said, _ = do(
+            f"--import={imported}", "--format=stablehlo", "--check=1", f"--out={out}"
+        )
+        assert code == 0
+        made = metadata.read(out)["jax_export"]
+        assert f"JAX promises to read it until {made['readable_until']}\n" in said
+        return made, out.read_bytes()
+
+    (first, bytes_of_first), (second, _), again = export(0), export(1), export(0)
+    assert (first["exported"], second["exported"]) == ("1970-01-01", "1970-01-02")
+    assert first["jax"] == jax.__version__
+    assert again == (first, bytes_of_first)  # the same day, the same file
+
+
 def test_one_stablehlo_for_all_devices(model):
     from mbv3_jax.export import formats
     from mbv3_jax.nn.folded import apply_folded, fold

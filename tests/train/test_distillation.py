@@ -1,5 +1,9 @@
 """Learning from a teacher: its losses, what it sees, and what the step does with its answers."""
 
+import json
+import re
+import zipfile
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -324,7 +328,8 @@ def exported(tmp_path_factory, other):
         target = formats.Target(file_format="stablehlo", input_dtype=dtype, batch=batch)
         file = formats.write(other, target)
         if described:
-            entries = metadata.describe(other, target, origin={})
+            origin = {"run": "small", "step": 24, "weights": "ema"}
+            entries = metadata.describe(other, target, origin)
             file = metadata.attach(file, "stablehlo", entries)
         path = tmp_path_factory.mktemp("exported") / "big.stablehlo"
         path.write_bytes(file)
@@ -366,6 +371,20 @@ def test_files_that_cannot_teach(exported, tmp_path):
     for name in ("net.onnx", "net.tflite"):
         with pytest.raises(UsageError, match=f"{name} runs outside the training step; expected a"):
             teachers.read_teacher(name)
+    whole = exported("float32")
+    with zipfile.ZipFile(whole) as archive:
+        entries = json.loads(archive.read("metadata.json"))
+    (tmp_path / "cut.stablehlo").write_bytes(metadata.attach(b"cut", "stablehlo", entries))
+    with pytest.raises(UsageError) as refused:
+        teachers.read_teacher(str(tmp_path / "cut.stablehlo"))
+    assert re.fullmatch(
+        rf"config.teacher: {tmp_path}/cut.stablehlo cannot be read by jaxlib \S+: .+; jaxlib \S+ "
+        r"exported it on \d{4}-\d\d-\d\d, and JAX promised to read it until \d{4}-\d\d-\d\d. "
+        r"Export it again: python -m mbv3_jax export --run=PATH/small --step=24 --weights=ema "
+        rf"--format=stablehlo --precision=float32 --batch=any --input=float32 "
+        rf"--out={tmp_path}/cut.stablehlo",
+        str(refused.value),
+    )
     (tmp_path / "x.stablehlo").write_text("nothing")
     with pytest.raises(UsageError, match=r"x.stablehlo is not a StableHLO file of jax.export: "):
         teachers.read_teacher(str(tmp_path / "x.stablehlo"))
