@@ -204,12 +204,11 @@ def test_a_stablehlo_file_says_until_when_it_can_be_read(do, imported, tmp_path,
         assert code == 0
         made = metadata.read(out)["jax_export"]
         assert f"JAX promises to read it until {made['readable_until']}\n" in said
-        return made, out.read_bytes()
+        return made
 
-    (first, bytes_of_first), (second, _), again = export(0), export(1), export(0)
+    first, second = export(0), export(1)  # the second takes the place of the first
     assert (first["exported"], second["exported"]) == ("1970-01-01", "1970-01-02")
     assert first["jax"] == jax.__version__
-    assert again == (first, bytes_of_first)  # the same day, the same file
 
 
 def test_one_stablehlo_for_all_devices(model):

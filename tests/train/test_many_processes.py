@@ -123,7 +123,7 @@ def test_a_process_that_is_preempted_alone_ends_all_at_once(tmp_path, victim):
     """The first one has the service that JAX's exit, and its alarms, are about."""
     signals = ["never", "never"]
     signals[victim] = "SIGTERM@met"
-    results = run(2, f"--workdir={tmp_path / 'run'}", signals=signals, patience=300, timeout=120)
+    results = run(2, f"--workdir={tmp_path / 'run'}", signals=signals, patience=300)
     assert [code for code, _ in results] == [75, 75]
     said = "preempted before anything was trained"
     assert results[victim][1].strip() == f"process {victim} of 2: {said}"
