@@ -374,8 +374,7 @@ class Peers:
 
         self._code, self._closed = code, True
         if code:
-            # JAX would wait for the others at its exit, and report with a native trace that they
-            # end without it.
+            # JAX would wait for the others, which end without it, and print a native trace.
             state = distributed.global_state
             self._service, state.client, state.service = state.service, None, None
         atexit._run_exitfuncs()
