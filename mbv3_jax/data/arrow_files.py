@@ -11,6 +11,7 @@ in memory.
 
 import collections
 import functools
+import itertools
 import os
 import threading
 from collections.abc import Sequence
@@ -23,12 +24,14 @@ from mbv3_jax.core.errors import counted, first_line
 from mbv3_jax.core.files import open_regular, read_bytes
 from mbv3_jax.core.json_values import parse_json
 from mbv3_jax.core.limits import OverLimit, check_limit
-from mbv3_jax.data.listing import Entry, Listing, check_paths
+from mbv3_jax.data.listing import Entry, Listing, check_paths, note_splits, usual
 from mbv3_jax.data.source import NotFound
 
 # Of row groups that a process keeps in memory, beside the one that it reads.
 _CACHED_BYTES = 2**28
-IMAGES, LABEL, SPLIT = ("path", "image"), "label", "split"  # the columns, unless others are named
+_HEAD = 1000  # rows that are looked at to find out what a column is
+# The columns, unless others are named.
+IMAGES, LABEL, SPLIT = ("path", "image", "file_name"), "label", "split"
 
 
 class ArrowFile:
@@ -85,6 +88,24 @@ class ArrowFile:
 
             values = pyarrow.compute.struct_field(values, field)
         return values.to_pylist()
+
+    def head(self, columns: Sequence[str]) -> dict[str, list[Any]]:
+        """The first values of those columns that hold texts, by column."""
+        import pyarrow
+
+        def of_texts(kind: Any) -> bool:
+            kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+            return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
+
+        texts = [name for name in columns if of_texts(self.schema.field(name).type)]
+        if not self.is_parquet:
+            return {name: self._column(name)[:_HEAD].to_pylist() for name in texts}
+        batches = self._checked(
+            lambda pq: list(
+                itertools.islice(pq.ParquetFile(self.path).iter_batches(_HEAD, columns=texts), 1)
+            )
+        )
+        return batches[0].to_pydict() if batches else {}
 
     def without_bytes(self, column: str) -> np.ndarray:
         """Which images have no bytes, bool [rows], for a column of bytes or structs."""
@@ -277,8 +298,11 @@ def add_files(
     if names is not None:
         listing.class_names = names
     split = split_column
-    if split is None and files[0][1] is None and SPLIT in first.schema.names:
-        split = SPLIT
+    if split is None and files[0][1] is None:
+        split = usual([SPLIT], first.schema.names)
+        if split is None:
+            others = [name for name in first.schema.names if name not in (image, *label)]
+            note_splits(listing, first.head(others))
     start = 0
     paths: dict[int, Entry] = {}
     rows: list[tuple[int, str, Any, Any, str]] = []
@@ -337,14 +361,16 @@ def _paths_in(file: ArrowFile, column: str) -> dict[int, str]:
 def _need(file: ArrowFile, field: str, column: str) -> None:
     if column not in file.schema.names:
         listed = ", ".join(file.schema.names)
-        raise ValueError(f"{file.path}: no column {column!r}, its columns: {listed}; {field} names")
+        raise ValueError(
+            f"{file.path}: no column {column!r}, its columns: {listed}; {field} names one"
+        )
 
 
 def _image_column(file: ArrowFile, given: str | None) -> str:
     if given is not None:
         return given
     marked = [name for name, kind in file.features.items() if kind.get("_type") == "Image"]
-    found = marked or [name for name in IMAGES if name in file.schema.names]
+    found = marked or list(filter(None, [usual(IMAGES, file.schema.names)]))
     return _one_of(file, "data.image_column", found, IMAGES[0])
 
 
@@ -352,8 +378,8 @@ def _label_column(file: ArrowFile, given: str | None) -> str:
     if given is not None:
         return given
     found = [name for name in file.features if _class_names(file, name) is not None]
-    if LABEL in found or (not found and LABEL in file.schema.names):
-        found = [LABEL]
+    if LABEL in found or not found:
+        found = list(filter(None, [usual([LABEL], file.schema.names)]))
     return _one_of(file, "data.label_column", found, LABEL)
 
 

@@ -3,7 +3,7 @@
 import collections
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,7 +57,7 @@ def open_listing(
         used.
     """
     if not listing.names:
-        lines = listing.left_out.lines()
+        lines = *listing.left_out.lines(), *listing.notes
         raise ValueError("; ".join((f"{listing.place}: no image is listed", *lines)))
     rows: dict[str, list[int]] = {}
     for row, split in enumerate(listing.splits or [""] * len(listing.names)):
@@ -87,15 +87,24 @@ def open_listing(
         split_names, chosen = (train_name, eval_name), [(kept, labels), labelled(eval_name)]
     if on_error == "raise":
         listing.left_out.check((train_name, eval_name or train_name))
-    train, evaluate = (
+    opened = [train_name, eval_name or train_name]
+    test_name = _test_split(rows, opened)
+    if test_name is not None:
+        tests = labelled(test_name)
+        wrong = on_error == "raise" and listing.left_out.lines(splits=[test_name])
+        if len(tests[0]) and not wrong:
+            split_names, chosen = (*split_names, test_name), [*chosen, tests]
+            opened.append(test_name)
+    train, evaluate, *test = (
         Listed(listing, name, resolution, tuple(label_of), part, labels_of_part, crop)
         for name, (part, labels_of_part) in zip(split_names, chosen, strict=True)
     )
+    evaluate.test = test[0] if test else None
     unread = [
         f"{counted(len(members), 'image')} of the split {name} not read"
         + (f"; data.eval_split={name} evaluates on it" if roles(name) else "")
         for name, members in rows.items()
-        if name not in (train_name, eval_name)
+        if name not in opened
     ]
     train.notes = (*listing.left_out.lines(), *listing.notes, *unread)
     evaluate.notes = lacking(evaluate, train, held_out=eval_name is None)
@@ -153,6 +162,15 @@ def _choose_splits(
     )
 
 
+def _test_split(rows: Mapping[str, Sequence[int]], opened: Collection[str]) -> str | None:
+    """The split of tests beside those that are opened; None if there is none, or several."""
+    names = [name for name in rows if roles(name) == {TEST} and name not in opened]
+    if any(TEST in roles(name) for name in opened):
+        return None
+    names = [name for name in names if name in PLAIN] or names
+    return names[0] if len(names) == 1 else None
+
+
 def _label_of(listing: Listing, training: Sequence[int]) -> dict[str, int]:
     """The number of each class, by its name."""
     if listing.class_names or listing.columns:
@@ -161,11 +179,7 @@ def _label_of(listing: Listing, training: Sequence[int]) -> dict[str, int]:
         found = {name for row in training for name in _classes(listing, row)}
         numbers = all(_is_whole(label) for label in found)
         names = sorted(found, key=int) if numbers else sorted(found)
-        joined = next((name for name in names if ";" in name), None)
-        if joined is not None:  # only of single labels, as others have been divided
-            listing.notes.append(
-                f"{joined} is taken for one class; data.labels=multi reads several"
-            )
+        _note_odd_names(listing, names)
     if len(names) < 2:
         raise ValueError(
             f"{listing.place}: expected labels of at least 2 classes, got: {', '.join(names)}"
@@ -173,6 +187,22 @@ def _label_of(listing: Listing, training: Sequence[int]) -> dict[str, int]:
     if len(set(names)) < len(names):
         raise ValueError(f"{listing.place}: two classes have the same name")
     return {name: label for label, name in enumerate(names)}
+
+
+def _note_odd_names(listing: Listing, names: Sequence[str]) -> None:
+    """Notes what may be several classes, or the same one."""
+    several, advice = ";", "data.labels=multi reads several"
+    if listing.kind == "multi":  # they have been divided at semicolons
+        several, advice = "|,[", "several are separated by semicolons"
+    joined = next((name for name in names if set(several) & set(name)), None)
+    if joined is not None:
+        listing.notes.append(f"{joined} is taken for one class; {advice}")
+    written: dict[str, str] = {}
+    for name in names:
+        other = written.setdefault(name.casefold(), name)
+        if other != name:
+            listing.notes.append(f"{other} and {name} are taken for two classes")
+            break
 
 
 def _classes(listing: Listing, row: int) -> tuple[str, ...]:

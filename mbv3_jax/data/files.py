@@ -83,19 +83,26 @@ def find_files(
 
 
 def _images_in(folder: str, report: Callable[[str], None]) -> list[str]:
-    links: list[str] = []
+    skipped = Skipped()
     files: dict[bool, list[str]] = {True: [], False: []}
-    for name in walk(Path(folder), folder.rstrip("/"), links):
+    for name in walk(Path(folder), folder.rstrip("/"), skipped):
         files[is_image(name)].append(name)
     others = f"left out, without the name of an image ({endings(files[False])})"
     if not files[True]:
-        found = f"; {counted(len(files[False]), 'file')} {others}" if files[False] else ""
-        raise NotFound(f"{folder}: no image in this folder{found}")
+        found = [f"{counted(len(files[False]), 'file')} {others}"] if files[False] else []
+        raise NotFound("; ".join((f"{folder}: no image in this folder", *found, *skipped.notes)))
     if files[False]:
         report(f"{folder}: {counted(len(files[False]), 'file')} {others}")
-    if note := not_followed(links):
+    for note in skipped.notes:
         report(note)
     return files[True]
+
+
+def packed(magic: bytes) -> str:
+    """What to say of a file that is compressed, by its first bytes; "" for another one."""
+    if magic.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd")):
+        return "compressed; unpack it"
+    return "a zip archive or a spreadsheet" if magic.startswith(b"PK\x03\x04") else ""
 
 
 def endings(names: Iterable[str]) -> str:
@@ -111,15 +118,33 @@ def endings(names: Iterable[str]) -> str:
     return ", ".join(listed) + more + "".join(needs)
 
 
-def not_followed(links: Sequence[str]) -> str:
-    """What is said about the links that `walk` has left out; "" if there are none."""
-    if not links:
-        return ""
-    listed = ", ".join(links[:3]) + (", ..." if len(links) > 3 else "")
-    return (
-        f"{counted(len(links), 'link')} to folders not followed, which are read anyway or hold the "
-        f"link: {listed}"
-    )
+class Skipped:
+    """What `walk` has left out.
+
+    Attributes:
+      links: the paths of links to folders that are read anyway, or that hold the link.
+      files, folders: the paths of hidden images and of hidden folders.
+    """
+
+    def __init__(self) -> None:
+        self.links: list[str] = []
+        self.files: list[str] = []
+        self.folders: list[str] = []
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is said about it, a line each."""
+        anyway = "to folders not followed, which are read anyway or hold the link"
+        return tuple(
+            f"{counted(len(paths), noun)} {what}: {', '.join(paths[:3])}"
+            + (", ..." if len(paths) > 3 else "")
+            for paths, noun, what in (
+                (self.links, "link", anyway),
+                (self.files, "hidden file", "with the name of an image not read"),
+                (self.folders, "hidden folder", "not read"),
+            )
+            if paths
+        )
 
 
 def _lines(path: Path) -> list[str]:
@@ -147,7 +172,7 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122 (once per image)
 
 
-def walk(folder: Path, prefix: str, left_out: list[str] | None = None) -> Iterator[str]:
+def walk(folder: Path, prefix: str, skipped: Skipped | None = None) -> Iterator[str]:
     """Yields all files in a folder at any depth, each folder sorted.
 
     Links to folders are followed, except to one that is read without them, and to one that holds
@@ -156,12 +181,12 @@ def walk(folder: Path, prefix: str, left_out: list[str] | None = None) -> Iterat
     Args:
       folder: where to look. Names that begin with a dot are skipped.
       prefix: what stands for the folder in the results.
-      left_out: gets the paths of the links that are not followed.
+      skipped: gets what is left out.
     """
     # A list of what is still to be looked at: folders may be nested more deeply than Python calls.
     # With each entry the folders, as they are stored, of the links that led there.
     waiting: list[tuple[os.DirEntry[str], str, tuple[str, ...]]]
-    waiting = [(entry, prefix, ()) for entry in reversed(scan(folder))]
+    waiting = [(entry, prefix, ()) for entry in reversed(scan(folder, skipped))]
     read: list[str] = []  # the folders that are read whole
     while waiting:
         entry, above, links = waiting.pop()
@@ -174,11 +199,11 @@ def walk(folder: Path, prefix: str, left_out: list[str] | None = None) -> Iterat
             target = os.path.realpath(entry.path)
             links = (*links, os.path.realpath(Path(entry.path).parent))
             if any(_reads(r, target) for r in read) or any(_holds(target, x) for x in links):
-                if left_out is not None:
-                    left_out.append(entry.path)
+                if skipped is not None:
+                    skipped.links.append(entry.path)
                 continue
             read.append(target)
-        waiting += ((inner, name, links) for inner in reversed(scan(Path(entry.path))))
+        waiting += ((inner, name, links) for inner in reversed(scan(Path(entry.path), skipped)))
 
 
 def _reads(folder: str, path: str) -> bool:
@@ -199,18 +224,29 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def scan(folder: Path) -> list[os.DirEntry[str]]:
+def scan(folder: Path, skipped: Skipped | None = None) -> list[os.DirEntry[str]]:
     """The entries of a folder whose names do not begin with a dot, sorted by name.
+
+    Args:
+      folder: the folder.
+      skipped: gets the others, as far as they are images or folders.
 
     Raises:
       NotFound: there is no such folder, or it cannot be read.
     """
     try:
-        with os.scandir(folder) as entries:
-            return sorted((e for e in entries if e.name[0] != "."), key=lambda e: e.name)
+        with os.scandir(folder) as scanned:
+            entries = sorted(scanned, key=lambda e: e.name)
     except FileNotFoundError as e:
         raise NotFound(f"{folder}: no such folder") from e
     except NotADirectoryError as e:
         raise NotFound(f"{folder}: not a folder") from e
     except OSError as e:
         raise NotFound(f"{folder}: cannot be read: {e.strerror}") from e
+    if skipped is not None:
+        for entry in (entry for entry in entries if entry.name[0] == "."):
+            if is_folder(entry):
+                skipped.folders.append(entry.path)
+            elif is_image(entry.name):
+                skipped.files.append(entry.path)
+    return [entry for entry in entries if entry.name[0] != "."]

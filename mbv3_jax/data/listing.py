@@ -17,10 +17,13 @@ from mbv3_jax.core.checks import Resolution, choose
 from mbv3_jax.core.errors import counted
 from mbv3_jax.core.files import read_bytes
 from mbv3_jax.data.decode import Encoded
+from mbv3_jax.data.layout import roles
 from mbv3_jax.data.source import LABEL_KINDS
 
+_MOST_SPLITS = 10
 _SHOWN = 3  # places that a message names
 _PROBABILITY = "p_"  # how columns of probabilities begin, before the name of the class
+_TRUTHS = {"true": 1.0, "false": 0.0}  # as pandas writes them
 _ROUNDING = 0.01  # by which the sum of written probabilities may differ from 1
 
 
@@ -186,10 +189,13 @@ class Listing:
             return "", "without a label"
         if isinstance(label, str):
             label = label.strip()
+            if label.lower() == "nan" and self.class_names is None:  # so pandas writes none
+                return "", "without a label"
         elif isinstance(label, list | tuple):
             return "", "with several labels, which data.labels=multi reads"
         elif not isinstance(label, int):
-            return "", f"with a label that is neither a name nor a whole number, as {label!r}"
+            kind = type(label).__name__
+            return "", f"with a label that is neither a name nor a whole number, but a {kind}"
         elif self.class_names is not None:
             if label == -1:  # what `datasets` has where a test split has no labels
                 return "", "without a label, which is -1"
@@ -235,8 +241,10 @@ class Listing:
 
 
 def _as_number(cell: Any) -> float:
-    """The number in a cell; NaN if there is none."""
+    """The number or the truth in a cell; NaN if there is none."""
     try:
+        if isinstance(cell, str) and cell.lower() in _TRUTHS:
+            return _TRUTHS[cell.lower()]
         return float(cell)
     except (TypeError, ValueError):
         return float("nan")
@@ -288,6 +296,11 @@ class Listed(Encoded):
     def labels(self) -> np.ndarray | None:
         return self._labels if self.label_kind == "single" else None
 
+    def counts(self) -> np.ndarray | None:
+        if self.label_kind == "multi":
+            return np.count_nonzero(self._labels, axis=0)
+        return super().counts()
+
     def present(self) -> np.ndarray:
         """Whether there are images of each class, bool [classes]."""
         if self.label_kind == "single":
@@ -323,6 +336,30 @@ class Entry:
     path: str
     split: str | None
     place: str
+
+
+def usual(names: Sequence[str], header: Sequence[str]) -> str | None:
+    """The column that has one of the usual names, in any case; None if there is none."""
+    for name in names:
+        if name in header:
+            return name
+    return next((c for name in names for c in header if c.lower() == name), None)
+
+
+def note_splits(listing: Listing, columns: Mapping[str, Iterable[Any]]) -> None:
+    """Notes which further columns of a table have the names of splits, which nobody reads."""
+    for name, values in columns.items():
+        found: set[str] = set()
+        for value in values:
+            found.add(value)
+            if len(found) > _MOST_SPLITS or not isinstance(value, str) or len(roles(value)) != 1:
+                break
+        else:
+            if found:
+                listing.notes.append(
+                    f"the column {name} names splits ({', '.join(sorted(found))}), which are not "
+                    f"read; data.split_column={name} reads them"
+                )
 
 
 def check_paths(listing: Listing, root: Path, entries: Mapping[int, Entry]) -> set[int]:
@@ -376,7 +413,9 @@ def check_paths(listing: Listing, root: Path, entries: Mapping[int, Entry]) -> s
 
 
 def _entries(folder: str) -> frozenset[str]:
+    """The names in a folder but those of folders, or none if it cannot be read."""
     try:
-        return frozenset(os.listdir(folder or os.sep))  # noqa: PTH208 (millions of names)
+        with os.scandir(folder or os.sep) as entries:
+            return frozenset(e.name for e in entries if not e.is_dir(follow_symlinks=False))
     except (OSError, ValueError):  # no such folder, or no path at all
         return frozenset()

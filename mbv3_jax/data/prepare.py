@@ -20,6 +20,7 @@ from mbv3_jax.data.decode import Encoded
 from mbv3_jax.data.source import NotFound, Source
 from mbv3_jax.data.sources import imagenet, tfds
 
+_CLASSES = 20  # whose number of images a check gives
 _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 
 
@@ -195,6 +196,10 @@ def check(source: Source, sample: int, report: Callable[[str], None] = print) ->
     name = printable(source.name)
     images = counted(len(source), "image")
     report(f"{name} {source.split}: {images}, {source.num_classes} classes")
+    if (counts := source.counts()) is not None:
+        listed = [f"{name} ({n:,})" for name, n in zip(source.class_names, counts, strict=True)]
+        more = ", ..." if len(listed) > _CLASSES else ""
+        report(f"  classes: {printable(', '.join(listed[:_CLASSES]))}{more}")
     if isinstance(source, Encoded):
         report(f"  from {printable(source.where(0))}")
         report(f"  to   {printable(source.where(len(source) - 1))}")

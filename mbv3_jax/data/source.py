@@ -131,7 +131,10 @@ class Source(abc.ABC):
         return None
 
     def counts(self) -> np.ndarray | None:
-        """The number of images of each class, [classes]; None where all would have to be read."""
+        """The number of images of each class, [classes]; None where all would have to be read.
+
+        An image with several labels counts for each of them.
+        """
         labels = self.labels()
         return None if labels is None else np.bincount(labels, minlength=self.num_classes)
 
@@ -327,6 +330,8 @@ def open_pair(
     """
     choose("data.on_error", on_error, ON_ERROR)
     entry, argument = find_entry(name)
+    if "://" in argument:
+        raise NotFound(f"data.name: {argument} is an address, and nothing is downloaded")
     options = {key: value for key, value in options.items() if value is not None}
     crop = {key: value for key, value in (crop or {}).items() if value is not None}
     for option in (*options, *crop):

@@ -140,3 +140,25 @@ def test_a_byte_order_mark_is_no_part_of_a_list(classes, tmp_path):
     (tmp_path / "list.txt").write_bytes(f"\ufeff{classes}/dog/0.png\r\n".encode())
     assert files.find_files([f"@{tmp_path}/list.txt"]) == [f"{classes}/dog/0.png"]
     assert read_text(tmp_path / "list.txt") == f"{classes}/dog/0.png\n"
+
+
+def test_hidden_images_are_counted(classes):
+    for name in ("._0.png", ".1.JPG", ".DS_Store"):
+        (classes / "cat" / name).write_bytes(b"x")
+    (classes / "dog" / ".thumbnails").mkdir()
+    (classes / "dog" / ".thumbnails" / "0.png").write_bytes(b"x")
+    expected = (
+        f"2 hidden files with the name of an image not read: {classes}/cat/.1.JPG, "
+        f"{classes}/cat/._0.png",
+        f"1 hidden folder not read: {classes}/dog/.thumbnails",
+    )
+    paths, notes = found(classes)
+    assert len(paths) == 4 and notes == expected
+    said = []
+    assert len(files.find_files([str(classes)], report=said.append)) == 4
+    assert said == list(expected)
+    only = classes / "only"
+    only.mkdir()
+    (only / ".a.png").write_bytes(b"x")
+    with pytest.raises(NotFound, match=r"no image in this folder; 1 hidden file with the name"):
+        files.find_files([str(only)])

@@ -7,7 +7,7 @@ Either with splits,
 in any case and with the usual synonyms (see `layout.roles`). With a split of tests beside that of
 validation, see `Source.test`, nothing is chosen on it. Or PATH/CLASS/*.jpg alone, of which a
 fraction of each class is then held out. Files may lie deeper inside a class folder. Names that
-begin with a dot are ignored. Labels number the class folders of the training split in alphabetical
+begin with a dot are not read. Labels number the class folders of the training split in alphabetical
 order.
 """
 
@@ -25,10 +25,10 @@ from mbv3_jax.core.files import expand_user, read_bytes
 from mbv3_jax.data.decode import Encoded
 from mbv3_jax.data.divide import DEFAULT_FRACTION, HELD_OUT, hold_out, lacking
 from mbv3_jax.data.files import (
+    Skipped,
     endings,
     is_folder,
     is_image,
-    not_followed,
     scan,
     suffixes,
     walk,
@@ -131,15 +131,15 @@ def open_folder(
     root, strict = expand_user(path, "data.name"), on_error == "raise"
     folders = subfolders(root)
     splits = find_splits(root, folders)
-    links: list[str] = []
+    skipped = Skipped()
     if train_split is None and eval_split is None and not splits:
         _check_classes(root, folders)
-        files = _files(root, folders, folders, strict, links)
+        files = _files(root, folders, folders, strict, skipped)
         remark = check_classes_are_no_splits(root, folders, (name for name, _ in files))
         kept, held_out = _hold_out(files, split_fraction or DEFAULT_FRACTION)
         train = Folder(root, TRAIN, resolution, folders, kept, crop)
         evaluate = Folder(root, HELD_OUT, resolution, folders, held_out, crop)
-        train.notes = tuple(filter(None, (remark, not_followed(links))))
+        train.notes = tuple(filter(None, (remark, *skipped.notes)))
         evaluate.notes = lacking(evaluate, train, held_out=train.name == evaluate.name)
         return train, evaluate
     if train_split is None:
@@ -148,7 +148,7 @@ def open_folder(
     train_split = _check_split(root, train_split, folders, "train")
     classes = subfolders(root / train_split)
     _check_classes(root / train_split, classes)
-    files = _files(root / train_split, classes, classes, strict, links)
+    files = _files(root / train_split, classes, classes, strict, skipped)
 
     def make(split: str, chosen: Sequence[LabelledFile]) -> Folder:
         return Folder(root / split, split, resolution, classes, chosen, crop)
@@ -168,14 +168,14 @@ def open_folder(
             )
         train = make(train_split, files)
         evaluate = make(
-            evaluate_on, _files(root / evaluate_on, eval_classes, classes, strict, links)
+            evaluate_on, _files(root / evaluate_on, eval_classes, classes, strict, skipped)
         )
     opened = {train.split, evaluate.split}
     if test := _test_files(root, splits, opened, classes, strict):
         evaluate.test = make(*test)
         opened.add(test[0])
     unread = _unread(root, opened, folders)
-    train.notes = tuple(filter(None, (*unread, not_followed(links))))
+    train.notes = tuple(filter(None, (*unread, *skipped.notes)))
     evaluate.notes = lacking(evaluate, train, held_out=train.name == evaluate.name)
     return train, evaluate
 
@@ -202,7 +202,7 @@ def _test_files(
     if not set(labelled) <= set(classes):
         return None
     try:
-        return names[0], _files(root / names[0], labelled, classes, strict, [])
+        return names[0], _files(root / names[0], labelled, classes, strict, Skipped())
     except ValueError:
         return None
 
@@ -268,16 +268,16 @@ def _check_classes(path: Path, classes: Sequence[str]) -> None:
 
 
 def _files(
-    base: Path, names: Sequence[str], classes: Sequence[str], strict: bool, links: list[str]
+    base: Path, names: Sequence[str], classes: Sequence[str], strict: bool, skipped: Skipped
 ) -> list[LabelledFile]:
     """The files in the class folders `names` of `base`, sorted; `classes` decides their labels.
 
-    `links` gets the links that are not followed.
+    `skipped` gets what is left out.
     """
     label_of = {name: label for label, name in enumerate(classes)}
     files: list[LabelledFile] = []
     for name in names:
-        members = list(walk(base / name, name, links))
+        members = list(walk(base / name, name, skipped))
         if strict and not members:
             raise ValueError(
                 f"{base / name}: an empty class folder; remove it, or set data.on_error=skip"

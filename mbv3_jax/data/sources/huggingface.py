@@ -4,7 +4,7 @@ PATH is a folder that `save_to_disk` has written, with Arrow files, or a data se
 lies there, with Parquet files: a clone, or a snapshot in the cache of `huggingface_hub`. Splits are
 the folders of the first, and are in the names of the files of the second, as in
 `data/train-00000-of-00004.parquet`. Images, labels and their names are found by the types that the
-files have for their columns.
+files have for their columns, or else the README.md of the data set.
 """
 
 import os
@@ -13,8 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
+import yaml
+
 from mbv3_jax.core.checks import Resolution
-from mbv3_jax.core.files import expand_user
+from mbv3_jax.core.errors import first_line
+from mbv3_jax.core.files import expand_user, read_text
 from mbv3_jax.core.json_values import read_json
 from mbv3_jax.data.arrow_files import ArrowFile, add_files
 from mbv3_jax.data.divide import open_listing
@@ -70,7 +73,8 @@ def open_huggingface(
     """
     root = expand_user(path, "data.name")
     if not root.is_dir():
-        raise NotFound(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
+        advice = "; one of the hub is downloaded first, by `hf download --repo-type=dataset`"
+        raise NotFound(f"{root}: {'not a folder' if root.exists() else f'no such folder{advice}'}")
     found: list[tuple[Path, str | None]]
     if (root / _DICT).exists():
         splits = read_json(root / _DICT, _Splits, error=NotFound)["splits"]
@@ -80,9 +84,13 @@ def open_huggingface(
     else:
         found = _hub(root)
     listing = Listing(f"huggingface:{root}", root, "row", labels)
+    files = [(ArrowFile(file), split) for file, split in found]
+    features = _card_features(root, listing)
+    for file, _ in files:
+        file.features = features | file.features
     add_files(
         listing,
-        [(ArrowFile(file), split) for file, split in found],
+        files,
         root=root,
         image_column=image_column,
         label_column=label_column,
@@ -118,11 +126,14 @@ def _saved(root: Path, folder: Path) -> list[Path]:
 
 def _hub(root: Path) -> list[tuple[Path, str | None]]:
     """The Parquet files in a folder, with the split of each."""
-    names = [name.removeprefix("./") for name in walk(root, ".") if name.endswith(".parquet")]
+    names = [
+        name.removeprefix("./") for name in walk(root, ".") if name.lower().endswith(".parquet")
+    ]
     if not names:
         raise NotFound(
             f"{root}: neither a folder of save_to_disk ({_DICT} or {_STATE}) nor one with .parquet "
-            "files; class folders of images are read by folder:PATH"
+            "files; class folders of images are read by folder:PATH, and a metadata.csv of images "
+            "by table:PATH/metadata.csv"
         )
     found = [(name, *split_of_file(name)) for name in names]
     if len(configs := sorted({config for *_, config in found})) > 1:
@@ -135,6 +146,52 @@ def _hub(root: Path) -> list[tuple[Path, str | None]]:
         odd = next(name for name, split, _ in found if split is None)
         raise ValueError(f"{root / odd}: its name does not say which split it is of, others do")
     return [(root / name, split) for name, split, _ in found]
+
+
+def _card_features(root: Path, listing: Listing) -> dict[str, dict[str, Any]]:
+    """The types of columns that the README.md of a data set gives, as `ArrowFile.features`.
+
+    Its YAML has them under dataset_info, for several configurations as a list. The README is that
+    of the folder or, for the folder of one configuration, of the one above.
+    """
+    for path in (root / "README.md", root.absolute().parent / "README.md"):
+        try:
+            card = re.match(r"---\n(.*?)\n---\s*$", read_text(path), re.DOTALL | re.MULTILINE)
+            infos = _field(yaml.safe_load(card[1]), "dataset_info") if card else None
+        except (OSError, UnicodeDecodeError):
+            continue
+        except (yaml.YAMLError, RecursionError) as e:
+            listing.notes.append(f"{path}: its YAML is not read: {first_line(e)}")
+            continue
+        infos = infos if isinstance(infos, list) else [infos]
+        infos = [info for info in infos if _field(info, "config_name") == root.name] or infos
+        of_infos = [_field(info, "features") for info in infos]
+        if isinstance(of_infos[0], list) and all(other == of_infos[0] for other in of_infos):
+            return {
+                str(_field(feature, "name")): kind
+                for feature in of_infos[0]
+                if (kind := _card_type(feature))
+            }
+    return {}
+
+
+def _card_type(feature: Any) -> dict[str, Any]:
+    """The type of a column in a README.md as `datasets` writes it into files; {} for others."""
+    kind = _field(feature, "dtype")
+    for several in ("list", "sequence"):  # of labels
+        if isinstance(inner := _field(feature, several), dict):
+            kind = inner.get("dtype", inner)
+    if kind == "image":
+        return {"_type": "Image"}
+    names = _field(_field(kind, "class_label"), "names")
+    if isinstance(names, dict):  # by number
+        numbers = {str(number): name for number, name in names.items()}
+        names = [numbers.get(str(number)) for number in range(len(numbers))]
+    return {"_type": "ClassLabel", "names": names} if isinstance(names, list) else {}
+
+
+def _field(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
 
 
 def _check_complete(root: Path, names: list[str]) -> None:

@@ -11,6 +11,8 @@ class is held out. In Parquet the images may be in the table, see `arrow_files`.
 
 import csv
 import io
+import operator
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,13 @@ from mbv3_jax.core.checks import Resolution
 from mbv3_jax.core.files import expand_user, read_text
 from mbv3_jax.data.arrow_files import IMAGES, LABEL, SPLIT, ArrowFile, add_files
 from mbv3_jax.data.divide import open_listing
-from mbv3_jax.data.listing import Entry, Listed, Listing, Paths, check_paths
+from mbv3_jax.data.files import is_image, packed
+from mbv3_jax.data.listing import Entry, Listed, Listing, Paths, check_paths, note_splits, usual
 from mbv3_jax.data.source import NotFound, source
 
 _PARQUET = (".parquet", ".pq")
-_DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons"}
+_DELIMITERS = "\t,;|"
+_WHOLE = re.compile(r"-?\d+\.0")  # as pandas writes whole numbers beside empty cells
 
 
 @source("table:PATH", default_recipe="modest", exif_rotate=True)
@@ -46,7 +50,7 @@ def open_table(
     Args:
       path: the file; .parquet and .pq are Parquet, anything else is text in UTF-8.
       resolution: of the images in pixels: the side of squares, or (height, width).
-      image_column: of the images; None for "path" or "image".
+      image_column: of the images; None for "path", "image" or "file_name", in any case.
       label_column: of the labels; None for "label". With several labels an image, or with
         probabilities, also one for each class, separated by commas; None then also for "p_NAME".
       split_column: of the names of splits; None for "split", if there is such a column.
@@ -89,13 +93,12 @@ def _add_text(
 ) -> None:
     """Adds the rows of a CSV file; arguments as for `open_table`."""
     header, lines = _read(file)
-    images = [column for column in IMAGES if column in header]
-    image = _place(file, header, "image", image_column or (images or IMAGES)[0])
+    image = _place(file, header, "image", image_column or usual(IMAGES, header) or IMAGES[0])
     by_class = listing.columns_of(header, label_column)
-    label = [_place(file, header, "label", name) for name in by_class or [label_column or LABEL]]
-    split = None
-    if split_column is not None or SPLIT in header:
-        split = _place(file, header, "split", split_column or SPLIT)
+    one = label_column or usual([LABEL], header) or LABEL
+    label = [_place(file, header, "label", name) for name in by_class or [one]]
+    split_column = split_column or usual([SPLIT], header)
+    split = None if split_column is None else _place(file, header, "split", split_column)
     whole: dict[int, list[str]] = {}
     for line, cells in lines:
         if len(cells) != len(header):
@@ -103,6 +106,14 @@ def _add_text(
             listing.left_out.add(reason, f"line {line} ({len(cells)})")
         else:
             whole[line] = cells
+    if split is None:
+        others = [place for place in range(len(header)) if place not in (image, *label)]
+        note_splits(
+            listing, {header[i]: map(operator.itemgetter(i), whole.values()) for i in others}
+        )
+    if all(_WHOLE.fullmatch(cells[label[0]]) or not cells[label[0]] for cells in whole.values()):
+        for cells in whole.values():
+            cells[label[0]] = cells[label[0]].removesuffix(".0")
     entries = {
         line: Entry(cells[image], None if split is None else cells[split], f"line {line}")
         for line, cells in whole.items()
@@ -125,6 +136,8 @@ def _read(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     except OSError as e:
         raise NotFound(f"{file}: cannot be read: {e.strerror}") from e
     except UnicodeDecodeError as e:
+        if kind := packed(e.object):
+            raise ValueError(f"{file}: {kind}; a table is text in UTF-8, or .parquet") from e
         line = e.object.count(b"\n", 0, e.start) + 1
         raise ValueError(f"{file}: line {line} is not text in UTF-8; save it as UTF-8") from e
     first = text.partition("\n")[0]
@@ -133,15 +146,16 @@ def _read(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     rows, line = [], 1
     try:
         for cells in reader:
-            if cells:  # an empty line is no row
-                rows.append((line, [cell.strip() for cell in cells]))
+            cells = [cell.strip() for cell in cells]
+            if any(cells):  # an empty line is no row
+                rows.append((line, cells))
             line = reader.line_num + 1
     except csv.Error as e:
         raise ValueError(f"{file}: line {line}: not a row of a table: {e}") from e
     if not rows:
         raise ValueError(f"{file}: an empty table")
     header = rows[0][1]
-    if twice := next((name for name in header if header.count(name) > 1), None):
+    if twice := next((name for name in header if name and header.count(name) > 1), None):
         raise ValueError(f"{file}: two columns have the name {twice!r}")
     return header, rows[1:]
 
@@ -149,8 +163,11 @@ def _read(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 def _place(file: Path, header: list[str], kind: str, column: str) -> int:
     """The number of a column."""
     if column not in header:
+        is_row = any(map(is_image, header))
         raise ValueError(
             f"{file}: no column {column!r}, its first line has: {', '.join(header[:10])}"
-            f"{', ...' if len(header) > 10 else ''}; data.{kind}_column names one"
+            + (", ..." if len(header) > 10 else "")
+            + f"; data.{kind}_column names one"
+            + ("; a first line with the names of the columns is missing" if is_row else "")
         )
     return header.index(column)

@@ -1,6 +1,6 @@
 """WebDataset tars: samples of neighbouring files with the same key, 000.jpg and 000.cls.
 
-PATH is a tar, a pattern in braces for several, PATH/train-{000..003}.tar, or a folder of tars. The
+PATH is a tar, a pattern of a shell for several, PATH/train-{000..003}.tar, or a folder of tars. The
 members are indexed once when they are opened, after which every image is read where it lies;
 nothing is unpacked. The label is the text of KEY.cls, or the field "label" of KEY.json. A shard
 belongs to the split in its name or that of its folder; without any, a part of each class is held
@@ -8,6 +8,7 @@ out.
 """
 
 import collections
+import glob
 import os
 import re
 import tarfile
@@ -23,7 +24,7 @@ from mbv3_jax.core.files import expand_user, open_regular
 from mbv3_jax.core.json_values import parse_json
 from mbv3_jax.core.limits import OverLimit, check_limit
 from mbv3_jax.data.divide import open_listing
-from mbv3_jax.data.files import is_image, walk
+from mbv3_jax.data.files import is_image, packed, walk
 from mbv3_jax.data.layout import split_of_file
 from mbv3_jax.data.listing import Listed, Listing
 from mbv3_jax.data.source import NotFound, source
@@ -31,6 +32,7 @@ from mbv3_jax.data.source import NotFound, source
 _CLS, _JSON, _LABEL = "cls", "json", "label"
 _MOST_SHARDS = 100_000
 _MOST_LABEL_BYTES = 1_000_000
+_SHOWN = 6  # endings that a message names
 _BLOCK = 512  # bytes; of zeros after the last member
 
 
@@ -39,6 +41,7 @@ def open_webdataset(
     path: str,
     resolution: Resolution,
     *,
+    image_column: str | None = None,
     label_column: str | None = None,
     labels: str | None = None,
     train_split: str | None = None,
@@ -50,8 +53,9 @@ def open_webdataset(
     """Opens the splits to train on and to evaluate on.
 
     Args:
-      path: a tar, a pattern in braces, or a folder of tars.
+      path: a tar, a pattern of a shell (in braces, or with *, ? and []), or a folder of tars.
       resolution: of the images in pixels: the side of squares, or (height, width).
+      image_column: the ending of the images, as "jpg", where a sample has several.
       label_column: the field of KEY.json that holds the label; None for KEY.cls, or where there is
         none for the field "label".
       labels: one of `source.LABEL_KINDS`; None for "single".
@@ -71,7 +75,8 @@ def open_webdataset(
         )
     images: list[tuple[int, int, int]] = []
     for number, (shard, split) in enumerate(zip(shards, splits, strict=True)):
-        for key, name, label, offset, size in _samples(listing, root, shard, split, label_column):
+        found = _samples(listing, root, shard, split, image_column, label_column)
+        for key, name, label, offset, size in found:
             place = f"{shard}: {key}"
             listing.add(len(images), f"{shard}/{name}", label, split, place)
             images.append((number, offset, size))
@@ -123,7 +128,12 @@ def _read(file: Any, offset: int, size: int) -> bytes:
 
 
 def _samples(
-    listing: Listing, root: Path, shard: str, split: str | None, label_field: str | None
+    listing: Listing,
+    root: Path,
+    shard: str,
+    split: str | None,
+    image_kind: str | None,
+    label_field: str | None,
 ) -> Iterator[tuple[str, str, Any, int, int]]:
     """Yields (key, name of the image, label, its offset, its size) of the samples of a tar.
 
@@ -136,13 +146,18 @@ def _samples(
             for key, members in _grouped(_members(listing, path, file)):
                 place = f"{shard}: {key}"
                 named = {m.name.rpartition("/")[2].partition(".")[2].lower(): m for m in members}
-                images = [member for kind, member in named.items() if is_image(f"x.{kind}")]
+                images = [
+                    member
+                    for kind, member in named.items()
+                    if is_image(f"x.{kind}") and kind == (image_kind or kind).lower()
+                ]
                 if key in seen:
                     reason = "with a key that another sample of its tar has"
                     listing.left_out.add(reason, place, split)
                 elif len(images) != 1 or len(named) < len(members):
                     reason = "without an image" if not images else "with several images"
-                    listing.left_out.add(reason, f"{place} ({', '.join(named)})", split)
+                    kinds = ", ".join(list(named)[:_SHOWN]) + (", ..." * (len(named) > _SHOWN))
+                    listing.left_out.add(reason, f"{place} ({kinds})", split)
                 else:
                     seen.add(key)
                     try:
@@ -192,21 +207,15 @@ def _members(listing: Listing, path: Path, file: Any) -> Iterator[tarfile.TarInf
                     kind = "damaged at" if len(mark) == _BLOCK else "cut off after"
                     problem = f"{kind} byte {tar.offset:,}; samples may be missing"
     except tarfile.TarError as e:
-        with_other = end == 0 and _compressed(file)
-        problem = with_other or f"damaged after byte {end:,}: {first_line(e)}"
+        file.seek(0)
+        kind = packed(file.read(4)) if end == 0 else ""
+        problem = f"damaged after byte {end:,}: {first_line(e)}"
+        if kind:
+            problem = f"{kind} to a plain .tar, whose images can be read one by one"
     if problem:
         listing.left_out.add_gap(f"{path}: {problem}")
     for what, count in others.items():
         listing.notes.append(f"{path}: {count} {what}")
-
-
-def _compressed(file: Any) -> str:
-    """What to say of a file that is compressed; "" for another one."""
-    file.seek(0)
-    magic = file.read(4)
-    if magic.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd")):
-        return "compressed; unpack it to a plain .tar, whose images can be read one by one"
-    return ""
 
 
 def _grouped(
@@ -251,13 +260,14 @@ def _shards(path: str) -> tuple[Path, list[str]]:
     root = expand_user(path, "data.name")
     if root.is_dir():
         names = [name.removeprefix("./") for name in walk(root, ".")]
-        tars = [name for name in names if name.endswith(".tar")]
+        tars = [name for name in names if name.lower().endswith(".tar")]
         if not tars:
             packed = next((name for name in names if ".tar." in name or name.endswith("tgz")), None)
             hint = f"; {packed} is compressed, unpack it to a plain .tar" if packed else ""
             raise NotFound(f"{root}: no .tar in this folder{hint}")
         return root, sorted(tars)
-    files = [root] if root.exists() else list(map(Path, sorted(_expanded(os.fspath(root)))))
+    patterns = [os.fspath(root)] if root.exists() else sorted(_expanded(os.fspath(root)))
+    files = [Path(file) for pattern in patterns for file in sorted(glob.glob(pattern)) or [pattern]]  # noqa: PTH207
     missing = [file for file in files if not file.exists()]
     if missing:
         raise NotFound(
