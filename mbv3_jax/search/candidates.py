@@ -22,7 +22,8 @@ from mbv3_jax.core.files import write_atomically
 from mbv3_jax.core.json_values import read_json
 from mbv3_jax.run.folder import lock_folder, read_summary
 from mbv3_jax.search.space import Point, Space
-from mbv3_jax.train.loop import train
+from mbv3_jax.train.experiment import Experiment
+from mbv3_jax.train.loop import Announce, on_data, train
 
 WANTED = "wanted.json"
 _PATIENCE = 2.0  # seconds until a training that another process holds is looked at again
@@ -56,6 +57,7 @@ class Trainings:
     console: Console | None = None
 
     def __post_init__(self):
+        self._announced = False
         if self.config.net.in_channels not in (None, 3):  # costs are those of colour images
             raise UsageError(
                 f"config: brief.net.in_channels: got {self.config.net.in_channels}, but the "
@@ -67,10 +69,19 @@ class Trainings:
         write_atomically(self.folder / WANTED, json.dumps(entries))
         missing = list(entries)
         while missing:
-            missing = [e for e in missing if not _train_entry(self.config, e, self.console)]
+            missing = [e for e in missing if not self._train(e)]
             if missing:  # other processes hold these, and may be killed
                 time.sleep(_PATIENCE)
         return np.array([_top1(Path(entry["run"])) for entry in entries])
+
+    def _train(self, entry: _Entry) -> bool:
+        return _train_entry(self.config, entry, self.console, self._announce)
+
+    def _announce(self, experiment: Experiment, run: Path) -> list[str]:
+        """What all trainings have in common, once."""
+        lines = [] if self._announced else on_data(experiment)
+        self._announced = True
+        return lines
 
     def run_folder(self, point: Point, seed: int) -> Path:
         """Returns the run folder of a point's training."""
@@ -109,14 +120,20 @@ def work(
         path = folder / WANTED
         entries = read_json(path, list[_Entry]) if path.exists() else []
         open_entries = [e for e in reversed(entries) if read_summary(Path(e["run"])) is None]
-        done = next((e for e in open_entries if _train_entry(config, e, console)), None)
+        done = next((e for e in open_entries if _train_entry(config, e, console, _nothing)), None)
         count += done is not None
         if done is None:
             time.sleep(_PATIENCE)
     return count
 
 
-def _train_entry(config: ConfigDict, entry: _Entry, console: Console | None) -> bool:
+def _nothing(experiment: Experiment, run: Path) -> list[str]:
+    return []
+
+
+def _train_entry(
+    config: ConfigDict, entry: _Entry, console: Console | None, announce: Announce
+) -> bool:
     """Does a training of wanted.json; returns False if another process is doing it."""
     run = Path(entry["run"])
     run.mkdir(parents=True, exist_ok=True)
@@ -129,7 +146,7 @@ def _train_entry(config: ConfigDict, entry: _Entry, console: Console | None) -> 
     with config.unlocked():
         config.spec, config.seed = entry["spec"], entry["seed"]
     try:
-        train(config.lock(), run, console, announce=False)
+        train(config.lock(), run, console, announce=announce)
     except InUse:
         return False
     return True

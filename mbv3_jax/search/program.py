@@ -41,7 +41,7 @@ from mbv3_jax.core.files import check_storable, write_atomically
 from mbv3_jax.core.json_values import Number, read_json
 from mbv3_jax.latency.measure import measure_spec
 from mbv3_jax.latency.table import read_table
-from mbv3_jax.run.config import config_to_json, need_one_label
+from mbv3_jax.run.config import config_to_json
 from mbv3_jax.run.folder import (
     check_same_config,
     is_before_config,
@@ -67,7 +67,7 @@ from mbv3_jax.search.objective import (
 )
 from mbv3_jax.search.presets import preset
 from mbv3_jax.search.proxy import Proxy
-from mbv3_jax.search.selection import EVALUATORS, HELD_OUT, Selection
+from mbv3_jax.search.selection import EVALUATORS, HELD_OUT, Selection, check_trainings
 from mbv3_jax.search.space import Space
 from mbv3_jax.search.strategies import Strategy, config_strategy
 from mbv3_jax.train.loop import train
@@ -465,7 +465,7 @@ def _space(config: ConfigDict, proxy: Proxy | None) -> Space:
 def _check_numbers(config: ConfigDict) -> None:
     """Checks what the controllers, the surrogate or NetAdapt would refuse after hours."""
     options = config.netadapt
-    need_one_label(config.final, "a search")
+    check_trainings(config)
     if config.evaluator == "proxy":
         check_whole("refine_rounds", config.refine_rounds, 0)
         if options.enabled and not flag("train", config.train):

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from mbv3_jax.core.files import read_file, write_atomically
 from mbv3_jax.core.json_values import Number, parse_json
+from mbv3_jax.run.config import need_one_label
 from mbv3_jax.search.candidates import Trainings
 from mbv3_jax.search.evaluators import Agreement, Corrected, Evaluator, agreement
 from mbv3_jax.search.objective import Problem
@@ -75,6 +76,23 @@ class Selection(TypedDict):
     found: dict[str, _Chosen]
     agreement: _AgreementText
     candidates: list[dict]
+
+
+def check_trainings(config: ConfigDict) -> None:
+    """Checks that a search can use the trainings that its configuration describes.
+
+    Raises:
+      UsageError, ValueError: It cannot; the message names the field.
+    """
+    need_one_label(config.final, "a search")
+    for name in ("shared", "brief", "final"):
+        if (seeds := config.get(name, {}).get("seeds")) is not None:
+            raise ValueError(f"{name}.seeds: got {seeds}, but a search trains with one seed: seed")
+    stop = config.get("shared", {}).get("early_stop") or {}  # absent in older folders
+    if (patience := stop.get("patience")) is not None:
+        raise ValueError(
+            f"shared.early_stop.patience: got {patience}, but shared weights are trained to the end"
+        )
 
 
 def by_supernet(

@@ -24,7 +24,7 @@ Where a run starts. The rules apply in this order, and the code below follows th
 
 import collections
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,15 @@ from mbv3_jax.train.trace import Trace
 # Steps that may be under way before the host waits for the oldest: enough to keep the device
 # busy, few enough that a non-finite loss is noticed soon and batches do not pile up.
 _IN_FLIGHT = 2
+Announce = Callable[[Experiment, Path], Sequence[str]]  # what to print of a run in a folder
 
 
 def train(
-    config: ConfigDict, workdir: Path, console: Console | None = None, *, announce: bool = True
+    config: ConfigDict,
+    workdir: Path,
+    console: Console | None = None,
+    *,
+    announce: Announce | None = None,
 ) -> dict[str, Any]:
     """Trains what a configuration describes, or resumes it, in a run folder.
 
@@ -66,7 +71,7 @@ def train(
       config: see `configs/common.py`.
       workdir: the run folder, see `run/folder.py`.
       console: where progress is printed; None for standard error.
-      announce: whether to print first what is trained, on what, and for how long.
+      announce: what to print first; None for `opening`.
 
     Returns:
       The summary that is also in summary.json: steps, the evaluation (of the average and of the
@@ -100,10 +105,8 @@ def train(
         interrupt = Interrupt(other_processes())
         recorders = [Recorder(experiment, run, interrupt) for run in runs]
         with _session(workdir, recorders, plan.data.on_error), interrupt:
-            for line in opening(experiment, workdir) if announce else ():
+            for line in (announce or opening)(experiment, workdir):
                 console.print(line, soft_wrap=True)
-            for note in experiment.data.notes:
-                console.print(f"note: {note}", soft_wrap=True)
             step = _newest_step(workdir, recorders, experiment)
             if step is not None:
                 console.print(f"resuming from step {step} in {workdir.resolve()}", soft_wrap=True)
@@ -122,23 +125,7 @@ def train(
 def opening(experiment: Experiment, workdir: Path) -> list[str]:
     """What a person should see before the first step: data, network and length, a line each."""
     data, spec, plan = experiment.data, experiment.spec, experiment.plan
-    training, held_out = data.training, data.held_out
-    counts, chance = training.counts(), held_out.counts()
-    classes = counted(training.num_classes, "class")
-    if counts is not None:
-        same, some = int(counts.min()) == int(counts.max()), f"{counts.min():,}"
-        classes += f", {some if same else f'{some} to {counts.max():,}'} each"
-    majority = ""
-    if chance is not None and len(held_out):
-        name = printable(held_out.class_names[int(chance.argmax())])
-        majority = (
-            f"; always answering {name} would be right for {chance.max() / len(held_out):.1%}"
-        )
-    tests = []
-    if test := held_out.test:
-        chosen = "best checkpoint" if plan.best_by else "last state"
-        images = counted(len(test), f"{printable(test.split)} image")
-        tests = [f"tests: {images}, on which the {chosen} is evaluated at the end"]
+    training = data.training
     devices = jax.devices()
     kind = f"{devices[0].platform} device"
     runs = f", {counted(len(plan.seeds), 'seed')} together" if plan.seeds else ""
@@ -155,10 +142,7 @@ def opening(experiment: Experiment, workdir: Path) -> list[str]:
     if plan.schedule.options["base_lr"] == 0:
         notes.append("note: schedule.base_lr is 0: only BatchNorm's statistics will change")
     return [
-        f"data: {printable(training.name)}, "
-        f"{counted(len(training), 'training image')} of {classes}",
-        f"held out: {counted(len(held_out), f'{printable(held_out.split)} image')}{majority}",
-        *tests,
+        *_data_lines(experiment),
         f"network: {spec.name}, {in_pixels(spec.resolution)} pixels, "
         f"{cost.params(spec) / 1e6:.2f} million parameters, "
         f"{plain(cost.madds(spec) / 1e6)} million MAdds",
@@ -168,6 +152,43 @@ def opening(experiment: Experiment, workdir: Path) -> list[str]:
         *([f"teacher: {experiment.teaching.description}"] if experiment.teaching else ()),
         f"run folder: {printable(str(workdir))}",
         *notes,
+        *_data_notes(experiment),
+    ]
+
+
+def on_data(experiment: Experiment) -> list[str]:
+    """What a person should know of the data, for what trains many networks on it; a line each."""
+    return [*_data_lines(experiment), *_data_notes(experiment)]
+
+
+def _data_notes(experiment: Experiment) -> list[str]:
+    return [f"note: {note}" for note in experiment.data.notes]
+
+
+def _data_lines(experiment: Experiment) -> list[str]:
+    training, held_out = experiment.data.training, experiment.data.held_out
+    counts = training.counts()
+    chance = held_out.counts() if held_out.label_kind == "single" else None
+    classes = counted(training.num_classes, "class")
+    if counts is not None:
+        same, some = int(counts.min()) == int(counts.max()), f"{counts.min():,}"
+        classes += f", {some if same else f'{some} to {counts.max():,}'} each"
+    majority = ""
+    if chance is not None and len(held_out):
+        name = printable(held_out.class_names[int(chance.argmax())])
+        majority = (
+            f"; always answering {name} would be right for {chance.max() / len(held_out):.1%}"
+        )
+    tests = []
+    if test := held_out.test:
+        chosen = "best checkpoint" if experiment.plan.best_by else "last state"
+        images = counted(len(test), f"{printable(test.split)} image")
+        tests = [f"tests: {images}, on which the {chosen} is evaluated at the end"]
+    return [
+        f"data: {printable(training.name)}, "
+        f"{counted(len(training), 'training image')} of {classes}",
+        f"held out: {counted(len(held_out), f'{printable(held_out.split)} image')}{majority}",
+        *tests,
     ]
 
 

@@ -218,6 +218,11 @@ def test_the_configuration_opens_a_search(argument, tmp_path):
         ("netadapt.start=0.5", "config: netadapt.start: got 0.5"),
         ("netadapt.split_fraction=1.5", "config: netadapt.split_fraction: got 1.5"),
         ("netadapt.split_fraction=0.1", "netadapt.eval_split is 'validation'; one must be None"),
+        (
+            "brief.seeds=(0,1)",
+            r"got \(0, 1\), but a search trains with one seed: seed",
+        ),
+        ("shared.early_stop.patience=3", "got 3, but shared weights are trained to the end"),
         ("searcher.name=annealing", "config: searcher.name: got 'annealing', expected one of"),
     ],
 )

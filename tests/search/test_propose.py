@@ -1,3 +1,4 @@
+import io
 import json
 import types
 
@@ -63,8 +64,11 @@ def trainings(tmp_path, tiny_config, tiny_spec):
 
 
 def test_trainings_are_runs_that_are_found_again(trainings):
-    space = trainings.space
+    space, said = trainings.space, io.StringIO()
+    trainings.console = Console(file=said)
+    trainings([(0,)], 3)
     first = trainings([(1,)], 3)
+    assert said.getvalue().count("data: synthetic, ") == 1
     assert first.shape == (1,) and np.all((first >= 0) & (first <= 1))
     run = trainings.run_folder((1,), 3)
     assert spec_from_json((run / "spec.json").read_text()).blocks == space.to_spec((1,)).blocks

@@ -247,6 +247,8 @@ def test_the_first_lines_say_what_always_answering_one_class_would_get(tiny_conf
         (tmp_path / folder).mkdir(parents=True)
         for number in range(count):
             Image.new("RGB", (40, 40)).save(tmp_path / folder / f"{number}.png")
+    (tmp_path / "train/cat/._0.png").write_bytes(b"x")
+    note = f"note: 1 hidden file with the name of an image not read: {tmp_path}/train/cat/._0.png"
     fields = {"data.name": f"folder:{tmp_path}", "data.num_examples": None}
     fields |= {"data.num_classes": None, "net.num_classes": None}
     overrides = [f"--config.{name}={value}" for name, value in fields.items()]
@@ -255,7 +257,8 @@ def test_the_first_lines_say_what_always_answering_one_class_would_get(tiny_conf
     assert lines[0].endswith("40 training images of 2 classes, 10 to 30 each")
     assert lines[1] == "held out: 3 val images; always answering cat would be right for 66.7%"
     steps = experiment.data.total_steps
-    assert lines[3].startswith(f"training: {steps} steps of ") and len(lines) == 5
+    assert lines[3].startswith(f"training: {steps} steps of ") and lines[5:] == [note]
+    assert loop.on_data(experiment) == [*lines[:2], note]
     overrides += ["--config.batch_size=100", "--config.schedule.base_lr=0.0"]
     overrides += ["--config.eval_every_steps=0"]
     experiment = make_experiment(tiny_config(*overrides))
@@ -264,4 +267,5 @@ def test_the_first_lines_say_what_always_answering_one_class_would_get(tiny_conf
         f"only {steps} steps; a smaller batch_size would train for longer",
         "note: eval_every_steps=0 evaluates after every step",
         "note: schedule.base_lr is 0: only BatchNorm's statistics will change",
+        note,
     ]

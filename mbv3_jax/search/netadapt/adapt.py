@@ -42,7 +42,7 @@ from mbv3_jax.core.json_values import Number, as_type, parse_json
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.functional import Variables
 from mbv3_jax.run.checkpoint import read_arrays, write_arrays
-from mbv3_jax.run.config import config_differences, config_from_json
+from mbv3_jax.run.config import config_differences, config_from_json, need_one_label
 from mbv3_jax.run.digests import check_digests, write_digests
 from mbv3_jax.run.folder import (
     FORMAT_FILE,
@@ -119,6 +119,7 @@ def shrink(
     except ValueError as e:
         raise UsageError(f"{e}") from e
     config = read_config(run)
+    need_one_label(config, "NetAdapt")
     model = load_model(run)
     if model.spec.quant:
         raise UsageError(f"{run}: a network trained in int8 cannot be narrowed; give one in float")

@@ -26,6 +26,7 @@ from mbv3_jax.search.space import Point, Space
 from mbv3_jax.search.supernet import network
 from mbv3_jax.search.supernet.training import Controllers, Programs, SharedWeights
 from mbv3_jax.train.experiment import Experiment, make_experiment, training_loss
+from mbv3_jax.train.loop import on_data
 from mbv3_jax.train.state import TrainState
 
 # The number of held-out batches that the trained weights are evaluated on, at most.
@@ -92,6 +93,8 @@ def train_supernet(
             f"config: shared.net.in_channels: got {experiment.spec.in_channels}, but the networks "
             f"of a search take {spec.in_channels}"
         )
+    for line in on_data(experiment):
+        console.print(line, soft_wrap=True)
     held_out, batch_size = experiment.data.held_out, config.batch_size
     if len(held_out) < batch_size:
         raise UsageError(
