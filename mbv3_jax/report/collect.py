@@ -1,6 +1,7 @@
 """What runs and sweeps have left on disk: finished, under way, failed or missing."""
 
 import dataclasses
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -124,6 +125,16 @@ class Trial:
         evaluations = (run.summary["eval"] for run in self.finished if run.summary)
         return next((e["count"] + e.get("unreadable", 0) for e in evaluations), None)
 
+    @property
+    def digest(self) -> str | None:
+        """What tells held-out images at a path from others; None of other data."""
+        for run in self.finished:
+            kind, colon, _ = run.config.get("data", {"name": ""})["name"].partition(":")
+            digest = (run.summary or {}).get("held_out", "")
+            if colon and digest.startswith(f"{kind}/"):
+                return digest
+        return None
+
     def values(self, metric: str) -> list[float]:
         """A metric of the final evaluations, ordered by seed.
 
@@ -190,15 +201,25 @@ def collect(folders: Iterable[Path]) -> list[Sweep]:
 def same_data(a: Trial, b: Trial) -> bool:
     """Whether the results of two trials may be compared: they are of the same held-out images.
 
-    That is said by the name of the data, its split and the number of images. A trial that has no
-    result is told by the name alone.
+    Of data at a path, that is said by the digest of what is there, however the path was typed; of
+    other data, and of runs of older versions, by the name, the split and the number of images. A
+    trial that has no result is told by the name or the path alone.
     """
     if a.finished and b.finished:
+        if a.digest and b.digest:
+            return a.digest == b.digest
         return (a.data, a.held_out) == (b.data, b.held_out)
     names = [
-        next((r.config["data"]["name"] for r in t.runs if "data" in r.config), None) for t in (a, b)
+        next((_absolute(r.config["data"]["name"]) for r in t.runs if "data" in r.config), None)
+        for t in (a, b)
     ]
     return None in names or names[0] == names[1]
+
+
+def _absolute(name: str) -> str:
+    """The name of data, in which a path is absolute."""
+    kind, colon, path = name.partition(":")
+    return f"{kind}:{os.path.abspath(os.path.expanduser(path))}" if colon else name  # noqa: PTH100, PTH111
 
 
 def by_data(trials: Iterable[Trial]) -> list[list[Trial]]:

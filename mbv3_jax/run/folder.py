@@ -137,6 +137,7 @@ class Summary(Times):
     """summary.json of one run."""
 
     eval: Measures
+    held_out: NotRequired[str]
     test: NotRequired[_Test]
     best: NotRequired[_Best]
     early_stop: NotRequired[_EarlyStop]

@@ -208,6 +208,7 @@ class Recorder:
             "epochs": step / self._data.steps_per_epoch,
             "weights": "ema" if averaged else "raw",
             "split": self._data.held_out.split,
+            "held_out": self._data.held_out.fingerprint,
             "eval": values,
             "seconds": seconds,
             "images_per_second": steps * self._plan.batch_size / seconds,
