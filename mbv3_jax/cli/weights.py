@@ -60,6 +60,12 @@ def add_parsers(commands) -> None:
     take.add_argument(
         "--classes", type=Path, metavar="FILE", help="class names: one a line, or a JSON list"
     )
+    take.add_argument(
+        "--labels",
+        choices=("single", "multi"),
+        help="multi for a network of several labels an image, whose classes are by sigmoids, which "
+        "a file does not tell; default single",
+    )
     view = take.add_argument_group(
         "images, where the file does not tell or tells something else",
     )
@@ -137,6 +143,7 @@ def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         network=flags.network,
         width=flags.width,
         classes=flags.classes,
+        labels=flags.labels,
         view={name: getattr(flags, name) for name in _VIEW},
         revision=flags.revision,
         sha256=flags.sha256,
@@ -174,6 +181,8 @@ def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         f"{origin['preprocessing']}"
     )
     print(f"class names: {origin['class_names']}")
+    if imported.model.multi_label:
+        print(f"logits: {imported.model.probabilities}")
     if out is not None:
         folder = shlex.quote(str(out))
         if spec.in_channels not in (1, 3):

@@ -256,7 +256,7 @@ def _check(
         comparisons=comparisons,
         top1=top1,
         quantization=network.how if network else "",
-        note=model.sigmoid_note,
+        note=model.probabilities if model.multi_label else model.sigmoid_note,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mbv3_jax.arch.spec import NetSpec
-from mbv3_jax.core.checks import Resolution, in_pixels
+from mbv3_jax.core.checks import Resolution, choose, in_pixels
 from mbv3_jax.core.errors import UsageError, printable
 from mbv3_jax.interop import (
     download,
@@ -29,7 +29,7 @@ from mbv3_jax.interop.pretrained import (
     pretrained_of_file,
     usual_preprocessing,
 )
-from mbv3_jax.run.model import Model, Preprocessing
+from mbv3_jax.run.model import IMPORTED_LABELS, Model, Preprocessing
 
 _MOST_DIFFERENCES = 8
 # torchvision's models/mobilenetv3.py `_mobilenet_v3_conf`.
@@ -58,6 +58,7 @@ def import_weights(
     network: str | None = None,
     width: float | None = None,
     classes: Path | None = None,
+    labels: str | None = None,
     view: Mapping[str, Any] | None = None,
     revision: str | None = None,
     sha256: str | None = None,
@@ -74,6 +75,8 @@ def import_weights(
       width: the scaling argument of torchvision or Keras; None tries `networks.WIDTHS`.
       classes: a file of class names; not for a network without a head. With two names, a network of
         one output becomes one of two classes.
+      labels: "multi" for a network of several labels an image, whose classes are by sigmoids; None
+        for "single". A file does not tell.
       view: "resolution", "crop_fraction", "interpolation", "mean" and "std" of the images; those
         that are absent or None are what the file says, or the default of the library.
       revision: a commit of the Hub repository.
@@ -131,8 +134,16 @@ def import_weights(
         class_names, names_source = (), "none, for the network has no head"
     else:
         raise UsageError(f"--classes={classes}: {path} has no head that is read, so no classes")
+    multi_label = choose("--labels", labels or "single", IMPORTED_LABELS) == "multi"
+    if multi_label and ("logits" in fit.new or identified.spec.num_classes == 1):
+        number = "no head" if "logits" in fit.new else "one output, which tells two classes apart"
+        raise UsageError(f"--labels=multi: {path} has {number}")
     model = Model(
-        spec=spec, variables=variables, preprocessing=preprocessing, class_names=class_names
+        spec=spec,
+        variables=variables,
+        preprocessing=preprocessing,
+        class_names=class_names,
+        multi_label=multi_label,
     )
     is_v3 = identified.name.startswith("mobilenet_v3")
     origin = {
@@ -318,4 +329,4 @@ def instructions(model: Model, network: Network, out: Path) -> str:
         f"crop {preprocessing.crop_fraction:g} ({preprocessing.central}), "
         f"{preprocessing.interpolation}; {scale}"
     )
-    return "\n".join([*lines, images])
+    return "\n".join([*lines, images, f"# logits: {model.probabilities}"])

@@ -22,7 +22,7 @@ from mbv3_jax.core.errors import RunError, UsageError, first_line, printable
 from mbv3_jax.core.json_values import parse_json
 from mbv3_jax.core.limits import limit
 from mbv3_jax.core.packages import need
-from mbv3_jax.run.model import DESCRIPTION
+from mbv3_jax.run.model import DESCRIPTION, LABELS
 
 PREFIX = "hf:"
 _FORM = "expected hf:OWNER/NAME or hf:OWNER/NAME@REVISION"
@@ -119,7 +119,7 @@ def fetch(address: Address, folder: Path, endings: Collection[str]) -> Fetched:
     is_described = set(DESCRIPTION) <= hashes.keys()
     wanted = [
         weights,
-        *(n for n in (_CONFIG, *(DESCRIPTION if is_described else ())) if n in hashes),
+        *(n for n in (_CONFIG, *((*DESCRIPTION, LABELS) if is_described else ())) if n in hashes),
     ]
     for name in wanted:
         path = f"resolve/{info['sha']}/{urllib.parse.quote(name)}"

@@ -3,7 +3,7 @@
 README.md            the card: front matter for the Hub, what the network is, how to load it
 model.safetensors    the weights, by timm's names if timm has the network, else by those of the spec
 config.json          how timm builds the network; absent if timm has none like it
-spec.json, classes.json, preprocessing.json   as in an import folder
+spec.json, classes.json, preprocessing.json, labels.json   as in an import folder
 """
 
 import dataclasses
@@ -106,7 +106,9 @@ def import_repository(library: str | None, weights: str, **options: Any) -> Impo
 
 def _import_described(folder: Path, address: hub.Address, options: dict[str, Any]) -> Imported:
     view = {name: value for name, value in (options["view"] or {}).items() if value is not None}
-    others = {name: options[name] for name in ("network", "width", "classes") if options[name]}
+    others = {
+        name: options[name] for name in ("network", "width", "classes", "labels") if options[name]
+    }
     if named := next(iter(others | view), None):
         raise UsageError(
             f"--{named.replace('_', '-')}: {address} says it itself; with --from=timm it is for "
@@ -144,7 +146,7 @@ def read(folder: Path) -> tuple[Model, str]:
       UsageError: the weights do not fit the network.
       RunError: a file is missing or damaged.
     """
-    spec, names, preprocessing = read_description(folder)
+    spec, names, preprocessing, multi_label = read_description(folder)
     file = weight_files.read("timm", folder / WEIGHTS)
     try:
         if any(name.startswith("params.") for name in file.tensors):
@@ -152,7 +154,11 @@ def read(folder: Path) -> tuple[Model, str]:
         else:
             variables = mapping.to_ours(_timm(spec)[1], file.tensors)
         model = Model(
-            spec=spec, variables=variables, preprocessing=preprocessing, class_names=tuple(names)
+            spec=spec,
+            variables=variables,
+            preprocessing=preprocessing,
+            class_names=tuple(names),
+            multi_label=multi_label,
         )
     except ValueError as e:
         raise RunError(f"{folder} does not fit together: {e}") from e
@@ -208,6 +214,7 @@ def _card(model: Model, network: Network | None, repository: str) -> str:
         ),
         "Classes": f"{counted(spec.num_classes, 'class')}: {', '.join(named)}"
         + (f" and {more:,} more" if more > 0 else ""),
+        "Probabilities": model.probabilities,
     }
     lines += [f"- **{key}:** {value}" for key, value in facts.items()]
     lines += ["", "## Model usage", "", "With mbv3_jax:", "", "```bash"]

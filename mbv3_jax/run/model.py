@@ -6,6 +6,7 @@ format.json          the version of what is in the folder; imports of version 1 
 spec.json            the network
 classes.json         the names of the classes, by label
 preprocessing.json   how an image becomes its input
+labels.json          "multi" for several labels an image; with one label there is no such file
 origin.json          where the weights come from; only printed, never parsed
 weights/             parameters and BatchNorm statistics, as Orbax stores them
 digests.json         checksums of the files in weights/
@@ -38,14 +39,16 @@ from mbv3_jax.run.digests import DIGESTS, check_digests, write_digests
 from mbv3_jax.run.folder import check_format, write_format
 
 WEIGHTS = ("auto", "ema", "raw")
-_SPEC, _CLASSES, _PREPROCESSING, _ORIGIN, _ARRAYS = (
+IMPORTED_LABELS = ("single", "multi")  # of images, see `data.source.LABEL_KINDS`
+_SPEC, _CLASSES, _PREPROCESSING, LABELS, _ORIGIN, _ARRAYS = (
     "spec.json",
     "classes.json",
     "preprocessing.json",
+    "labels.json",
     "origin.json",
     "weights",
 )
-DESCRIPTION = (_SPEC, _CLASSES, _PREPROCESSING)  # the files of `description`
+DESCRIPTION = (_SPEC, _CLASSES, _PREPROCESSING)  # the files of `description` that it always has
 _FILES = (_SPEC, _CLASSES, _PREPROCESSING, _ORIGIN, _ARRAYS, DIGESTS)
 
 
@@ -142,13 +145,21 @@ class Model:
         return self.preprocessing.crop | {"channels": self.spec.in_channels}
 
     @property
+    def probabilities(self) -> str:
+        """How the logits become probabilities, for people."""
+        if self.multi_label:
+            return "sigmoid gives the probability of each class, of which an image may have several"
+        return "softmax gives the classes"
+
+    @property
     def sigmoid_note(self) -> str:
         """What a person should know of two classes that were imported from one output; else empty.
 
         The first logit of such a network is zero, and the softmax gives the sigmoid of the second.
         """
         logits = self.variables["params"]["logits"]
-        if self.spec.num_classes != 2 or any(np.any(v[..., 0]) for v in logits.values()):
+        of_one_output = not any(np.any(v[..., 0]) for v in logits.values())
+        if self.multi_label or self.spec.num_classes != 2 or not of_one_output:
             return ""
         first, second = self.class_names
         return f"one output for two classes: its sigmoid is {second!r}, the rest {first!r}"
@@ -206,15 +217,19 @@ def save_model(folder: Path, model: Model, *, origin: Mapping) -> None:
 
 def description(model: Model) -> dict[str, str]:
     """The files of an import folder that say all of a model but its weights: name -> text."""
-    return {
+    texts = {
         _SPEC: spec_to_json(model.spec),
         _CLASSES: _to_json(model.class_names),
         _PREPROCESSING: _to_json(dataclasses.asdict(model.preprocessing)),
     }
+    return texts | ({LABELS: _to_json("multi")} if model.multi_label else {})
 
 
-def read_description(folder: Path) -> tuple[NetSpec, list[str], Preprocessing]:
-    """Reads what `description` wrote: the network, the names of its classes, its preprocessing.
+def read_description(folder: Path) -> tuple[NetSpec, list[str], Preprocessing, bool]:
+    """Reads what `description` wrote.
+
+    Returns:
+      The network, the names of its classes, its preprocessing, and whether it is `multi_label`.
 
     Raises:
       RunError: a file is missing or damaged.
@@ -224,7 +239,13 @@ def read_description(folder: Path) -> tuple[NetSpec, list[str], Preprocessing]:
     preprocessing = read_file(
         folder / _PREPROCESSING, lambda text: _preprocessing(parse_json(text, dict))
     )
-    return spec, names, preprocessing
+    multi_label = False
+    if (folder / LABELS).exists():
+        kind = read_json(folder / LABELS, str)
+        if kind not in IMPORTED_LABELS:
+            raise RunError(f"{folder / LABELS} is damaged: got {kind!r}, expected 'multi'")
+        multi_label = kind == "multi"
+    return spec, names, preprocessing, multi_label
 
 
 def load_model(folder: Path, *, step: int | str | None = None, weights: str = "auto") -> Model:
@@ -351,13 +372,13 @@ def _load_run(run: Path, step: int | str | None, weights: str) -> Model:
 
 def _load_import(folder: Path) -> Model:
     check_storable(folder, "rename it", read_only=True)
-    spec, names, preprocessing = read_description(folder)
+    spec, names, preprocessing, multi_label = read_description(folder)
     try:
         check_digests(epath.Path(folder))
         variables = read_arrays(epath.Path(folder) / _ARRAYS, functional.shapes(spec))
     except Exception as e:  # a damaged file can make the storage raise anything
         raise RunError(f"{folder} cannot be read: {first_line(e)}") from e
-    return _model(folder, spec, variables, preprocessing, names)
+    return _model(folder, spec, variables, preprocessing, names, multi_label)
 
 
 def _model(
@@ -366,7 +387,7 @@ def _model(
     variables: functional.Variables,
     preprocessing: Preprocessing,
     names: Sequence[str],
-    multi_label: bool = False,
+    multi_label: bool,
 ) -> Model:
     try:
         return Model(
