@@ -91,5 +91,9 @@ def _check(flags: argparse.Namespace) -> int:
         **({"on_error": flags.on_error} if flags.on_error else {}),
     )
     sources = [source for source in (*pair, pair[1].test) if source is not None]
-    unusable = sum(check(source, flags.sample) for source in sources)
+
+    def report(line: str) -> None:
+        print(_as_typed_here(line, vars(flags)))
+
+    unusable = sum(check(source, flags.sample, report) for source in sources)
     return 1 if unusable else 0

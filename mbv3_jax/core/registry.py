@@ -16,8 +16,10 @@ each of them: a new entry with a new option needs no edit anywhere else.
 
 import collections.abc
 import functools
+import importlib.machinery
 import inspect
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -196,3 +198,20 @@ def _field_type(hint: Any) -> type | None:
     if origin in (tuple, list, collections.abc.Sequence):
         return tuple
     return None
+
+
+def pickle_by_value(module: str) -> None:
+    """Has the classes of a module sent to worker processes whole, if those cannot import it.
+
+    The worker processes of the loader are spawned and import a class by the name of its module.
+    A file that was loaded by its path, as a configuration file is, has a name that only this
+    process knows. (`cloudpickle` does the same for `__main__`, and for a module that is not in
+    `sys.modules`.)
+    """
+    root = module.partition(".")[0]
+    if module not in sys.modules or module == "__main__":
+        return
+    if importlib.machinery.PathFinder.find_spec(root) is None:
+        import cloudpickle  # comes with Grain, which the loader needs; most sources do without
+
+        cloudpickle.register_pickle_by_value(sys.modules[module])

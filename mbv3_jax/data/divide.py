@@ -81,10 +81,10 @@ def open_listing(
         names = [listing.names[row] for row in kept]
         strata = labels.tolist() if listing.kind == "single" else [0] * len(names)
         parts = hold_out(names, strata, split_fraction or DEFAULT_FRACTION)
-        split_names = (train_name or TRAIN, train_name or HELD_OUT)
+        split_names = [train_name or TRAIN, train_name or HELD_OUT]
         chosen = [([kept[i] for i in part], labels[part]) for part in parts]
     else:
-        split_names, chosen = (train_name, eval_name), [(kept, labels), labelled(eval_name)]
+        split_names, chosen = [train_name, eval_name], [(kept, labels), labelled(eval_name)]
     if on_error == "raise":
         listing.left_out.check((train_name, eval_name or train_name))
     opened = [train_name, eval_name or train_name]
@@ -93,13 +93,14 @@ def open_listing(
         tests = labelled(test_name)
         wrong = on_error == "raise" and listing.left_out.lines(splits=[test_name])
         if len(tests[0]) and not wrong:
-            split_names, chosen = (*split_names, test_name), [*chosen, tests]
+            split_names.append(test_name)
             opened.append(test_name)
+            chosen.append(tests)
     train, evaluate, *test = (
         Listed(listing, name, resolution, tuple(label_of), part, labels_of_part, crop)
         for name, (part, labels_of_part) in zip(split_names, chosen, strict=True)
     )
-    evaluate.test = test[0] if test else None
+    evaluate.test, evaluate.divided = test[0] if test else None, not train_name
     unread = [
         f"{counted(len(members), 'image')} of the split {name} not read"
         + (f"; data.eval_split={name} evaluates on it" if roles(name) else "")
@@ -197,12 +198,18 @@ def _note_odd_names(listing: Listing, names: Sequence[str]) -> None:
     joined = next((name for name in names if set(several) & set(name)), None)
     if joined is not None:
         listing.notes.append(f"{joined} is taken for one class; {advice}")
+    if note := alike(names):
+        listing.notes.append(note)
+
+
+def alike(names: Sequence[str]) -> str:
+    """A note on classes whose names differ only in case; "" if there are none."""
     written: dict[str, str] = {}
     for name in names:
         other = written.setdefault(name.casefold(), name)
         if other != name:
-            listing.notes.append(f"{other} and {name} are taken for two classes")
-            break
+            return f"{other} and {name} are taken for two classes"
+    return ""
 
 
 def _classes(listing: Listing, row: int) -> tuple[str, ...]:

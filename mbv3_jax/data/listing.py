@@ -380,7 +380,7 @@ def check_paths(listing: Listing, root: Path, entries: Mapping[int, Entry]) -> s
     seen: dict[str, int] = {}
     wrong: set[int] = set()
     outside: list[str] = []
-    inside = os.path.join(root.absolute(), "")  # noqa: PTH118 (with a slash at the end)
+    inside = os.path.join(os.path.abspath(root), "")  # noqa: PTH100, PTH118 (with a slash at the end)
     for row, entry in entries.items():
         written, place = entry.path, f"{entry.place} ({entry.path})"
         path = os.path.normpath(os.path.join(inside, written))  # noqa: PTH118 (once per image)

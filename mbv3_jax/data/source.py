@@ -28,7 +28,6 @@ file has been imported, for instance because it is the configuration file itself
 import abc
 import dataclasses
 import importlib
-import importlib.machinery
 import importlib.util
 import inspect
 import os
@@ -44,7 +43,7 @@ import numpy as np
 from mbv3_jax.core.checks import Resolution, check_resolution, choose
 from mbv3_jax.core.errors import counted
 from mbv3_jax.core.files import expand_user
-from mbv3_jax.core.registry import option_names
+from mbv3_jax.core.registry import option_names, pickle_by_value
 
 ON_ERROR = ("raise", "skip")
 LABEL_KINDS = ("single", "multi", "soft")
@@ -84,6 +83,7 @@ class Source(abc.ABC):
       encoded: whether reading an example means decoding it, so that more processes help.
       test: of held-out examples, those of a third split on which nothing is chosen: what was chosen
         on the held-out ones is evaluated on it once, at the end; None if there is no such split.
+      divided: of held-out examples, whether data without splits was divided to hold them out.
       notes: what a person should know before these examples are used: what lies there and is not
         read, and how many; a line each.
     """
@@ -97,6 +97,7 @@ class Source(abc.ABC):
     channels = 3
     encoded = False
     test: "Source | None" = None
+    divided = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -237,7 +238,7 @@ def source(
         )
         _check_entry(entry, opener.__module__)
         _REGISTRY[_parse(pattern)[0]] = entry
-        _pickle_by_value(opener.__module__)
+        pickle_by_value(opener.__module__)
         return opener
 
     return register
@@ -486,20 +487,3 @@ def _import_file(path: Path, field: str) -> None:
         spec.loader.exec_module(module)
     except Exception as e:  # whatever the file does
         raise ValueError(f"{field}: {path}: {type(e).__name__}: {e}") from e
-
-
-def _pickle_by_value(module: str) -> None:
-    """Has the classes of a module sent to worker processes whole, if those cannot import it.
-
-    The worker processes of the loader are spawned and import a class by the name of its module.
-    A file that was loaded by its path, as a configuration file is, has a name that only this
-    process knows. (`cloudpickle` does the same for `__main__`, and for a module that is not in
-    `sys.modules`.)
-    """
-    root = module.partition(".")[0]
-    if module not in sys.modules or module == "__main__":
-        return
-    if importlib.machinery.PathFinder.find_spec(root) is None:
-        import cloudpickle  # comes with Grain, which the loader needs; most sources do without
-
-        cloudpickle.register_pickle_by_value(sys.modules[module])

@@ -75,7 +75,7 @@ def evaluate_on(
             f"{folder}: a network of {'several labels' if model.multi_label else 'one label'} an "
             f"image, which the data {name} does not have"
         )
-    everything = pair[1].split == "held_out" and "split_fraction" not in options
+    everything = pair[1].divided and "split_fraction" not in options
     sources = [source for source in (pair if everything else pair[1:]) if len(source)]
     if not sources:
         raise UsageError(f"{name}: no image to evaluate on in its split {pair[1].split}")

@@ -157,6 +157,13 @@ def test_hidden_images_are_counted(classes):
     said = []
     assert len(files.find_files([str(classes)], report=said.append)) == 4
     assert said == list(expected)
+    (classes / "Cat").mkdir()
+    (classes / "Cat" / ".a.png").write_bytes(b"x")
+    reason = r"Cat: an empty class folder; .*; 1 hidden file with the name of an image not read: "
+    with pytest.raises(ValueError, match=reason):
+        found(classes)
+    save(classes / "Cat" / "a.png")
+    assert "Cat and cat are taken for two classes" in found(classes)[1]
     only = classes / "only"
     only.mkdir()
     (only / ".a.png").write_bytes(b"x")

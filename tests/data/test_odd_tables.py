@@ -158,10 +158,32 @@ def test_a_third_split_of_tests(folder):
     ]
 
 
+def test_a_split_may_be_called_held_out(folder):
+    name = write(
+        folder,
+        "path,label,split",
+        lambda i: f"{NAMES[i % 2]},{'train' if i < 6 else 'held_out'}",
+    )
+    assert [(s.split, s.divided) for s in opened(name)] == [("train", False), ("held_out", False)]
+    name = write(folder, "path,label", lambda i: NAMES[i % 2])
+    assert [(s.split, s.divided) for s in opened(name)] == [("train", False), ("held_out", True)]
+    for i in range(8):
+        (folder / "f" / NAMES[i % 2]).mkdir(parents=True, exist_ok=True)
+        (folder / "f" / NAMES[i % 2] / f"{i}.png").write_bytes(PNGS[i])
+    assert [(s.split, s.divided) for s in opened(f"folder:{folder}/f")] == [
+        ("train", False),
+        ("held_out", True),
+    ]
+
+
 def test_the_check_counts_each_class(folder, capsys):
-    write(folder, "path,label", lambda i: "cat" if i < 6 else "dog")
-    assert main(["data", "check", f"table:{folder}/t.csv", "--split_fraction=0.5"]) == 0
-    assert "  classes: cat (3), dog (1)\n" in capsys.readouterr().out
+    write(folder, "path,label", lambda i: "cat" if i < 6 else "dog;owl")
+    again = f"{folder}/../{folder.name}"
+    assert main(["data", "check", f"table:{again}/t.csv", "--split_fraction=0.5"]) == 0
+    said = capsys.readouterr().out
+    assert "  classes: cat (3), dog;owl (1)\n" in said
+    assert "note: dog;owl is taken for one class; --labels=multi reads several\n" in said
+    assert "outside" not in said
 
 
 CARD = """---

@@ -23,7 +23,7 @@ from mbv3_jax.core.checks import Resolution
 from mbv3_jax.core.errors import counted
 from mbv3_jax.core.files import expand_user, read_bytes
 from mbv3_jax.data.decode import Encoded
-from mbv3_jax.data.divide import DEFAULT_FRACTION, HELD_OUT, hold_out, lacking
+from mbv3_jax.data.divide import DEFAULT_FRACTION, HELD_OUT, alike, hold_out, lacking
 from mbv3_jax.data.files import (
     Skipped,
     endings,
@@ -139,7 +139,8 @@ def open_folder(
         kept, held_out = _hold_out(files, split_fraction or DEFAULT_FRACTION)
         train = Folder(root, TRAIN, resolution, folders, kept, crop)
         evaluate = Folder(root, HELD_OUT, resolution, folders, held_out, crop)
-        train.notes = tuple(filter(None, (remark, *skipped.notes)))
+        evaluate.divided = True
+        train.notes = tuple(filter(None, (remark, alike(folders), *skipped.notes)))
         evaluate.notes = lacking(evaluate, train, held_out=train.name == evaluate.name)
         return train, evaluate
     if train_split is None:
@@ -175,7 +176,7 @@ def open_folder(
         evaluate.test = make(*test)
         opened.add(test[0])
     unread = _unread(root, opened, folders)
-    train.notes = tuple(filter(None, (*unread, *skipped.notes)))
+    train.notes = tuple(filter(None, (*unread, alike(classes), *skipped.notes)))
     evaluate.notes = lacking(evaluate, train, held_out=train.name == evaluate.name)
     return train, evaluate
 
@@ -279,9 +280,8 @@ def _files(
     for name in names:
         members = list(walk(base / name, name, skipped))
         if strict and not members:
-            raise ValueError(
-                f"{base / name}: an empty class folder; remove it, or set data.on_error=skip"
-            )
+            empty = f"{base / name}: an empty class folder; remove it, or set data.on_error=skip"
+            raise ValueError("; ".join((empty, *skipped.notes)))
         others = [file for file in members if not is_image(file)] if strict else []
         if others:
             raise ValueError(
