@@ -74,6 +74,11 @@ def open_data(plan: Plan) -> Data:
     try:
         check_labels(plan, training.label_kind)
         check_metrics(plan, spec.num_classes)
+        if plan.data.repeats > plan.batch_size:
+            raise ValueError(
+                f"data.repeats: got {plan.data.repeats}, expected at most batch_size, "
+                f"{plan.batch_size}"
+            )
         total_steps = plan.total.in_steps(**sizes)
         if total_steps < 1:
             raise ValueError(f"{plan.total.field}: got 0, expected a run of at least one step")

@@ -119,6 +119,7 @@ WRONG = [
     ("ema_decay=1", "ema_decay: got 1.0, expected a number at least 0 and below 1"),
     ("average_epochs=1", "average_epochs: got 1.0, but ema_decay is 0.9; one of them must be None"),
     ("data.repeats=0", "data.repeats: got 0"),
+    ("data.repeats=9", "data.repeats: got 9, expected at most batch_size, 8"),
     ("augment.zoom=2", "augment.zoom: got 2.0, expected from 0 to below 1"),
     ("compute.dtype=float16", "compute.dtype: got 'float16', expected one of 'float32', 'bfloat"),
     ("compute.batch_norm=x", "compute.batch_norm: got 'x', expected one of 'cross_device'"),
