@@ -176,6 +176,13 @@ def test_a_split_may_be_called_held_out(folder):
     ]
 
 
+def test_a_class_folder_has_a_name_that_can_be_stored(tmp_path):
+    for name in ("c\udce4t", "dog"):  # the byte e4, which is not UTF-8
+        (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match="the name of this class is not text in UTF-8; rename"):
+        opened(f"folder:{tmp_path}")
+
+
 def test_the_check_counts_each_class(folder, capsys):
     write(folder, "path,label", lambda i: "cat" if i < 6 else "dog;owl")
     again = f"{folder}/../{folder.name}"

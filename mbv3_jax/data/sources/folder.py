@@ -255,6 +255,13 @@ def _check_classes(path: Path, classes: Sequence[str]) -> None:
     loose = next((e.name for e in scan(path) if not is_folder(e) and is_image(e.name)), None)
     if loose is not None:
         raise ValueError(f"{path / loose}: an image outside of any class folder")
+    for name in classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError as e:
+            raise ValueError(
+                f"{path / name}: the name of this class is not text in UTF-8; rename the folder"
+            ) from e
     if len(classes) < 2:
         inner = subfolders(path / classes[0]) if classes else []
         instead = (
