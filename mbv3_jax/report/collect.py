@@ -129,9 +129,9 @@ class Trial:
     def digest(self) -> str | None:
         """What tells held-out images at a path from others; None of other data."""
         for run in self.finished:
-            kind, colon, _ = run.config.get("data", {"name": ""})["name"].partition(":")
-            digest = (run.summary or {}).get("held_out", "")
-            if colon and digest.startswith(f"{kind}/"):
+            data, digest = run.config.get("data"), run.summary and run.summary.get("held_out")
+            kind, colon, _ = (data["name"] if data else "").partition(":")
+            if digest and colon and digest.startswith(f"{kind}/"):
                 return digest
         return None
 
