@@ -26,7 +26,29 @@ NORMALIZATIONS = {
 # Red, green and blue in the luminance (ITU-R 601-2, as in Pillow). The mean of grey images follows
 # exactly, and their deviation as far as the colours go up and down together.
 LUMINANCE = (0.299, 0.587, 0.114)
-POLICIES = ("none", "autoaugment_v0", "randaugment")
+# name -> the policy and its options, by the field of config.augment.
+POLICIES: dict[str, tuple[Callable[..., policies.Policy] | None, Mapping[str, str]]] = {
+    "none": (None, {}),
+    "autoaugment_v0": (policies.autoaugment_v0, {"policy_translate": "translate"}),
+    "randaugment": (
+        policies.randaugment,
+        {
+            "policy_translate": "translate",
+            **{
+                f"randaugment_{option}": option
+                for option in ("layers", "magnitude", "magnitude_std", "prob", "cutout")
+            },
+        },
+    ),
+    "augmix": (
+        policies.augmix,
+        {
+            "policy_translate": "translate",
+            "augmix_magnitude": "magnitude",
+            "augmix_width": "width",
+        },
+    ),
+}
 # The number that each operation folds into the key.
 _FLIP, _AFFINE, _MIXUP, _POLICY, _COLOUR, _ERASE, _NOISE, _CUTMIX, _WHICH_MIX = range(9)
 
@@ -47,6 +69,8 @@ def make_preprocess(
     randaugment_magnitude_std: float | None = None,
     randaugment_prob: float | None = None,
     randaugment_cutout: float | None = None,
+    augmix_magnitude: float | None = None,
+    augmix_width: int | None = None,
     brightness: float = 0.0,
     contrast: float = 0.0,
     saturation: float = 0.0,
@@ -70,14 +94,16 @@ def make_preprocess(
       translate: shift each image along each axis, in either direction, by a uniform fraction of its
         side of at most this.
       pad: what lies outside the image: "zero" (black) or "edge" (the nearest pixel).
-      policy: "none", "autoaugment_v0" or "randaugment", see `policies`. Images
-        of other numbers of channels than 1 and 3 have neither policy nor contrast.
+      policy: "none", "autoaugment_v0", "randaugment" or "augmix", see `policies`. Images of other
+        numbers of channels than 1 and 3 have neither policy nor contrast.
       policy_interpolation: of the geometric operations of the policy: "nearest", as in TensorFlow,
         or "bilinear".
       policy_translate: pixels at level 10; None takes TensorFlow's value, 250 (autoaugment_v0) or
-        100 (randaugment), which does not depend on the size of the image.
+        100 (randaugment), which does not depend on the size of the image, or for augmix timm's,
+        0.45 sides.
       randaugment_layers, randaugment_magnitude, randaugment_magnitude_std, randaugment_prob,
         randaugment_cutout: see `policies.randaugment`; None takes its default.
+      augmix_magnitude, augmix_width: see `policies.augmix`; None takes its default.
       brightness, contrast, saturation: a value x gives factors from max(0, 1 - x) to 1 + x, see
         `colour`. Only images of 3 channels have saturation and hue.
       hue: the largest shift of the hue in either direction, as a fraction of the colour circle up
@@ -130,12 +156,14 @@ def make_preprocess(
     _check_colours(len(mean), in_grey, (1, 3))
     drawn_policy = _make_policy(
         policy,
-        translate=policy_translate,
-        layers=randaugment_layers,
-        magnitude=randaugment_magnitude,
-        magnitude_std=randaugment_magnitude_std,
-        prob=randaugment_prob,
-        cutout=randaugment_cutout,
+        policy_translate=policy_translate,
+        randaugment_layers=randaugment_layers,
+        randaugment_magnitude=randaugment_magnitude,
+        randaugment_magnitude_std=randaugment_magnitude_std,
+        randaugment_prob=randaugment_prob,
+        randaugment_cutout=randaugment_cutout,
+        augmix_magnitude=augmix_magnitude,
+        augmix_width=augmix_width,
     )
 
     def eval_preprocess(images: jax.Array) -> jax.Array:
@@ -250,22 +278,19 @@ def _check_colours(channels: int, options: Mapping[str, Any], expected: tuple[in
 
 def _make_policy(name: str, **options) -> policies.Policy | None:
     """The policy of this name; an option that is None takes the policy's default."""
-    choose("augment.policy", name, POLICIES)
-    prefixes = {key: "policy_" if key == "translate" else "randaugment_" for key in options}
-    options = {key: value for key, value in options.items() if value is not None}
-    allowed = {"none": (), "autoaugment_v0": ("translate",), "randaugment": tuple(options)}[name]
-    for key, value in options.items():
-        full = prefixes[key] + key
-        if key not in allowed:
-            raise ValueError(f"augment.{full}: got {value!r}, but augment.policy={name!r} has none")
-        if key == "layers":
-            check_whole(f"augment.{full}", value, 1)
+    make, names = POLICIES[choose("augment.policy", name, POLICIES)]
+    options = {field: value for field, value in options.items() if value is not None}
+    for field, value in options.items():
+        if field not in names:
+            raise ValueError(
+                f"augment.{field}: got {value!r}, but augment.policy={name!r} has none"
+            )
+        if field in ("randaugment_layers", "augmix_width"):
+            check_whole(f"augment.{field}", value, 1)
         else:
-            most = {"magnitude": policies.MAX_LEVEL, "prob": 1.0}.get(key, math.inf)
-            _number(full, value, most)
-    if name == "autoaugment_v0":
-        return policies.autoaugment_v0(**options)
-    return policies.randaugment(**options) if name == "randaugment" else None
+            most = {"magnitude": policies.MAX_LEVEL, "prob": 1.0}.get(names[field], math.inf)
+            _number(field, value, most)
+    return make(**{names[field]: value for field, value in options.items()}) if make else None
 
 
 def _number(name: str, value: Any, most: float = math.inf, below: float = math.inf) -> None:

@@ -1,4 +1,4 @@
-"""AutoAugment and RandAugment: which operation each image of a batch gets, and how strongly.
+"""AutoAugment, RandAugment and AugMix: which operation each image of a batch gets, how strongly.
 
 The references are TensorFlow's EfficientNet code (tensorflow/tpu, efficientnet/autoaugment.py) and
 the model garden (official/vision/ops/augment.py), which agree on the policy and the strengths.
@@ -31,10 +31,13 @@ class Policy(NamedTuple):
     Attributes:
       draw: `draw(key, count, height, width)` returns a Layer for each round.
       among: the operations that each round can draw.
+      chains: 0, or how many draws are applied to each image, to be mixed with one another and with
+        the image, as in AugMix.
     """
 
     draw: Callable[..., list[Layer]]
     among: tuple[frozenset[str], ...]
+    chains: int = 0
 
 
 # Pairs of (operation, probability, level), applied in this order; each image gets one of the 25
@@ -76,14 +79,16 @@ class Strength(NamedTuple):
     Attributes:
       least: the argument at level 0.
       span: how much is added up to level 10.
-      whole: whether the argument is truncated to a whole number.
+      whole: whether what is added is truncated to a whole number.
       either: whether its sign is drawn.
+      around: what changes sign is the distance from here.
     """
 
     least: float = 0.0
     span: float = 0.0
     whole: bool = False
     either: bool = False
+    around: float = 0.0
 
 
 def strengths(translate: float, cutout: float) -> dict[str, Strength]:
@@ -118,11 +123,13 @@ def argument(
       by_name: see `strengths`.
     """
     table = [by_name.get(name, Strength()) for name in ops.OPS]
-    least, span, whole, either = (jnp.array(column)[op] for column in zip(*table, strict=True))
-    arg = least + level * span / MAX_LEVEL
+    columns = (jnp.array(column)[op] for column in zip(*table, strict=True))
+    least, span, whole, either, around = columns
+    added = level * span / MAX_LEVEL
     # A rounding error can leave a whole number slightly too small.
-    arg = jnp.where(whole, jnp.floor(arg + 1e-4), arg)
-    return jnp.where(either & ~positive, -arg, arg)
+    added = jnp.where(whole, jnp.sign(span) * jnp.floor(jnp.abs(added) + 1e-4), added)
+    arg = least + added
+    return jnp.where(either & ~positive, 2 * around - arg, arg)
 
 
 def autoaugment_v0(*, translate: float = 250.0) -> Policy:
@@ -195,6 +202,77 @@ def randaugment(
     return Policy(draw, (frozenset(names),) * layers)
 
 
+# timm's list; the paper leaves out color, contrast, brightness and sharpness, which resemble the
+# corruptions that it tests on.
+AUGMIX_OPS = (
+    "autocontrast",
+    "color",
+    "contrast",
+    "brightness",
+    "sharpness",
+    "equalize",
+    "rotate",
+    "posterize",
+    "solarize",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+)
+AUGMIX_DEPTH = 3  # the longest chain
+
+
+def augmix_strengths(
+    height: int, width: int, translate: float | None = None
+) -> dict[str, Strength]:
+    """timm's mapping from levels to arguments, all of which change more at higher levels.
+
+    Args:
+      height, width: of the images, in pixels.
+      translate: as for `augmix`.
+    """
+    enhanced = Strength(1.0, 0.9, either=True, around=1.0)
+    across, down = (0.45 * width, 0.45 * height) if translate is None else (translate,) * 2
+    return strengths(0.0, 0.0) | {
+        "translate_x": Strength(span=across, either=True),
+        "translate_y": Strength(span=down, either=True),
+        "posterize": Strength(4.0, -4.0, whole=True),
+        "solarize": Strength(256.0, -256.0, whole=True),
+        **dict.fromkeys(("color", "contrast", "brightness", "sharpness"), enhanced),
+    }
+
+
+def augmix(*, magnitude: float = 3.0, width: int = 3, translate: float | None = None) -> Policy:
+    """AugMix (Hendrycks et al. 2020, arXiv 1912.02781) as timm's augmix-m3-w3 has it.
+
+    Each of the chains has 1 to 3 operations, as often each number, at levels that are uniform from
+    0 to the magnitude. The chains are mixed with weights from a Dirichlet distribution, and the
+    result with the image, with a weight from a Beta distribution, both of parameter 1. The loss of
+    the paper that compares several views (JSD) is not part of it.
+
+    Args:
+      magnitude: the largest level, 0 to 10.
+      width: how many chains.
+      translate: pixels at level 10; None for 0.45 sides.
+    """
+
+    def draw(key: jax.Array, count: int, height: int, width: int) -> list[Layer]:
+        depth = jax.random.randint(jax.random.fold_in(key, 0), (count,), 1, AUGMIX_DEPTH + 1)
+        table = augmix_strengths(height, width, translate)
+        choices = jnp.array([ops.OPS.index(name) for name in AUGMIX_OPS])
+        layers = []
+        for i in range(AUGMIX_DEPTH):
+            key_op, key_level, key_rest = jax.random.split(jax.random.fold_in(key, i + 1), 3)
+            chosen = choices[jax.random.randint(key_op, (count,), 0, len(AUGMIX_OPS))]
+            level = magnitude * jax.random.uniform(key_level, (count,))
+            _, positive, centre = _draw(key_rest, count, 1.0, height, width)
+            arg = argument(chosen, level, positive, table)
+            layers.append(Layer(jnp.where(i < depth, chosen, 0), arg, centre))
+        return layers
+
+    return Policy(draw, (frozenset(AUGMIX_OPS),) * AUGMIX_DEPTH, chains=width)
+
+
 def _draw(
     key: jax.Array, count: int, prob: jax.Array | float, height: int, width: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -204,12 +282,43 @@ def _draw(
     return u[:, 0] < prob, u[:, 1] < 0.5, centre
 
 
+def draw_mixture(key: jax.Array, count: int, chains: int) -> tuple[jax.Array, jax.Array]:
+    """Draws how AugMix mixes.
+
+    Returns:
+      The weights of the chains [count, chains], from Dirichlet(1, ..., 1), and the share of their
+      mixture in the result [count], from Beta(1, 1).
+    """
+    key_weights, key_share = jax.random.split(key)
+    drawn = jax.random.exponential(key_weights, (count, chains))
+    return drawn / jnp.sum(drawn, axis=1, keepdims=True), jax.random.uniform(key_share, (count,))
+
+
 def apply(
     policy: Policy, images: jax.Array, key: jax.Array, *, interpolation: str = "nearest"
 ) -> jax.Array:
     """Draws and applies a policy to images uint8 [batch, height, width, 3 or 1]."""
     count, height, width, _ = images.shape
-    layers = policy.draw(key, count, height, width)
-    for layer, among in zip(layers, policy.among, strict=True):
-        images = ops.apply(images, *layer, among=among, interpolation=interpolation)
-    return images
+
+    def chain(key: jax.Array) -> jax.Array:
+        changed = images
+        layers = policy.draw(key, count, height, width)
+        for layer, among in zip(layers, policy.among, strict=True):
+            changed = ops.apply(changed, *layer, among=among, interpolation=interpolation)
+        return changed
+
+    if not policy.chains:
+        return chain(key)
+    key_mixture, key_chains = jax.random.split(key)
+    weights, share = draw_mixture(key_mixture, count, policy.chains)
+
+    def add(mixed: jax.Array, one: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        key, weight = one
+        return mixed + weight[:, None, None, None] * chain(key), None
+
+    # A loop, so that the operations are compiled once.
+    start = jnp.zeros(images.shape, jnp.float32)
+    keys = jax.random.split(key_chains, policy.chains)
+    mixed, _ = jax.lax.scan(add, start, (keys, weights.T))
+    mixed = jnp.floor(jnp.clip(mixed + 1e-3, 0, 255))  # a rounding error is not a level less
+    return (images + share[:, None, None, None] * (mixed - images)).astype(jnp.uint8)

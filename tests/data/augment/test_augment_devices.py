@@ -17,8 +17,6 @@ EVERYTHING = {
     "contrast": 0.4,
     "saturation": 0.4,
     "hue": 0.1,
-    "policy": "randaugment",
-    "randaugment_layers": 1,
     "erase_prob": 0.5,
     "mixup_alpha": 0.2,
     "cutmix_alpha": 1.0,
@@ -32,11 +30,14 @@ BATCH = {
 QUICKLY = {"xla_backend_optimization_level": 0}  # of LLVM alone
 
 
-def test_two_devices_exchange_nothing_and_give_the_same():
+@pytest.mark.parametrize(
+    "policy", [{"policy": "randaugment", "randaugment_layers": 1}, {"policy": "augmix"}]
+)
+def test_two_devices_exchange_nothing_and_give_the_same(policy):
     mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
     split = NamedSharding(mesh, PartitionSpec("data"))
     whole = NamedSharding(mesh, PartitionSpec())
-    preprocess, _ = augment.make_preprocess(**EVERYTHING)
+    preprocess, _ = augment.make_preprocess(**EVERYTHING, **policy)
     key = jax.random.key(0)
     on_two = jax.jit(preprocess, in_shardings=(split, whole), out_shardings=split)
     compiled = on_two.lower(BATCH, key).compile(QUICKLY)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from test_augment_ops import photographs, pillow
 
+from mbv3_jax.data import augment
 from mbv3_jax.data.augment import ops, policies
 
 KEY = jax.random.key(0)
@@ -149,3 +150,99 @@ def test_whole_policies_by_pillow(name):
         assert (off.max(-1) > 4).mean() < 0.003, [ops.OPS[int(layer.op[i])] for layer in layers]
         changed += (expected != image).any()
     assert changed > 30
+
+
+# What timm's augmix gives its operations at a level, up to the sign of what is added, for images of
+# 40 x 60 pixels (timm/data/auto_augment.py).
+AUGMIX = {
+    "autocontrast": lambda level: 0,
+    "equalize": lambda level: 0,
+    "color": lambda level: 1 + level / 10 * 0.9,
+    "contrast": lambda level: 1 + level / 10 * 0.9,
+    "brightness": lambda level: 1 + level / 10 * 0.9,
+    "sharpness": lambda level: 1 + level / 10 * 0.9,
+    "rotate": lambda level: level / 10 * 30,
+    "posterize": lambda level: 4 - int(level / 10 * 4),
+    "solarize": lambda level: 256 - int(level / 10 * 256),
+    "shear_x": lambda level: level / 10 * 0.3,
+    "shear_y": lambda level: level / 10 * 0.3,
+    "translate_x": lambda level: level / 10 * 0.45 * 60,
+    "translate_y": lambda level: level / 10 * 0.45 * 40,
+}
+
+
+def test_augmix_has_the_strengths_of_timm():
+    assert {*AUGMIX} == {*policies.AUGMIX_OPS}
+    levels = np.array([0.1, 0.9, 1.7, 2.4, 2.6, 3.0] * 2)
+    positive = np.arange(12) < 6
+    by_name = policies.augmix_strengths(40, 60)
+    for name, argument in AUGMIX.items():
+        op = np.full(12, ops.OPS.index(name))
+        want = np.array([argument(level) for level in levels], np.float32)
+        centre = {"color": 1, "contrast": 1, "brightness": 1, "sharpness": 1}.get(name, 0)
+        if name not in ("posterize", "solarize"):
+            want = np.where(positive, want, 2 * centre - want)
+        got = policies.argument(op, levels, positive, by_name)
+        np.testing.assert_allclose(got, want, atol=1e-5, err_msg=name)
+
+
+def test_augmix_draws_chains_of_one_to_three_operations():
+    draw = jax.jit(policies.augmix(magnitude=6.0).draw, static_argnums=(1, 2, 3))
+    layers = [jax.tree.map(np.asarray, layer) for layer in draw(KEY, 16000, 32, 48)]
+    used = np.stack([layer.op != 0 for layer in layers])
+    np.testing.assert_allclose(used.mean(1), [1, 2 / 3, 1 / 3], atol=0.02)
+    assert (used[:-1] >= used[1:]).all()
+    share = np.bincount(layers[0].op, minlength=len(ops.OPS)) / 16000
+    assert {ops.OPS[i] for i in np.flatnonzero(share)} == set(policies.AUGMIX_OPS)
+    np.testing.assert_allclose(share[share > 0], 1 / 13, atol=0.01)
+    degrees = np.abs(layers[0].arg[layers[0].op == ops.OPS.index("rotate")])
+    quarters = np.histogram(degrees, bins=4, range=(0, 18))[0] / len(degrees)
+    np.testing.assert_allclose(quarters, 0.25, atol=0.06)
+
+
+def test_augmix_draws_its_mixture_from_dirichlet_and_beta():
+    weights, share = map(np.asarray, policies.draw_mixture(KEY, 16000, 3))
+    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
+    np.testing.assert_allclose(weights.mean(0), 1 / 3, atol=0.01)
+    np.testing.assert_allclose(weights.var(0), 1 / 18, atol=0.002)
+    assert abs(share.mean() - 1 / 2) < 0.01 and abs(share.var() - 1 / 12) < 0.003
+
+
+def test_augmix_is_that_mixture_of_its_chains_and_the_image():
+    policy = policies.augmix(magnitude=10.0)
+    images = np.random.default_rng(0).integers(0, 256, (32, 12, 12, 3), np.uint8)
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def run(images, key):
+        keys = jax.random.split(jax.random.split(key)[1], 3)
+        alone = policy._replace(chains=0)
+        chains = jax.lax.map(lambda one: policies.apply(alone, images, one), keys)
+        return policies.apply(policy, images, key), chains
+
+    got, chains = (np.asarray(x, np.float64) for x in run(images, KEY))
+    assert (chains != images).any(axis=(2, 3, 4)).mean() > 0.8
+    weights, share = policies.draw_mixture(jax.random.split(KEY)[0], 32, 3)
+    mixed = np.einsum("nk,knhwc->nhwc", weights, chains)
+    want = images + np.asarray(share)[:, None, None, None] * (mixed - images)
+    off = want - got
+    # The mixture, and then the result, are cut off to whole grey levels.
+    assert off.min() > -0.01 and off.max() < 2 and abs(off.mean() - 0.5) < 0.5
+
+
+def test_augmix_by_its_options():
+    once, other = (
+        jax.jit(augment.make_preprocess(policy="augmix", **options)[0])
+        for options in ({}, {"augmix_magnitude": 10.0, "augmix_width": 1})
+    )
+    batch = {"image": photographs(24), "label": np.zeros(len(photographs(24)), np.int32)}
+    (first, _), (again, _), (strong, _) = once(batch, KEY), once(batch, KEY), other(batch, KEY)
+    np.testing.assert_array_equal(first, again)
+    assert (np.asarray(first) != np.asarray(strong)).any()
+    for options, message in (
+        ({"policy": "randaugment", "augmix_width": 3}, "augmix_width: got 3, but augment.policy="),
+        ({"policy": "augmix", "augmix_width": 0}, "augmix_width: got 0, expected a whole number"),
+        ({"policy": "augmix", "augmix_magnitude": 11.0}, "augmix_magnitude: got 11.0, expected"),
+        ({"policy": "augmix", "randaugment_prob": 1.0}, "randaugment_prob: got 1.0, but augment"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            augment.make_preprocess(**options)
