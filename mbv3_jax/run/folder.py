@@ -63,12 +63,12 @@ FORMAT_VERSION = 2
 FORMAT_FILE = "format.json"
 
 LOCK = "lock"
-_TEACHER = "teacher.json"
+TEACHER_FILE = "teacher.json"
 SESSIONS = "sessions.jsonl"
 # What a process that was killed in a run folder may have been writing.
 _WRITTEN = (
     "config.json", FORMAT_FILE, "spec.json", "classes.json", "init.json",
-    _TEACHER, "metrics.jsonl", "predictions.npz", "summary.json", "tracker.json",
+    TEACHER_FILE, "metrics.jsonl", "predictions.npz", "summary.json", "tracker.json",
 )  # fmt: skip
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _OTHER_WORKDIR = "choose another --workdir"
@@ -199,7 +199,7 @@ def claim_folder(
             check_same_config(run, config, stored)
             _check_same_network(run, spec)
             _check_class_names(run, class_names)
-            _check_same_teachers(run, teachers)
+            _check_same_teachers(run, teachers, _OTHER_WORKDIR)
             lock = lock_folder(run)
             _remove_leftovers(run)
             if not same_fields(config, stored):  # where the data lies now, for example
@@ -221,8 +221,7 @@ def claim_folder(
             write_atomically(run / "classes.json", names)
         if init:
             write_atomically(run / "init.json", json.dumps(init, indent=1, ensure_ascii=False))
-        if teachers and not (run / _TEACHER).exists():
-            write_atomically(run / _TEACHER, json.dumps(teachers, indent=1, ensure_ascii=False))
+        _note_teachers(run, teachers)
         if not (run / "summary.json").exists():
             _write_session(run)
     except OSError as e:
@@ -338,18 +337,35 @@ def _check_same_network(run: Path, spec: NetSpec) -> None:
         )
 
 
-def _check_same_teachers(run: Path, teachers: Sequence[dict]) -> None:
+def _check_same_teachers(folder: Path, teachers: Sequence[dict], advice: str) -> None:
     """The same path may hold other weights than when the run started."""
-    path = run / _TEACHER
+    path = folder / TEACHER_FILE
     if not path.exists():  # no teacher, or killed before it was written
         return
-    stored = read_json(path, list[_Teacher], error=UsageError, advice=_OTHER_WORKDIR)
+    stored = read_json(path, list[_Teacher], error=UsageError, advice=advice)
     for before, now in zip(stored, teachers, strict=False):
         if before["digest"] != now["digest"]:
             raise UsageError(
-                f"config.teacher: {now['path']} is another teacher than when {run} started; "
-                f"put the old one back, or {_OTHER_WORKDIR}"
+                f"config.teacher: {now['path']} is another teacher than when {folder} started; "
+                f"put the old one back, or {advice}"
             )
+
+
+def hold_teachers(folder: Path, teachers: Sequence[dict], advice: str) -> None:
+    """Notes the teachers of a run or a search in its folder, or checks that they are the same.
+
+    Raises:
+      UsageError: they are others, or the note is damaged; `advice` says what else can be done.
+    """
+    _check_same_teachers(folder, teachers, advice)
+    _note_teachers(folder, teachers)
+
+
+def _note_teachers(folder: Path, teachers: Sequence[dict]) -> None:
+    """Writes teacher.json, if there are teachers and it is not there yet."""
+    path = folder / TEACHER_FILE
+    if teachers and not path.exists():
+        write_atomically(path, json.dumps(list(teachers), indent=1, ensure_ascii=False))
 
 
 def _check_class_names(run: Path, class_names: Sequence[str]) -> None:

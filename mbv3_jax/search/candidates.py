@@ -20,10 +20,11 @@ from mbv3_jax.arch.spec import spec_to_json
 from mbv3_jax.core.errors import InUse, UsageError
 from mbv3_jax.core.files import write_atomically
 from mbv3_jax.core.json_values import read_json
-from mbv3_jax.run.folder import lock_folder, read_summary
+from mbv3_jax.run.folder import hold_teachers, lock_folder, read_summary
 from mbv3_jax.search.space import Point, Space
 from mbv3_jax.train.experiment import Experiment
 from mbv3_jax.train.loop import Announce, on_data, train
+from mbv3_jax.train.teacher import read_teacher
 
 WANTED = "wanted.json"
 _PATIENCE = 2.0  # seconds until a training that another process holds is looked at again
@@ -65,6 +66,8 @@ class Trainings:
             )
 
     def __call__(self, points: Sequence[Point], seed: int) -> np.ndarray:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _hold_teachers(self.config, self.folder)
         entries = [self._entry(tuple(point), seed) for point in points]
         write_atomically(self.folder / WANTED, json.dumps(entries))
         missing = list(entries)
@@ -116,6 +119,8 @@ def work(
       The number of trainings that this process has finished.
     """
     count = 0
+    if folder.is_dir():
+        _hold_teachers(config, folder)
     while not ended():
         path = folder / WANTED
         entries = read_json(path, list[_Entry]) if path.exists() else []
@@ -125,6 +130,14 @@ def work(
         if done is None:
             time.sleep(_PATIENCE)
     return count
+
+
+def _hold_teachers(config: ConfigDict, folder: Path) -> None:
+    """All candidates of a search learn from the same teachers, whenever they are trained."""
+    given = config.get("teacher")  # absent in older folders
+    paths = (given,) if isinstance(given, str) else given or ()
+    teachers = [read_teacher(path).record() for path in paths]
+    hold_teachers(folder, teachers, "search in another folder")
 
 
 def _nothing(experiment: Experiment, run: Path) -> list[str]:

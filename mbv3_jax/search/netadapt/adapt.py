@@ -5,6 +5,7 @@ Each step tries many narrower networks with a brief fine-tuning and keeps the be
 
 netadapt.json    the settings, the steps with all their proposals, the network and its channels now
 format.json      the version of the folder's format; absent in folders of version 1
+teacher.json     the teachers of the fine-tuning, if any; see `train/teacher.py`
 weights/N/       the variables after step N, zero outside of the remaining channels, with checksums
 model/           the result as an import folder: eval --import=, --config.init=
 spec.json        the narrow network, for configs/found.py:spec=FILE; written last
@@ -47,7 +48,9 @@ from mbv3_jax.run.digests import check_digests, write_digests
 from mbv3_jax.run.folder import (
     FORMAT_FILE,
     LOCK,
+    TEACHER_FILE,
     check_format,
+    hold_teachers,
     lock_folder,
     read_config,
     write_format,
@@ -60,6 +63,7 @@ from mbv3_jax.search.netadapt.tuning import Tuner, tuning_config
 from mbv3_jax.train.warm_start import weights_digest
 
 FILE = "netadapt.json"
+_BEGUN = LOCK, FORMAT_FILE, TEACHER_FILE  # what may be there before it
 STEPS = 50  # in a fine-tuning; the paper has 10,000, on ImageNet
 
 
@@ -145,6 +149,7 @@ def shrink(
     interrupt = Interrupt()
     tuner = Tuner(run, model, config, interrupt)
     with log.hold(), interrupt:
+        hold_teachers(out, tuner.teachers, "choose another --out")
         adapt = _Adapt(model, cost, log, tuner, interrupt, console, show)
         try:
             return adapt.run()
@@ -238,8 +243,8 @@ class Log:
             check_format(folder)
             self._compare(read_file(path, self._load, advice="choose another --out"))
         elif folder.exists():
-            names = [p.name for p in folder.iterdir() if p.name not in (LOCK, FORMAT_FILE)]
-            foreign = [name for name in names if not is_temporary(name, (FILE, FORMAT_FILE))]
+            names = [p.name for p in folder.iterdir() if p.name not in _BEGUN]
+            foreign = [name for name in names if not is_temporary(name, (FILE, *_BEGUN))]
             if foreign:
                 raise UsageError(f"{folder} holds {foreign[0]} and no {FILE}; choose another --out")
 
@@ -291,7 +296,7 @@ class Log:
 
     def _remove_leftovers(self) -> None:
         """Removes what a process that was killed was writing; this one has locked the folder."""
-        remove_temporaries(self.folder, (FILE, FORMAT_FILE, "spec.json", "model"))
+        remove_temporaries(self.folder, (FILE, FORMAT_FILE, TEACHER_FILE, "spec.json", "model"))
         weights = self._weights(len(self.steps) + 1)
         if weights.parent.is_dir():
             remove_temporaries(weights.parent, (weights.name,))
@@ -482,11 +487,8 @@ class _Adapt:
             shutil.rmtree(folder / "model", ignore_errors=True)  # from a killed process
             cut = masks.truncate(self.model.spec, variables, spec, kept)
             origin = {"netadapt": log.settings["weights"], "steps": len(log.steps)}
-            save_model(
-                folder / "model",
-                dataclasses.replace(self.model, spec=spec, variables=cut),
-                origin=origin,
-            )
+            narrow = dataclasses.replace(self.model, spec=spec, variables=cut)
+            save_model(folder / "model", narrow, origin=origin)
             write_atomically(folder / "spec.json", spec_to_json(spec))
         return {
             "spec": spec,

@@ -45,6 +45,9 @@ def tuning_config(
     for name in ("total", "eval_every", "checkpoint_every"):
         tree |= {f"{name}_{unit}": steps if unit == "steps" else None for unit in _UNITS}
     tree |= {"ema_decay": None, "average_epochs": None, "seed": seed}
+    if distillation := tree.get("distillation"):  # absent in older folders
+        # Projections would begin anew in every fine-tuning.
+        distillation |= {"features": None, "features_weight": None}
     if eval_split is not None:
         tree["data"]["eval_split"] = eval_split
     return ConfigDict(tree).lock()
@@ -70,6 +73,7 @@ class Tuner:
                 f"{run}: its configuration now describes another network than the one it holds"
             )
         self.steps, self._interrupt = experiment.data.total_steps, interrupt
+        self.teachers = experiment.teaching.record if experiment.teaching else []
         # The running statistics must follow even a brief fine-tuning.
         decay = min(model.spec.bn_decay, max(0.0, 1 - 5 / self.steps))
         spec, tx = model.spec.replace(bn_decay=decay), _masked(experiment.tx)
