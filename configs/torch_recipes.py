@@ -179,9 +179,8 @@ def ssld_finetune(config: ConfigDict) -> ConfigDict:
 
 
 def _from_teacher(config: ConfigDict) -> ConfigDict:
-    """Learns from config.teacher alone, by the loss of SSLD, where distillation is built in."""
-    if "distillation" in config:
-        config.distillation.update(name="js", weight=1.0)
+    """Learns from config.teacher alone, by what SSLD calls JS divergence."""
+    config.distillation.update(name="symmetric_kl", weight=1.0)
     return config
 
 
@@ -195,6 +194,7 @@ def _from_teacher(config: ConfigDict) -> ConfigDict:
         "schedule.warmup_epochs",
         "ema_decay",
         "loss.name",
+        "loss.target_threshold",
         "data.repeats",
         "optimizer.clip_norm",
     ),
@@ -217,7 +217,7 @@ def lamb(config: ConfigDict) -> ConfigDict:
         name="lamb", b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.1, clip_norm=1.0
     )
     config.schedule.update(name="cosine", base_lr=0.005, warmup_epochs=5.0)
-    config.loss.name = "binary_cross_entropy"
+    config.loss.update(name="binary_cross_entropy", target_threshold=0.2)
     config.data.repeats = 3
     config.label_smoothing = 0.1
     config.ema_decay = 0.9999

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mbv3_jax.core.checks import check_number
+from mbv3_jax.core.checks import check_number, choose
 from mbv3_jax.core.packages import LazyModule
-from mbv3_jax.core.registry import Registry
+from mbv3_jax.core.registry import Registry, option_names
 
 if TYPE_CHECKING:
     import jax
@@ -50,6 +50,12 @@ def make_loss(
     Raises:
       ValueError: the name is unknown, or the loss does not have an option.
     """
+    choose("loss.name", name, LOSSES)
+    if label_smoothing and "label_smoothing" not in option_names(LOSSES[name]):
+        raise ValueError(
+            f"label_smoothing: got {label_smoothing}, but loss.name={name} has none; "
+            "--config.label_smoothing=0 clears it"
+        )
     loss = LOSSES.bind(name, options | {"label_smoothing": label_smoothing or None})
     if class_weights is None:
         return loss
@@ -130,7 +136,7 @@ def cross_entropy(
     Raises:
       ValueError: the shapes or types are others, or the smoothing is out of range.
     """
-    check_number("loss.label_smoothing", label_smoothing, at_least=0, below=1)
+    check_number("label_smoothing", label_smoothing, at_least=0, below=1)
     _check_shapes(logits, labels)
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     if labels.ndim == 1:
@@ -160,7 +166,7 @@ def bce(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -
     Raises:
       ValueError: the shapes or types are others, or the smoothing is out of range.
     """
-    check_number("loss.label_smoothing", label_smoothing, at_least=0, below=1)
+    check_number("label_smoothing", label_smoothing, at_least=0, below=1)
     _check_shapes(logits, labels)
     if labels.ndim == 1:
         raise ValueError("loss.name: got 'bce', which is for several labels an image")
@@ -199,7 +205,7 @@ def binary_cross_entropy(
     Raises:
       ValueError: the shapes or types are others, or an option is out of range.
     """
-    check_number("loss.label_smoothing", label_smoothing, at_least=0, below=1)
+    check_number("label_smoothing", label_smoothing, at_least=0, below=1)
     if target_threshold is not None:
         check_number("loss.target_threshold", target_threshold, at_least=0, below=1)
     _check_shapes(logits, labels)

@@ -18,6 +18,7 @@ From where `factor` counts is the option `decay_from` of the decaying schedules:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -144,7 +145,8 @@ def _noise(
         raise ValueError(f"schedule.noise: got {tuple(noise)}, expected the smaller part first")
     # timm's values, in timm/scheduler/scheduler.py
     limit, std = 0.67 if limit is None else limit, 1.0 if std is None else std
-    epochs = course.total_steps / course.steps_per_epoch
+    # Of whole ones, as in timm; a run of 10 epochs has a fraction more, to fill its last batch.
+    epochs = max(1, math.floor(course.total_steps / course.steps_per_epoch + 1e-6))
 
     def of_epoch(epoch: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(seed), NOISE_STREAM)

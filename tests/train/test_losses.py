@@ -115,7 +115,7 @@ def test_bad_input():
         with pytest.raises(ValueError, match=r"^logits: got "):
             losses.cross_entropy(bad, labels)
     for bad in (1.0, -0.1, "0.1"):
-        with pytest.raises(ValueError, match=r"^loss.label_smoothing: got "):
+        with pytest.raises(ValueError, match=r"^label_smoothing: got "):
             losses.cross_entropy(logits, labels, label_smoothing=bad)
     for bad in (0, 4):
         with pytest.raises(ValueError, match=r"^top_k: got \d, expected 1 to .*3$"):
@@ -162,7 +162,7 @@ def test_another_loss_is_one_entry(with_focal):
     ("name", "options", "message"),
     [
         ("hinge", {}, r"^loss.name: got 'hinge', expected one of 'cross_entropy', 'bce', "),
-        ("focal", {"label_smoothing": 0.1}, r"^loss: 'focal' has no option label_smoothing; its "),
+        ("focal", {"label_smoothing": 0.1}, r"^label_smoothing: got 0.1, but loss.name=focal "),
         ("cross_entropy", {"gamma": 1.0}, r"^loss: 'cross_entropy' has no option gamma; its opti"),
     ],
 )

@@ -176,6 +176,14 @@ def test_noise_depends_on_the_seed_and_the_epoch_alone():
     np.testing.assert_array_equal(factors([500]), values(twice, [500]))
 
 
+def test_noise_begins_and_ends_with_whole_epochs():
+    # 10 epochs of 3.3 steps, of which the last step fills up the last batch.
+    noisy = make("constant", base_lr=1.0, total_steps=34, steps_per_epoch=3.3, noise=(0.5, 0.9))
+    steps = np.arange(34)
+    epochs = (steps / 3.3).astype(int)
+    np.testing.assert_array_equal(values(noisy, steps) != 1, (epochs >= 5) & (epochs < 9))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
