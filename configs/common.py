@@ -135,14 +135,17 @@ def default(network: str) -> ConfigDict:
         zoom=0.0,
         translate=0.0,
         pad="zero",  # zero, edge
-        policy="none",  # none, autoaugment_v0, randaugment
+        policy="none",  # none, autoaugment_v0, randaugment, augmix
         policy_interpolation="nearest",  # nearest, bilinear
-        policy_translate=placeholder(float),  # pixels; autoaugment_v0 250, randaugment 100
+        # pixels; autoaugment_v0 250, randaugment 100, augmix 0.45 sides
+        policy_translate=placeholder(float),
         randaugment_layers=placeholder(int),  # 2
         randaugment_magnitude=placeholder(float),  # 10, the largest
         randaugment_magnitude_std=placeholder(float),  # 0; from 100 up uniform
         randaugment_prob=placeholder(float),  # 1
         randaugment_cutout=placeholder(float),  # pixels, 40
+        augmix_magnitude=placeholder(float),  # 3, of 10
+        augmix_width=placeholder(int),  # 3 chains
         brightness=0.0,
         contrast=0.0,
         saturation=0.0,
@@ -200,6 +203,8 @@ def default(network: str) -> ConfigDict:
         name=placeholder(str),  # None: kl; js, symmetric_kl, hard
         weight=placeholder(float),  # None: 0.5; the loss by the labels has the rest
         dtype=placeholder(str),  # that a teacher computes in: None: float32; bfloat16
+        features=placeholder(tuple),  # (16,): also from maps of these strides; None: from none
+        features_weight=placeholder(float),  # None: 1; of their loss, which is added
         # temperature
         **_options(DISTILLATION),
     )

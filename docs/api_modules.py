@@ -68,6 +68,7 @@ ROOMS = {
     "train": [
         "mbv3_jax.train.losses",
         "mbv3_jax.train.distillation",
+        "mbv3_jax.train.hints",
         "mbv3_jax.train.schedules",
         "mbv3_jax.train.optimizers",
         "mbv3_jax.train.finetune",

@@ -16,6 +16,7 @@ its values was.
 
 import functools
 import types
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -272,16 +273,19 @@ def apply(
     variables: dict,
     images: jax.Array,
     *,
+    stages: Sequence[str],
     train: bool,
     key: jax.Array | None,
     compute: Compute,
-) -> tuple[jax.Array, dict]:
-    """`functional.apply` for a network with `spec.quant`."""
+) -> tuple[jax.Array, dict, dict]:
+    """`functional.apply_with_maps` for a network with `spec.quant`; without maps in inference."""
     if compute.dtype != "float32":
         raise ValueError(f"compute.dtype: got {compute.dtype!r}, but int8 is simulated in float32")
     if train:
         forward = TrainingForward(spec, variables, compute, key)
-        return forward.logits(images), forward.batch_stats()
+        logits, ends = forward.logits(images), forward.ends
+        maps = {stage: ends[stage].value / ends[stage].factor for stage in stages}
+        return logits, maps, forward.batch_stats()
     state, folded = variables["batch_stats"]["quant"], fold(spec, variables)
 
     def rounded(folded, low, high, images):
@@ -295,4 +299,4 @@ def apply(
     logits = jax.lax.cond(
         state["on"] > 0, rounded, plain, folded, state["low"], state["high"], images
     )
-    return logits, variables["batch_stats"]
+    return logits, {}, variables["batch_stats"]

@@ -170,6 +170,7 @@ class FoldedForward:
         self.on_weight = on_weight or (lambda name, kernel, axis: kernel)
         self.on_activation = on_activation or (lambda name, x: x)
         self.on_bias = on_bias or (lambda name, bias, inputs, kernel: bias)
+        self.ends: dict[str, Tensor] = {}  # what the last operation of each stage wrote
 
     def logits(self, images: jax.Array) -> jax.Array:
         """Normalised [N, H, W, in_channels] -> float32 [N, num_classes]."""
@@ -195,7 +196,7 @@ class FoldedForward:
         for op in operations:
             factor = tensors[sources[op.name]].factor if op.name in sources else 1.0
             x = self.operation(op, [tensors[name] for name in op.inputs], factor)
-            tensors[op.name] = x
+            tensors[op.name] = self.ends[op.stage] = x
         return x
 
     def operation(self, op: Operation, inputs: Sequence[Tensor], factor: float) -> Tensor:

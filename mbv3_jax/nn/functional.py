@@ -133,13 +133,47 @@ def apply(
     Raises:
       ValueError: the images do not fit, or training needs a key and has none.
     """
+    logits, _, batch_stats = apply_with_maps(
+        spec, variables, images, stages=(), train=train, key=key, compute=compute
+    )
+    return logits, batch_stats
+
+
+def apply_with_maps(
+    spec: NetSpec,
+    variables: Variables,
+    images: jax.Array,
+    *,
+    stages: Sequence[str],
+    train: bool = False,
+    key: jax.Array | None = None,
+    compute: Compute = Compute(),  # noqa: B008 (frozen)
+) -> tuple[jax.Array, dict[str, jax.Array], dict]:
+    """Runs the network and keeps the outputs of some stages, for losses on them.
+
+    Args:
+      spec, variables, images, train, key, compute: as for `apply`.
+      stages: names from `spec.strides()`.
+
+    Returns:
+      The logits, {stage: [N, H', W', C]}, and the new batch_stats. Maps of a network with
+      `spec.quant` are in simulated int8 in training, and of the float network otherwise.
+
+    Raises:
+      ValueError: as `apply`.
+    """
     if spec.quant:
-        return fake_quant.apply(spec, variables, images, train=train, key=key, compute=compute)
+        logits, maps, batch_stats = fake_quant.apply(
+            spec, variables, images, stages=stages, train=train, key=key, compute=compute
+        )
+        if stages and not train:
+            found = features(spec, variables, images, stages=stages, compute=compute)
+            maps = {one.stage: one.values for one in found}
+        return logits, maps, batch_stats
     model = _merge(spec, variables, compute)
-    logits = model(images, train=train, key=key)
-    if not train:
-        return logits, variables["batch_stats"]
-    return logits, _variables(model)["batch_stats"]
+    logits, maps = model.logits_and_maps(images, train=train, key=key)
+    batch_stats = _variables(model)["batch_stats"] if train else variables["batch_stats"]
+    return logits, {stage: maps[stage] for stage in stages}, batch_stats
 
 
 def _merge(spec: NetSpec, variables: Variables, compute: Compute) -> MobileNet:

@@ -249,11 +249,17 @@ class MobileNet(nnx.Module):
           ValueError: the images have another number of channels, or training with dropout or
             drop-path got no key.
         """
-        *_, (_, x) = self.maps(images, train=train, key=key)
-        x = self.embed(x)
+        return self.logits_and_maps(images, train=train, key=key)[0]
+
+    def logits_and_maps(
+        self, images: jax.Array, *, train: bool, key: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The logits as above, and the output of each stage by its name, see `maps`."""
+        maps = dict(self.maps(images, train=train, key=key))
+        x = self.embed(maps["last"])
         if train and self.spec.dropout:
             x = ops.dropout(x, self.spec.dropout, ops.dropout_key(key))
-        return self.logits.pointwise(x.astype(jnp.float32))[:, 0, 0]
+        return self.logits.pointwise(x.astype(jnp.float32))[:, 0, 0], maps
 
     def maps(
         self, images: jax.Array, *, train: bool = False, key: jax.Array | None = None

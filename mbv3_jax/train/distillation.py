@@ -6,12 +6,13 @@ The loss of a run with a teacher (`config.teacher`, see `teacher.py`) is
 
 where the first is that of `losses.py`. Class weights, label smoothing and focal loss belong to it,
 and after mixup its labels are mixed. The teacher sees the mixed image itself.
+What is learnt from maps inside the teacher is added to it, see `hints.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mbv3_jax.core.checks import check_number
@@ -21,6 +22,8 @@ from mbv3_jax.core.registry import Registry
 if TYPE_CHECKING:
     import jax
     import jax.numpy as jnp
+
+    from mbv3_jax.train.hints import Hints
 else:  # configs/common.py reads the options of the losses, without waiting for JAX
     jax, jnp = LazyModule("jax"), LazyModule("jax.numpy")
 
@@ -40,20 +43,22 @@ class Teaching:
     """What a training step needs of its teacher, or of several.
 
     variables: of all teachers, on the host; an input of the step.
-    logits: (variables, images as the student sees them) -> float32 [batch, classes], the mean over
-      the teachers.
+    answers: (variables, images as the student sees them) -> float32 logits [batch, classes], the
+      mean over the teachers, and the maps of `hints.of_teacher`.
     loss: (student's logits, teacher's logits) -> the loss of each example.
     weight: of this loss, from above 0 to 1; that of the labels has the rest.
+    hints: maps that the student learns from besides; None for none.
     description: for a person, one line.
     record: what teacher.json of the run folder holds: a dict for each teacher.
     """
 
     variables: Any
-    logits: Callable[[Any, jax.Array], jax.Array]
+    answers: Callable[[Any, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]]
     loss: Callable[[jax.Array, jax.Array], jax.Array]
     weight: float
     description: str
     record: list[dict[str, Any]]
+    hints: Hints | None = None
 
     def mixed(
         self, label_loss: jax.Array, logits: jax.Array, teacher_logits: jax.Array

@@ -159,7 +159,10 @@ class Experiment(Evaluation):
 
     def _create(self, seed: jax.Array, initial: functional.Variables | None = None) -> TrainState:
         with_ema = self.plan.keeps_average
-        return create_state(self.spec, self.tx, seed=seed, with_ema=with_ema, initial=initial)
+        hints = self.teaching.hints if self.teaching else None
+        return create_state(
+            self.spec, self.tx, seed=seed, with_ema=with_ema, initial=initial, hints=hints
+        )
 
     def _shardings(self) -> Any:
         """The sharding of every array of the state."""

@@ -11,6 +11,7 @@ import optax
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.checks import check_number, choose
 from mbv3_jax.train.optimizers import parameter_paths
+from mbv3_jax.train.state import PROJECTIONS
 
 Tree = Any  # nested dicts of arrays
 
@@ -60,7 +61,7 @@ def rate_factors(
 
     Args:
       params: nested dicts by stage.
-      backbone: the factor of everything except the logits.
+      backbone: the factor of everything except the logits and the projections of hints.
       patterns: (regular expression over a whole parameter path, factor); the first that matches
         counts and takes precedence over `backbone`.
       frozen: stages whose factor is 0.
@@ -86,7 +87,7 @@ def rate_factors(
         if stage in frozen:
             return 0.0
         matching = (value for expression, value in compiled if expression.fullmatch(path))
-        return next(matching, 1.0 if stage == "logits" else backbone)
+        return next(matching, 1.0 if stage in ("logits", PROJECTIONS) else backbone)
 
     return jax.tree.unflatten(jax.tree.structure(params), [factor(path) for path in paths])
 

@@ -142,12 +142,16 @@ class DistillationPlan:
     loss: a name of `distillation.DISTILLATION`.
     weight: of this loss, above 0 and at most 1; that of the labels has the rest.
     dtype: that teachers compute in; None for float32.
+    features: strides of the maps that it learns from besides, see `hints.py`.
+    features_weight: of their loss.
     """
 
     teachers: tuple[str, ...]
     loss: Choice
     weight: float
     dtype: str | None
+    features: tuple[int, ...]
+    features_weight: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -318,14 +322,24 @@ def _distillation(config: ConfigDict) -> DistillationPlan | None:
             f"teacher: got {given!r}, expected a run folder, an import folder or a .stablehlo "
             "file, or several as ('runs/a', 'runs/b')"
         )
-    name, weight, dtype = (options.pop(option, None) for option in ("name", "weight", "dtype"))
+    names = "name", "weight", "dtype", "features", "features_weight"
+    name, weight, dtype, features, of_features = (options.pop(option, None) for option in names)
+    if of_features is not None and not features:
+        raise ValueError(
+            f"distillation.features_weight: got {of_features}, but distillation.features is None"
+        )
+    least = {"at_least": 0} if features else {"above": 0}
     return DistillationPlan(
         teachers=tuple(teachers),
         loss=Choice(name=name or "kl", options=options),
         weight=check_number(
-            "distillation.weight", WEIGHT if weight is None else weight, above=0, at_most=1
+            "distillation.weight", WEIGHT if weight is None else weight, at_most=1, **least
         ),
         dtype=dtype,
+        features=tuple(features or ()),
+        features_weight=check_number(
+            "distillation.features_weight", 1.0 if of_features is None else of_features, above=0
+        ),
     )
 
 
@@ -354,6 +368,11 @@ def _seeds(config: ConfigDict) -> tuple[int, ...]:
         raise ValueError(f"seed: got {config.seed}, but seeds says which: {seeds}")
     if config.compute.shard_optimizer:
         raise ValueError("compute.shard_optimizer: got True, expected False with seeds")
+    if noise := config.schedule.get("noise"):  # absent in older folders
+        raise ValueError(
+            f"schedule.noise: got {tuple(noise)}, but seeds trained together have one learning "
+            "rate; expected None, or a run for each seed"
+        )
     return seeds
 
 

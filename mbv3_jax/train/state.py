@@ -16,11 +16,16 @@ from jax.typing import ArrayLike
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.checks import check_number
 from mbv3_jax.nn import functional
+from mbv3_jax.train.hints import Hints
 
 Tree = Any  # nested dicts of arrays
 
-# A run has one seed; each use of randomness folds its own number into the key made from it.
-INIT_STREAM, STEP_STREAM = 0, 1
+# A run has one seed; each use of randomness folds its own number into the key made from it;
+# `schedules.py` has 2.
+INIT_STREAM, STEP_STREAM, HINT_STREAM = 0, 1, 3
+
+# Where the projections of hints stand among what an optimizer updates.
+PROJECTIONS = "projections"
 
 
 @jax.tree_util.register_dataclass
@@ -44,6 +49,27 @@ class TrainState:
         """The averaged variables if the run keeps an average, else the current ones."""
         return self.variables if self.ema is None else self.ema
 
+    @property
+    def trained(self) -> Tree:
+        """What the optimizer updates."""
+        return self.variables["params"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class HintedState(TrainState):
+    """The state of a run that also learns from hints.
+
+    projections: see `hints.Hints.init`; they are no part of the network.
+    """
+
+    projections: Tree
+
+    @property
+    def trained(self) -> Tree:
+        """What the optimizer updates."""
+        return self.variables["params"] | {PROJECTIONS: self.projections}
+
 
 def create_state(
     spec: NetSpec,
@@ -52,6 +78,7 @@ def create_state(
     seed: ArrayLike,
     with_ema: bool,
     initial: functional.Variables | None = None,
+    hints: Hints | None = None,
 ) -> TrainState:
     """The state before the first step; jittable, a pure function of its arguments.
 
@@ -61,6 +88,7 @@ def create_state(
       seed: of the run.
       with_ema: whether the run keeps a moving average.
       initial: variables to start from; the stages that it does not have are initialized.
+      hints: what it learns from besides; with them it is a `HintedState`.
     """
     key = jax.random.fold_in(jax.random.key(seed), INIT_STREAM)
     variables = functional.init(spec, key)
@@ -69,9 +97,13 @@ def create_state(
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         variables=variables,
-        opt_state=tx.init(variables["params"]),
+        opt_state=None,
         ema=init_average(variables) if with_ema else None,
     )
+    if hints:
+        key = jax.random.fold_in(jax.random.key(seed), HINT_STREAM)
+        state = HintedState(**vars(state), projections=hints.init(key))
+    state = dataclasses.replace(state, opt_state=tx.init(state.trained))
     # Arrays filled with a Python number are weakly typed, those from a step or a checkpoint are
     # not; without the conversion the step would be compiled for each mixture of the two.
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), state)

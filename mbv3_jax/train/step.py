@@ -1,5 +1,6 @@
 """The update: forward, backward, optimizer and moving average in one jitted, donated step."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +19,9 @@ from mbv3_jax.train.losses import Loss, correct, cross_entropy, label_accuracy
 from mbv3_jax.train.schedules import Schedule
 from mbv3_jax.train.sharding import batch_sharded, replicated, spread
 from mbv3_jax.train.state import (
+    PROJECTIONS,
     STEP_STREAM,
+    HintedState,
     TrainState,
     average_decay,
     mean_decay,
@@ -81,39 +84,48 @@ def make_train_step(
       [batch]}. Metrics are float32 scalars of this step: loss, top1 (a fraction, of the training
       batch; with `multi_label` label_accuracy), lr, and the norms of gradient, update and
       parameters; with a teacher also label_loss and teacher_loss, of which loss is the weighted
-      sum, and teacher_top1.
+      sum, and teacher_top1; with hints also feature_loss.
     """
 
     accuracy = "label_accuracy" if multi_label else "top1"
 
+    hints = teaching.hints if teaching else None
+
     def answers_of(teacher, images):
         # Before the gradient is taken, so that nothing of the teacher is kept for it.
-        return teaching.logits(teacher, images) if teaching else None
+        return teaching.answers(teacher, images) if teaching else (None, {})
 
-    def loss_of(params, batch_stats, images, labels, answers, key):
-        params = params | {stage: jax.lax.stop_gradient(params[stage]) for stage in frozen}
+    def loss_of(trained, batch_stats, images, labels, answers, key):
+        params = {stage: x for stage, x in trained.items() if stage != PROJECTIONS}
+        params |= {stage: jax.lax.stop_gradient(params[stage]) for stage in frozen}
         variables = {"params": params, "batch_stats": batch_stats}
-        logits, batch_stats = functional.apply(
-            spec, variables, images, train=True, key=key, compute=compute
+        stages = hints.of_student if hints else ()
+        logits, maps, batch_stats = functional.apply_with_maps(
+            spec, variables, images, stages=stages, train=True, key=key, compute=compute
         )
         mean_loss = label_loss = jnp.mean(loss(logits, labels))
         right = label_accuracy(logits, labels) if multi_label else correct(logits, labels, 1)
         metrics = {accuracy: jnp.mean(right)}
         if teaching:
-            mean_loss, teacher_loss = teaching.mixed(label_loss, logits, answers)
+            teacher_logits, teacher_maps = answers
+            mean_loss, teacher_loss = teaching.mixed(label_loss, logits, teacher_logits)
             metrics |= {
                 "label_loss": label_loss,
                 "teacher_loss": teacher_loss,
-                "teacher_top1": jnp.mean(correct(answers, labels, 1)),
+                "teacher_top1": jnp.mean(correct(teacher_logits, labels, 1)),
             }
+        if hints:
+            feature_loss = hints.loss(trained[PROJECTIONS], maps, teacher_maps)
+            mean_loss += hints.weight * feature_loss
+            metrics["feature_loss"] = feature_loss
         return mean_loss, (batch_stats, {"loss": mean_loss, **metrics})
 
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)
 
-    def accumulate(params, batch_stats, images, labels, teacher, key):
+    def accumulate(trained, batch_stats, images, labels, teacher, key):
         if accum_steps == 1:
             answers = answers_of(teacher, images)
-            (_, aux), grads = gradient_of(params, batch_stats, images, labels, answers, key)
+            (_, aux), grads = gradient_of(trained, batch_stats, images, labels, answers, key)
             return *aux, grads
 
         def parts(x):
@@ -126,14 +138,16 @@ def make_train_step(
             part_key = jax.random.fold_in(key, number)
             answers = answers_of(teacher, images)
             (_, (batch_stats, metrics)), grads = gradient_of(
-                params, batch_stats, images, labels, answers, part_key
+                trained, batch_stats, images, labels, answers, part_key
             )
             return (jax.tree.map(jnp.add, sums, (metrics, grads)), batch_stats), None
 
         names: tuple[str, ...] = ("loss", accuracy)
         if teaching:
             names += ("label_loss", "teacher_loss", "teacher_top1")
-        zeros = dict.fromkeys(names, 0.0), jax.tree.map(jnp.zeros_like, params)
+        if hints:
+            names += ("feature_loss",)
+        zeros = dict.fromkeys(names, 0.0), jax.tree.map(jnp.zeros_like, trained)
         numbers = jnp.arange(accum_steps)
         (sums, batch_stats), _ = jax.lax.scan(
             body, (zeros, batch_stats), (numbers, parts(images), parts(labels))
@@ -146,10 +160,13 @@ def make_train_step(
     shapes = functional.shapes(spec)
     state_shardings = TrainState(whole, whole, whole, whole)
     if shard_optimizer:
-        parts_of = jax.eval_shape(tx.init, shapes["params"])
+        projections = {PROJECTIONS: jax.eval_shape(hints.init, jax.random.key(0))} if hints else {}
+        parts_of = jax.eval_shape(tx.init, shapes["params"] | projections)
         averages = ema_decay is not None or average_from is not None
         average_of = spread(shapes, mesh) if averages else whole
         state_shardings = TrainState(whole, whole, spread(parts_of, mesh), average_of)
+    if hints:
+        state_shardings = HintedState(**vars(state_shardings), projections=whole)
 
     def step(
         seed: jax.Array, teacher: Any, state: TrainState, batch: dict
@@ -157,9 +174,9 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), STEP_STREAM)
         key_data, key_net = jax.random.split(jax.random.fold_in(key, state.step))
         images, labels = preprocess(batch, key_data)
-        params = state.variables["params"]
+        trained = state.trained
         batch_stats, metrics, grads = accumulate(
-            params, state.variables["batch_stats"], images, labels, teacher, key_net
+            trained, state.variables["batch_stats"], images, labels, teacher, key_net
         )
         if shard_optimizer:
             constrain = jax.lax.with_sharding_constraint
@@ -168,10 +185,12 @@ def make_train_step(
             grads, batch_stats = constrain((grads, batch_stats), whole)
             grads = jax.lax.optimization_barrier(grads)
             grads = constrain(grads, spread(grads, mesh))
-        updates, opt_state = tx.update(grads, state.opt_state, params)
+        updates, opt_state = tx.update(grads, state.opt_state, trained)
         if shard_optimizer:
             updates = constrain(updates, spread(updates, mesh))
-        variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
+        params = optax.apply_updates(trained, updates)
+        changed = {"projections": params.pop(PROJECTIONS)} if hints else {}
+        variables = {"params": params, "batch_stats": batch_stats}
         average = state.ema
         if ema_decay is not None:
             average = update_average(state.ema, variables, average_decay(ema_decay, state.step))
@@ -181,9 +200,10 @@ def make_train_step(
             "lr": schedule(state.step),
             "grad_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
-            "param_norm": optax.tree.norm(variables["params"]),
+            "param_norm": optax.tree.norm(params),
         }
-        return TrainState(state.step + 1, variables, opt_state, average), metrics
+        changed |= {"variables": variables, "opt_state": opt_state, "ema": average}
+        return dataclasses.replace(state, step=state.step + 1, **changed), metrics
 
     if isinstance(seed, Sequence):
         step, split = jax.vmap(step, in_axes=(0, None, 0, 0)), batch_sharded(mesh, axis=1)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.arch.spec import NetSpec, spec_to_json
 from mbv3_jax.core.checks import choose, sides
 from mbv3_jax.core.errors import UsageError, counted, plain, printable
 from mbv3_jax.core.files import expand_user, read_bytes
@@ -29,6 +29,7 @@ from mbv3_jax.run.archive import read_archive
 from mbv3_jax.run.exported import open_exported
 from mbv3_jax.run.model import load_model
 from mbv3_jax.train.distillation import DISTILLATION, Teaching
+from mbv3_jax.train.hints import Hints, Maps, make_hints
 from mbv3_jax.train.plan import DistillationPlan, Plan
 from mbv3_jax.train.warm_start import weights_digest
 
@@ -47,8 +48,10 @@ class Teacher:
     channels: of them.
     normalize: of the images that it takes; None if it does not say, and takes them as the student.
     digest: of everything that its answers depend on.
-    variables: input of `logits`.
-    logits: (variables, images) -> [batch, classes].
+    variables: input of `answers`.
+    answers: (variables, images, stages) -> logits [batch, classes], and the maps of the stages of
+      `spec`, as `functional.apply_with_maps`.
+    spec: of a folder; None of a file, which has no maps.
     """
 
     path: Path
@@ -60,7 +63,8 @@ class Teacher:
     normalize: Normalization | None
     digest: str
     variables: Any
-    logits: Callable[[Any, jax.Array], jax.Array]
+    answers: Callable[[Any, jax.Array, Sequence[str]], tuple[jax.Array, Maps]]
+    spec: NetSpec | None = None
 
     def record(self) -> dict[str, Any]:
         """What teacher.json of the run holds of it."""
@@ -142,29 +146,47 @@ def read_teaching(plan: Plan, spec: NetSpec, class_names: Sequence[str]) -> Teac
     teachers = [read_teacher(path, asked.dtype) for path in asked.teachers]
     for teacher in teachers:
         teacher.check(spec, class_names)
+    hints = _hints(asked, teachers, spec)
 
-    def logits(variables: Sequence[Any], images: jax.Array) -> jax.Array:
+    def answers(variables: Sequence[Any], images: jax.Array) -> tuple[jax.Array, Maps]:
+        stages = hints.of_teacher if hints else ()
         # The mean of logits is the geometric mean of what the teachers predict, which Hinton et
         # al. (arXiv 1503.02531, section 2) name besides the arithmetic one.
-        answers = [
-            teacher.logits(weights, teacher.view(images, normalize)).astype(jnp.float32)
+        given = [
+            teacher.answers(weights, teacher.view(images, normalize), stages)
             for teacher, weights in zip(teachers, variables, strict=True)
         ]
-        return sum(answers[1:], start=answers[0]) / len(answers)
+        logits = [one.astype(jnp.float32) for one, _ in given]
+        return sum(logits[1:], start=logits[0]) / len(logits), given[0][1]
 
     return Teaching(
         variables=[teacher.variables for teacher in teachers],
-        logits=logits,
+        answers=answers,
         loss=loss,
+        hints=hints,
         weight=asked.weight,
         description=_describe(asked, teachers, spec),
         record=[teacher.record() for teacher in teachers],
     )
 
 
+def _hints(plan: DistillationPlan, teachers: Sequence[Teacher], spec: NetSpec) -> Hints | None:
+    if not plan.features:
+        return None
+    if len(teachers) > 1 or teachers[0].spec is None:
+        got = "several teachers" if len(teachers) > 1 else f"{teachers[0].path}, which has no maps"
+        raise ValueError(
+            f"distillation.features: got {got}, expected one folder of a run or an import"
+        )
+    return make_hints(plan.features, plan.features_weight, spec, teachers[0].spec)
+
+
 def _describe(plan: DistillationPlan, teachers: Sequence[Teacher], spec: NetSpec) -> str:
     names = " and ".join(f"{printable(str(teacher.path))} ({teacher.what})" for teacher in teachers)
     text = f"{names}; {plan.loss.name}, weight {plain(plan.weight)}"
+    if plan.features:
+        strides = " and ".join(map(str, plan.features))
+        text += f"; features of stride {strides}, weight {plain(plan.features_weight)}"
     sizes = sorted({teacher.size for teacher in teachers} - {sides(spec.resolution)})
     if sizes:
         resized = " and ".join(f"{height}x{width}" for height, width in sizes)
@@ -192,7 +214,8 @@ def read_teacher(given: str, dtype: str | None = None) -> Teacher:
     if path.suffix in (".onnx", ".tflite"):
         raise UsageError(
             f"config.teacher: {path} runs outside the training step; expected a run folder, an "
-            "import folder or a .stablehlo file"
+            "import folder (mbv3 import reads weights of other libraries), or a .stablehlo file, "
+            "which jax.export writes of any function in JAX"
         )
     if path.is_dir():
         return _read_folder(path, dtype or "float32")
@@ -216,9 +239,14 @@ def _read_folder(path: Path, dtype: str) -> Teacher:
     except UsageError as e:
         raise UsageError(f"config.teacher: {e}") from e
     spec, compute = model.spec, Compute(dtype=dtype)
+    if spec.quant and dtype != "float32":
+        raise UsageError(
+            f"config: distillation.dtype: got {dtype!r}, but {path} holds a network trained for "
+            "int8, which is simulated in float32; --config.distillation.dtype=None clears it"
+        )
     normalize = model.preprocessing.normalize
     size = sides(spec.resolution)
-    text = f"{normalize} {size} {weights_digest(model.variables)}"
+    text = f"{spec_to_json(spec)} {normalize} {weights_digest(model.variables)}"
     return Teacher(
         path=path,
         what=spec.name,
@@ -229,9 +257,10 @@ def _read_folder(path: Path, dtype: str) -> Teacher:
         normalize=normalize,
         digest=hashlib.sha256(text.encode()).hexdigest(),
         variables=model.variables,
-        logits=lambda variables, images: functional.apply(
-            spec, variables, images, train=False, compute=compute
-        )[0],
+        answers=lambda variables, images, stages: functional.apply_with_maps(
+            spec, variables, images, stages=stages, compute=compute
+        )[:2],
+        spec=spec,
     )
 
 
@@ -273,10 +302,10 @@ def _read_file(path: Path) -> Teacher:
         normalize = tuple(map(float, mean)), tuple(map(float, std))
     call = _by_seeds(exported.call)
 
-    def logits(variables: Any, images: jax.Array) -> jax.Array:
+    def answers(variables: Any, images: jax.Array, stages: Sequence[str]) -> tuple[jax.Array, Maps]:
         if dtype == np.uint8:
             images = jnp.clip(jnp.round(images), 0, 255)
-        return call(images.astype(dtype))
+        return call(images.astype(dtype)), {}
 
     return Teacher(
         path=path,
@@ -288,7 +317,7 @@ def _read_file(path: Path) -> Teacher:
         normalize=normalize,
         digest=hashlib.sha256(content).hexdigest(),
         variables=(),
-        logits=logits,
+        answers=answers,
     )
 
 

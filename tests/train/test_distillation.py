@@ -11,6 +11,7 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 from tiny_config import SPEC
 
+from mbv3_jax.arch.spec import QuantSpec
 from mbv3_jax.core.checks import sides
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.export import formats, metadata
@@ -95,7 +96,7 @@ def test_a_student_like_its_teacher_has_no_gradient_but_from_hard_labels(name):
 def test_no_gradient_reaches_the_teacher():
     for loss in DISTILLATION.values():
         teaching = Teaching(
-            variables=[], logits=None, loss=loss, weight=0.3, description="", record=[]
+            variables=[], answers=None, loss=loss, weight=0.3, description="", record=[]
         )
 
         def mixed(student, teacher, teaching=teaching):
@@ -260,7 +261,7 @@ def test_weights_focal_loss_and_mixing_are_of_the_label_part(taught, tiny_config
     images, labels, key = seen(with_teacher, batch)
     assert labels.ndim == 2
     student, _ = functional.apply(with_teacher.spec, before.variables, images, train=True, key=key)
-    teacher = with_teacher.teaching.logits(with_teacher.teaching.variables, images)
+    teacher = with_teacher.teaching.answers(with_teacher.teaching.variables, images)[0]
     want = np.mean(-np.log(softmax(student)[np.arange(8), np.argmax(teacher, 1)]))
     assert metrics["teacher_loss"] == pytest.approx(want, rel=1e-4)
 
@@ -270,7 +271,7 @@ def test_several_teachers_are_averaged(tiny_config, folder, other):
     paths = tuple(str(folder(model)) for model in models)
     experiment = make_experiment(tiny_config(f"--config.teacher={paths!r}"))
     images, *_ = seen(experiment, first_batch(experiment))
-    got = experiment.teaching.logits(experiment.teaching.variables, images)
+    got = experiment.teaching.answers(experiment.teaching.variables, images)[0]
     want = np.mean([answers(model, images) for model in models], 0)
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
     assert [entry["path"] for entry in experiment.teaching.record] == list(paths)
@@ -280,10 +281,19 @@ def test_a_teacher_in_bfloat16_answers_nearly_the_same(taught, other):
     path = taught.teaching.record[0]["path"]
     images = np.random.default_rng(0).standard_normal((4, 48, 40, 3)).astype(np.float32)
     full, half = (teachers.read_teacher(path, dtype) for dtype in (None, "bfloat16"))
-    a, b = (np.asarray(t.logits(t.variables, images)) for t in (full, half))
+    a, b = (np.asarray(t.answers(t.variables, images, ())[0]) for t in (full, half))
     assert 1e-5 < np.abs(a - b).max() < 0.05 * np.abs(a).max()
     wide = functional.apply(other.spec, other.variables, images, compute=Compute())[0]
     np.testing.assert_allclose(a, wide, rtol=1e-5)
+
+
+def test_a_teacher_trained_for_int8_computes_in_float32(folder):
+    quant = QuantSpec(range_decay=0.9, delay_steps=0, freeze_steps=4)
+    spec = SPEC.replace(quant=quant)
+    variables = jax.tree.map(np.asarray, functional.init(spec, jax.random.key(0)))
+    model = Model(spec=spec, variables=variables, preprocessing=TORCH, class_names=NAMES)
+    with pytest.raises(UsageError, match=r"distillation.dtype: got 'bfloat16', but .* for int8"):
+        teachers.read_teacher(str(folder(model)), "bfloat16")
 
 
 def test_seeds_together_have_one_teacher(taught, tiny_config, exported):
@@ -314,7 +324,9 @@ def test_a_grey_student_may_have_a_teacher_for_colours(tiny_config, folder, othe
     images = np.random.default_rng(0).uniform(-1, 1, (2, 48, 40, 1)).astype(np.float32)
     view = colours.view(images, grey.preprocessing.normalize)
     want = answers(other, np.repeat(images, 3, -1))
-    np.testing.assert_allclose(colours.logits(colours.variables, view), want, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        colours.answers(colours.variables, view, ())[0], want, rtol=1e-3, atol=1e-3
+    )
     with pytest.raises(UsageError, match=r"takes images of 1 channel, but net.in_channels is 3"):
         make_experiment(tiny_config(f"--config.teacher={folder(grey)}"))
 
@@ -345,7 +357,7 @@ def test_an_exported_file_answers_like_its_network(tiny_config, exported, other,
     images, labels, _ = seen(experiment, first_batch(experiment))
     want = answers(other, images)
     rounding = 1e-3 if dtype == "float32" else 0.1 * np.abs(want).max()  # uint8 rounds pixels
-    got = np.asarray(teaching.logits(teaching.variables, images))
+    got = np.asarray(teaching.answers(teaching.variables, images)[0])
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=rounding)
     *_, metrics = step_once(experiment)  # on two devices
     assert metrics["teacher_top1"] == np.mean(got.argmax(1) == labels)

@@ -1,5 +1,6 @@
 """Runs with a teacher: what they record, how they resume, and when they are refused."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,10 +14,12 @@ from tiny_config import SPEC
 
 from mbv3_jax.core.errors import Preempted, RunError, UsageError
 from mbv3_jax.nn import functional
+from mbv3_jax.run.folder import hold_teachers
 from mbv3_jax.run.metrics import read_metrics
-from mbv3_jax.run.model import Model, Preprocessing, save_model
+from mbv3_jax.run.model import Model, Preprocessing, load_model, save_model
 from mbv3_jax.train import loop
 from mbv3_jax.train.reevaluate import reevaluate
+from mbv3_jax.train.teacher import read_teacher
 
 NAMES = tuple(f"class{i}" for i in range(10))
 SHORT = (
@@ -59,6 +62,10 @@ def finished(tmp_path_factory, configured):
 @pytest.fixture
 def stopped(tmp_path, configured, monkeypatch):
     """A run of the same that a signal has stopped after five steps."""
+    return stop_after_five(configured(), tmp_path / "stopped", monkeypatch)
+
+
+def stop_after_five(config, run, monkeypatch):
     original, calls = loop.put_batch, []
 
     def put_batch(*args, **how):
@@ -67,11 +74,10 @@ def stopped(tmp_path, configured, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*args, **how)
 
-    run = tmp_path / "stopped"
     with monkeypatch.context() as patch:
         patch.setattr(loop, "put_batch", put_batch)
         with pytest.raises(Preempted):
-            loop.train(configured(), run)
+            loop.train(config, run)
     return run
 
 
@@ -97,6 +103,40 @@ def test_resumed_it_ends_with_the_same_bits(stopped, finished, configured):
     loop.train(configured(), stopped)
     assert_same_end(stopped, finished)
     assert_same_records(stopped, finished)
+
+
+def test_with_maps_of_the_teacher_it_ends_with_the_same_bits(configured, tmp_path, monkeypatch):
+    flags = "--config.distillation.features=(4,)", "--config.accum_steps=2"
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    loop.train(configured(*flags), whole)
+    stop_after_five(configured(*flags), stopped, monkeypatch)
+    loop.train(configured(*flags), stopped)
+    assert_same_end(stopped, whole)
+    assert_same_records(stopped, whole)
+    assert "feature_loss" in read_metrics(whole)[0]
+    summary = json.loads((whole / "summary.json").read_text())
+    assert reevaluate(whole)["top1"] == summary["eval"]["top1"]
+
+
+def test_a_teacher_that_computes_otherwise_is_another_one(teacher, tmp_path):
+    padded = tmp_path / "padded"
+    shutil.copytree(teacher, padded)
+    model = load_model(padded)
+    changed = dataclasses.replace(model, spec=model.spec.replace(padding="symmetric"))
+    shutil.rmtree(padded)
+    save_model(padded, changed, origin={})
+    first, second = (read_teacher(str(path)).record()["digest"] for path in (teacher, padded))
+    assert first != second
+
+
+def test_a_search_and_netadapt_hold_on_to_their_teachers(tmp_path):
+    teachers = [{"path": "/large", "network": "tiny", "digest": "a" * 64}]
+    hold_teachers(tmp_path, [], "leave")
+    assert not (tmp_path / "teacher.json").exists()
+    for _ in range(2):
+        hold_teachers(tmp_path, teachers, "leave")
+    with pytest.raises(UsageError, match=r"/large is another teacher than when .*, or leave$"):
+        hold_teachers(tmp_path, [teachers[0] | {"digest": "b" * 64}], "leave")
 
 
 def test_another_teacher_at_the_same_place_is_noticed(stopped, configured, teacher, tmp_path):

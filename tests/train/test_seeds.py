@@ -133,3 +133,9 @@ def test_a_run_that_ended_by_itself_is_left_alone(both, tiny_config, tmp_path):
     with pytest.raises(UsageError, match="seed0 ended, the others did not"):
         loop.train(tiny_config(*BOTH), tmp_path)
     assert checkpoint_steps(tmp_path / "seed0") == checkpoint_steps(both[0] / "seed0")
+
+
+def test_seeds_together_have_no_noise_on_the_learning_rate(tiny_config):
+    flags = "--config.schedule.noise=(0.4, 0.9)", "--config.seeds=(0, 5)"
+    with pytest.raises(UsageError, match=r"schedule.noise: got \(0.4, 0.9\), but seeds trained"):
+        make_experiment(tiny_config(*flags))
