@@ -51,7 +51,7 @@ def is_shipped(arguments):
 def test_every_training_of_a_document_can_be_configured(path):
     for arguments in trainings(path):
         if is_shipped(arguments):
-            assert config_of(arguments).batch_size > 0
+            assert config_of(arguments).to_dict()
 
 
 def test_there_are_trainings_in_the_documents():
