@@ -22,6 +22,11 @@ EVERYTHING = {
     "cutmix_alpha": 1.0,
     "num_classes": 10,
 }
+POLICIES = {
+    "randaugment": {"policy": "randaugment", "randaugment_layers": 1},
+    "autoaugment_v0": {"policy": "autoaugment_v0"},
+    "augmix": {"policy": "augmix"},
+}
 RNG = np.random.default_rng(0)
 BATCH = {
     "image": RNG.integers(0, 256, (8, 24, 24, 3), np.uint8),
@@ -30,9 +35,7 @@ BATCH = {
 QUICKLY = {"xla_backend_optimization_level": 0}  # of LLVM alone
 
 
-@pytest.mark.parametrize(
-    "policy", [{"policy": "randaugment", "randaugment_layers": 1}, {"policy": "augmix"}]
-)
+@pytest.mark.parametrize("policy", [POLICIES["randaugment"], POLICIES["augmix"]])
 def test_two_devices_exchange_nothing_and_give_the_same(policy):
     mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
     split = NamedSharding(mesh, PartitionSpec("data"))
@@ -50,11 +53,9 @@ def test_two_devices_exchange_nothing_and_give_the_same(policy):
     assert far.mean() < 0.002  # a last bit can move a pixel
 
 
-@pytest.mark.parametrize("policy", ["randaugment", "autoaugment_v0"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_lowers_for_tpu_and_cuda(policy):
-    options = EVERYTHING | {"policy": policy}
-    if policy != "randaugment":
-        del options["randaugment_layers"]
+    options = EVERYTHING | POLICIES[policy]
     preprocess, _ = augment.make_preprocess(**options)
     key = jax.random.key_data(jax.random.key(0))
     program = jax.jit(lambda batch, key: preprocess(batch, jax.random.wrap_key_data(key)))
