@@ -66,8 +66,6 @@ class Trainings:
             )
 
     def __call__(self, points: Sequence[Point], seed: int) -> np.ndarray:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _hold_teachers(self.config, self.folder)
         entries = [self._entry(tuple(point), seed) for point in points]
         write_atomically(self.folder / WANTED, json.dumps(entries))
         missing = list(entries)
@@ -119,8 +117,6 @@ def work(
       The number of trainings that this process has finished.
     """
     count = 0
-    if folder.is_dir():
-        _hold_teachers(config, folder)
     while not ended():
         path = folder / WANTED
         entries = read_json(path, list[_Entry]) if path.exists() else []
@@ -155,6 +151,7 @@ def _train_entry(
         lock_folder(run).close()
     except InUse:
         return False
+    _hold_teachers(config, run.parent)
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.spec, config.seed = entry["spec"], entry["seed"]

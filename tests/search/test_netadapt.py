@@ -184,6 +184,30 @@ def test_all_proposals_share_one_program_and_leave_the_rest_zero(run, tuner):
     assert tuner._experiment.train_step.func._cache_size() == 1
 
 
+def test_it_does_not_resume_with_another_teacher(run, target, tmp_path, monkeypatch):
+    class Stopped(Exception):
+        pass
+
+    teacher = {"path": "/large", "network": "tiny", "digest": "a" * 64}
+
+    class Taught:
+        split = "test"
+
+        def __init__(self, *_):
+            self.teachers = [teacher]
+
+        def top1(self, variables):
+            raise Stopped
+
+    monkeypatch.setattr(adapt, "Tuner", Taught)
+    for _ in range(2):  # the first leaves teacher.json and nothing else
+        with pytest.raises(Stopped):
+            adapt.shrink(run, cost.madds, target, tmp_path / "out", **OPTIONS)
+    teacher["digest"] = "b" * 64
+    with pytest.raises(UsageError, match=r"/large is another teacher .* or choose another --out"):
+        adapt.shrink(run, cost.madds, target, tmp_path / "out", **OPTIONS)
+
+
 def test_the_fine_tuning_is_at_a_tenth_of_the_rate(tiny_config):
     config = tiny_config("--config.total_steps=None", "--config.total_epochs=3")
     tuned = tuning.tuning_config(config, steps=7, rate=None, eval_split="test", seed=5)

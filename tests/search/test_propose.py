@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import types
@@ -8,6 +9,7 @@ from ml_collections.config_dict import placeholder
 from rich.console import Console
 
 from mbv3_jax.arch import cost, spec_from_json
+from mbv3_jax.core.errors import UsageError
 from mbv3_jax.run.folder import lock_folder
 from mbv3_jax.search import candidates
 from mbv3_jax.search.candidates import Trainings, work
@@ -75,6 +77,24 @@ def test_trainings_are_runs_that_are_found_again(trainings):
     before = (run / "summary.json").stat().st_mtime_ns
     np.testing.assert_array_equal(trainings([(1,)], 3), first)
     assert (run / "summary.json").stat().st_mtime_ns == before
+
+
+def test_all_trainings_learn_from_the_same_teacher(trainings, monkeypatch):
+    teacher = {"path": "/large", "network": "tiny", "digest": "a" * 64}
+    trained = []
+    monkeypatch.setattr(
+        candidates, "read_teacher", lambda path: types.SimpleNamespace(record=lambda: teacher)
+    )
+    monkeypatch.setattr(candidates, "train", lambda config, run, *_, **__: trained.append(run))
+    config = trainings.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.teacher = "/large"
+    taught = dataclasses.replace(trainings, config=config.lock())
+    assert taught._train(taught._entry((0,), 3))
+    teacher["digest"] = "b" * 64
+    with pytest.raises(UsageError, match=r"/large is another teacher than when .* started"):
+        taught._train(taught._entry((1,), 3))
+    assert trained == [taught.run_folder((0,), 3)]
 
 
 def test_a_worker_trains_what_another_process_wants(trainings):
