@@ -71,7 +71,7 @@ def test_its_metadata(wheel):
     required = metadata.get_all("Requires-Dist")
     assert {r.replace('"', "'") for r in required if "extra ==" not in r} == base
     extras = {"export", "weights", "search", "data", "peers", "test", "docs", "all"}
-    extras |= {"skypilot", "xpk", "wandb", "mlflow", "trackio"}
+    extras |= {"coreml", "skypilot", "xpk", "wandb", "mlflow", "trackio"}
     assert set(metadata.get_all("Provides-Extra")) == extras
     assert b"mbv3 = mbv3_jax.__main__:main" in wheel.read(f"{folder}/entry_points.txt")
     assert f"{folder}/licenses/LICENSE" in wheel.namelist()

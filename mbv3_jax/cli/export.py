@@ -7,7 +7,7 @@ from pathlib import Path
 from mbv3_jax.cli.arguments import add_model, no_more, positive, table_console
 from mbv3_jax.core.errors import UsageError, printable
 
-_FORMATS = ("tflite", "onnx", "stablehlo")
+_FORMATS = ("tflite", "onnx", "coreml", "stablehlo")
 _PRECISIONS = ("float32", "float16", "int8")
 _BOUNDARY = ("float32", "uint8", "int8")
 _OBSERVERS = ("mse", "min_max", "percentile")
@@ -18,7 +18,7 @@ def add_parsers(commands) -> None:
     """Adds `export` to the subparsers; `run_command(flags, overrides)` runs it."""
     export = commands.add_parser(
         "export",
-        help="write a TFLite, ONNX or StableHLO file",
+        help="write a TFLite, ONNX, Core ML or StableHLO file",
         allow_abbrev=False,
     )
     add_model(export)
@@ -31,7 +31,7 @@ def add_parsers(commands) -> None:
         required=True,
         type=Path,
         metavar="FILE",
-        help="FILE.tflite, FILE.onnx or FILE.stablehlo",
+        help="FILE.tflite, FILE.onnx, FILE.mlpackage (a folder) or FILE.stablehlo",
     )
     export.add_argument(
         "--batch",
@@ -145,7 +145,10 @@ def _print(report, target, out: Path) -> None:
     table.add_section()
     table.add_row("all", str(sum(report.counts.values())))
     table_console().print(table)
-    print(f"checked in {_RUNTIMES[target.file_format]} on {report.what}")
+    if report.what:
+        print(f"checked in {_RUNTIMES[target.file_format]} on {report.what}")
+    else:
+        print("checked by its operations, not run: Core ML exists on Apple's systems only")
     if report.quantization:
         print(f"ranges: {report.quantization}")
     for name, comparison in report.comparisons.items():

@@ -1,1 +1,1 @@
-"""Trained networks as files for phones and servers: TFLite, ONNX, StableHLO."""
+"""Trained networks as files for phones and servers: TFLite, ONNX, Core ML, StableHLO."""

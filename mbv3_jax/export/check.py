@@ -204,7 +204,7 @@ def activation_counts(spec: NetSpec, file_format: str) -> dict[str, int]:
 
     Args:
       spec: the network.
-      file_format: "tflite" or "onnx"; others have no operations of their own for activations.
+      file_format: "tflite" or "onnx"; of others, the operations are not the entries'.
 
     Returns:
       The number of occurrences of every such operation of the registry, 0 for unused ones.

@@ -1,6 +1,6 @@
-"""From a trained network to the bytes of a file: TFLite, ONNX or StableHLO.
+"""From a trained network to the bytes of a file: TFLite, ONNX, Core ML or StableHLO.
 
-TFLite and ONNX have modules of their own. StableHLO is a call of `jax.export`; it is portable
+The others have modules of their own. StableHLO is a call of `jax.export`; it is portable
 across devices, and for some time across versions of JAX, see `run.exported`.
 """
 
@@ -17,12 +17,17 @@ from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.checks import choose
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.core.packages import need
-from mbv3_jax.export import onnx, tflite, tflite_edits
+from mbv3_jax.export import coreml, onnx, tflite, tflite_edits
 from mbv3_jax.nn.folded import Forms, apply_folded, fold
 from mbv3_jax.quant.post_training import Int8Network
 from mbv3_jax.run.model import Model
 
-SUFFIXES = {"tflite": ".tflite", "onnx": ".onnx", "stablehlo": ".stablehlo"}
+SUFFIXES = {
+    "tflite": ".tflite",
+    "onnx": ".onnx",
+    "coreml": ".mlpackage",
+    "stablehlo": ".stablehlo",
+}
 PRECISIONS = ("float32", "float16", "int8")
 BOUNDARY = ("float32", "uint8", "int8")
 STABLEHLO_DEPTHWISE = "convolution (depthwise)"
@@ -30,6 +35,7 @@ STABLEHLO_DEPTHWISE = "convolution (depthwise)"
 DEPTHWISE = {
     "tflite": "DEPTHWISE_CONV_2D",
     "onnx": onnx.DEPTHWISE,
+    "coreml": coreml.DEPTHWISE,
     "stablehlo": STABLEHLO_DEPTHWISE,
 }
 # The networks lower to the same text for all of these, so one lowering serves all. Lowered for all
@@ -47,12 +53,12 @@ class Target:
     """What to write.
 
     file_format: a key of `SUFFIXES`.
-    precision: one of `PRECISIONS`. "float16" is the type of the weights; in ONNX files it is also
-      the type of the computation.
+    precision: one of `PRECISIONS`. "float16" is the type of the weights; in ONNX files and Core ML
+      packages it is also the type of the computation.
     batch: images at a time; None for any number.
     input_dtype: one of `BOUNDARY`. "float32" is for normalised images, "uint8" for images that the
-      file normalises, "int8" for normalised images by the scale and zero point of an int8 file's
-      input; None for "int8" in an int8 file, else "float32".
+      file normalises (of Core ML, its own type of images), "int8" for normalised images by the
+      scale and zero point of an int8 file's input; None for "int8" in an int8 file, else "float32".
     output_dtype: one of `BOUNDARY`; None as for the input. "uint8" and "int8" are logits by the
       scale and zero point of an int8 file's output.
     any_size: whether an ONNX file takes images of any height and width.
@@ -79,6 +85,7 @@ class Target:
         if self.precision == "int8" and self.file_format != "tflite":
             reason = {
                 "onnx": "ONNX Runtime runs these networks more slowly in int8 than in float",
+                "coreml": "ML programs compute in float; coremltools.optimize shrinks weights",
                 "stablehlo": "XLA has no int8 convolutions of this kind",
             }[self.file_format]
             raise UsageError(
@@ -100,6 +107,13 @@ class Target:
             raise UsageError(
                 f"--opset={self.opset}: expected {onnx.OPSETS[0]} to {onnx.OPSETS[-1]}"
             )
+        if self.file_format == "coreml" and self.batch is None:
+            raise UsageError(
+                "--batch=any: a Core ML package has a fixed batch; applications give it several "
+                "images by predictions(fromBatch:)"
+            )
+        if self.file_format == "coreml" and self.images_dtype == "uint8" and self.batch != 1:
+            raise UsageError(f"--batch={self.batch}: --input=uint8 of Core ML is a single image")
         if self.batch is None and self.file_format == "tflite":
             raise UsageError(
                 "--batch=any: a TFLite file has a fixed batch, because the converter cannot fuse "
@@ -119,6 +133,8 @@ class Target:
 
 def write(model: Model, target: Target, network: Int8Network | None = None) -> bytes:
     """Writes a network with folded BatchNorm, without metadata and without checks.
+
+    Of a Core ML package, which is a folder, the bytes are those of an archive, see `coreml.save`.
 
     Args:
       model: the network; its `spec.quant` is ignored.
@@ -146,6 +162,16 @@ def write(model: Model, target: Target, network: Int8Network | None = None) -> b
             normalize=normalize,
             any_size=target.any_size,
             opset=target.opset or onnx.OPSET,
+        )
+    if target.file_format == "coreml":
+        is_classifier = target.batch == 1 and len(model.class_names) > 1 and not model.multi_label
+        return coreml.to_coreml(
+            spec,
+            folded,
+            batch=target.batch or 1,
+            dtype=target.precision,
+            normalize=normalize,
+            class_names=model.class_names if is_classifier else (),
         )
     if target.file_format == "stablehlo":
         if target.precision == "float16":
@@ -180,7 +206,12 @@ def _logits_function(
 
 def counts(file: bytes, file_format: str) -> dict[str, int]:
     """How often each operation occurs in a file, the most frequent first."""
-    of_format = {"tflite": tflite.counts, "onnx": onnx.counts, "stablehlo": stablehlo_counts}
+    of_format = {
+        "tflite": tflite.counts,
+        "onnx": onnx.counts,
+        "coreml": coreml.counts,
+        "stablehlo": stablehlo_counts,
+    }
     return of_format[file_format](file)
 
 

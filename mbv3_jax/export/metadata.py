@@ -1,6 +1,7 @@
 """The metadata of an exported file: network, classes, preprocessing, input and origin.
 
-ONNX files keep it as metadata_props, with JSON values. To other files a zip archive is appended,
+ONNX files keep it as metadata_props, Core ML packages as metadata that a user defines, with JSON
+values. To other files a zip archive is appended,
 in the way of TFLite's associated files: runtimes ignore it, and any unzip reads it
 (`unzip -p FILE labels.txt`, `unzip -p FILE metadata.json`).
 """
@@ -17,7 +18,7 @@ import jax
 from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.core.files import read_bytes
 from mbv3_jax.core.json_values import parse_json
-from mbv3_jax.export import onnx
+from mbv3_jax.export import coreml, onnx
 from mbv3_jax.export.formats import Target
 from mbv3_jax.run.archive import METADATA, read_archive
 from mbv3_jax.run.exported import promise
@@ -35,6 +36,7 @@ _VALUES = {
 }
 _STORED = "(value - zero_point) * scale of the file's output is a logit; "
 _LOGITS = {"float32": "", "uint8": _STORED, "int8": _STORED}
+_WITH_METADATA = {"onnx": onnx.with_metadata, "coreml": coreml.with_metadata}
 _DATE = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same network gives the same file
 
 
@@ -50,7 +52,7 @@ def describe(model: Model, target: Target, origin: Mapping) -> dict:
     n = "N" if target.batch is None else target.batch
     height, width, channels = ("H", "W", spec.in_channels) if target.any_size else spec.input_shape
     input_dtype, output_dtype = target.images_dtype, target.logits_dtype
-    channels_first = target.file_format == "onnx" and input_dtype == "float32"
+    channels_first = target.file_format in ("onnx", "coreml") and input_dtype == "float32"
     note = model.sigmoid_note
     shape = [n, channels, height, width] if channels_first else [n, height, width, channels]
     colours = _COLOURS.get(channels, f"{channels} channels")
@@ -84,8 +86,9 @@ def describe(model: Model, target: Target, origin: Mapping) -> dict:
 
 def attach(file: bytes, file_format: str, entries: Mapping) -> bytes:
     """Returns the file with the metadata that `describe` made."""
-    if file_format == "onnx":
-        return onnx.with_metadata(file, {key: _to_json(value) for key, value in entries.items()})
+    if file_format in _WITH_METADATA:
+        texts = {key: _to_json(value) for key, value in entries.items()}
+        return _WITH_METADATA[file_format](file, texts)
     stream = io.BytesIO(file)
     with zipfile.ZipFile(stream, "a") as archive:
         texts = {
@@ -108,6 +111,10 @@ def read(path: Path) -> dict:
         if path.suffix == ".onnx":
             properties = onnx.metadata(read_bytes(path))
             return {key: parse_json(value, object) for key, value in properties.items()}
+        if path.suffix == ".mlpackage":
+            properties = coreml.metadata(path)
+            ours = {k: v for k, v in properties.items() if not k.startswith("com.github.apple.")}
+            return {key: parse_json(value, object) for key, value in ours.items()}
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}") from e
     except ValueError as e:

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from mbv3_jax.core.errors import RunError, UsageError
-from mbv3_jax.core.files import check_can_be_written, open_atomically
+from mbv3_jax.core.files import check_can_be_written, write_atomically
 from mbv3_jax.data import augment
 from mbv3_jax.data.files import Files, find_files
 from mbv3_jax.data.source import Source
-from mbv3_jax.export import check, formats, metadata
+from mbv3_jax.export import check, coreml, formats, metadata
 from mbv3_jax.export.check import Comparison
 from mbv3_jax.export.formats import Target
 from mbv3_jax.quant.post_training import (
@@ -40,7 +40,7 @@ class Report:
 
     size: the size of the file, in bytes.
     counts: operation -> how often it occurs in the file.
-    what: a description of the images of the check.
+    what: a description of the images of the check; "" for a file that was not run.
     comparisons: what the file was compared with -> the result.
     top1: whose logits -> their accuracy on the images; empty if the images have no labels.
     quantization: how ranges were found; "" for a float file.
@@ -72,6 +72,8 @@ def export(
 ) -> Report:
     """Exports a run folder or an import folder to one file, which appears once it is checked.
 
+    A Core ML package is a folder, and is not run: Core ML exists on Apple's systems only.
+
     Args:
       folder: a run folder or an import folder.
       target: what to write.
@@ -88,13 +90,16 @@ def export(
       RunError: the file does not compute what the network does, or cannot be written; nothing was
         written.
     """
-    _check_out(out, formats.SUFFIXES[target.file_format])
+    is_run = target.file_format != "coreml"
+    if images is not None and not is_run:
+        raise UsageError("--images: has no effect with --format=coreml, whose files are not run")
+    _check_out(out, formats.SUFFIXES[target.file_format], is_folder=not is_run)
     model = load_model(folder, step=step, weights=weights)
     model.require_head(folder)
     run = folder if (folder / "config.json").is_file() else None
-    samples = find_samples(model, run, images, check_images)
+    samples = find_samples(model, run, images, check_images) if is_run else None
     network = None
-    if target.precision == "int8":
+    if samples and target.precision == "int8":
         network = _quantize(model, samples, calibration_images or CALIBRATION_IMAGES, post)
     try:
         file = formats.write(model, target, network)
@@ -109,17 +114,21 @@ def export(
         until = entries["jax_export"]["readable_until"]
         report = dataclasses.replace(report, readable_until=until)
     try:
-        with open_atomically(out) as stream:
-            stream.write(file)
+        if target.file_format == "coreml":
+            coreml.save(file, out)
+        else:
+            write_atomically(out, file)
     except OSError as e:
         raise RunError(f"--out: cannot write {out}: {e.strerror}") from e
     return report
 
 
-def _check_out(out: Path, suffix: str) -> None:
+def _check_out(out: Path, suffix: str, *, is_folder: bool) -> None:
     """Finds problems with the output file before the work, not after it."""
     if out.suffix != suffix:
         raise UsageError(f"--out: got {out}, expected a name that ends in {suffix}")
+    if is_folder and (out.exists() or out.is_symlink()):
+        raise UsageError(f"--out: {out} exists already; a Core ML package is a new folder")
     check_can_be_written("--out", out)
 
 
@@ -216,12 +225,52 @@ def _quantize(model: Model, samples: Samples, images: int, post: Options | None)
 
 
 def _check(
-    file: bytes, target: Target, model: Model, samples: Samples, network: Int8Network | None
+    file: bytes,
+    target: Target,
+    model: Model,
+    samples: Samples | None,
+    network: Int8Network | None,
 ) -> Report:
-    """Runs the file on the samples and compares it with the network.
+    """Compares the file with the network: its operations and, where it runs, its logits.
+
+    Args:
+      file: the file.
+      target: what it is.
+      model: the network.
+      samples: the images to run it on; None for a file that runs elsewhere only.
+      network: the int8 form of the network, of an int8 file.
 
     Raises:
       RunError: the file is wrong.
+    """
+    decisive: list[Comparison] = []
+    top1: dict[str, float] = {}
+    comparisons: dict[str, Comparison] = {}
+    if samples:
+        comparisons, decisive, top1 = _run(file, target, model, samples, network)
+    problems = check.defects(file, target, model)
+    problems += filter(None, (comparison.problem(target.precision) for comparison in decisive))
+    if problems:
+        raise RunError(f"the exported file is wrong, and was not kept: {'; '.join(problems)}")
+    return Report(
+        size=len(file),
+        counts=formats.counts(file, target.file_format),
+        what=f"{len(samples.images)} {samples.what}" if samples else "",
+        comparisons=comparisons,
+        top1=top1,
+        quantization=network.how if network else "",
+        note=model.probabilities if model.multi_label else model.sigmoid_note,
+    )
+
+
+def _run(
+    file: bytes, target: Target, model: Model, samples: Samples, network: Int8Network | None
+) -> tuple[dict[str, Comparison], list[Comparison], dict[str, float]]:
+    """Runs the file on the samples.
+
+    Returns:
+      The comparisons and the accuracies of `Report`, and between them the comparisons by which the
+      file is accepted.
     """
     preprocess, takes_floats = jax.jit(_preprocess(model)), target.images_dtype != "uint8"
     inputs = np.asarray(preprocess(samples.images))
@@ -239,25 +288,13 @@ def _check(
         decisive.append(comparison)
         height, width = pixels.shape[1:3]
         comparisons[f"network at {height}x{width} pixels"] = comparison
-    problems = check.defects(file, target, model)
-    problems += filter(None, (comparison.problem(target.precision) for comparison in decisive))
-    if problems:
-        raise RunError(f"the exported file is wrong, and was not kept: {'; '.join(problems)}")
     top1 = {}
     if samples.labels is not None:
         top1 = {
             name: float(np.mean(np.argmax(values, 1) == samples.labels))
             for name, values in {**references, "file": logits}.items()
         }
-    return Report(
-        size=len(file),
-        counts=formats.counts(file, target.file_format),
-        what=f"{len(samples.images)} {samples.what}",
-        comparisons=comparisons,
-        top1=top1,
-        quantization=network.how if network else "",
-        note=model.probabilities if model.multi_label else model.sigmoid_note,
-    )
+    return comparisons, decisive, top1
 
 
 def _origin(folder: Path, run: Path | None, step: int | str | None, weights: str) -> dict:

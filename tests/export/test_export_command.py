@@ -263,7 +263,7 @@ def test_weights_too_large_for_float16_are_named(model):
     variables = jax.tree.map(np.copy, model.variables)
     variables["params"]["logits"]["bias"][3] = 7e4
     changed = dataclasses.replace(model, variables=variables)
-    for file_format in formats.SUFFIXES:
+    for file_format in ("tflite", "onnx", "stablehlo"):
         with pytest.raises(ValueError, match=r"7e\+04 is too large for float16"):
             formats.write(changed, formats.Target(file_format=file_format, precision="float16"))
 
