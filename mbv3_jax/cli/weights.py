@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from mbv3_jax.arch.activations import ACTIVATIONS
 from mbv3_jax.cli.arguments import (
     add_model,
     decimals,
@@ -65,6 +66,11 @@ def add_parsers(commands) -> None:
         choices=("single", "multi"),
         help="multi for a network of several labels an image, whose classes are by sigmoids, which "
         "a file does not tell; default single",
+    )
+    take.add_argument(
+        "--hidden",
+        choices=tuple(ACTIVATIONS),
+        help="the activation between the two dense layers of a new head; files do not tell it",
     )
     view = take.add_argument_group(
         "images, where the file does not tell or tells something else",
@@ -144,6 +150,7 @@ def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
         width=flags.width,
         classes=flags.classes,
         labels=flags.labels,
+        hidden=flags.hidden,
         view={name: getattr(flags, name) for name in _VIEW},
         revision=flags.revision,
         sha256=flags.sha256,
@@ -157,7 +164,7 @@ def _import(flags: argparse.Namespace, overrides: Sequence[str]) -> None:
     published = f", {origin['weights']}" if origin["weights"] else ""
     print(
         f"{'would import' if out is None else 'imported'} "
-        f"{flags.library}'s {imported.network.label}{published}: "
+        f"{imported.network.library}'s {imported.network.label}{published}: "
         f"{parameters:,} parameters, "
         f"{'no head' if origin['new'] else counted(spec.num_classes, 'class')}"
     )

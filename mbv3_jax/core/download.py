@@ -12,7 +12,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mbv3_jax.core.errors import first_line
+from mbv3_jax.core.errors import first_line, printable
 from mbv3_jax.core.files import write_atomically
 from mbv3_jax.core.limits import limit
 
@@ -168,7 +168,8 @@ class _Transfer:
                 self._receive()
                 return bytes(self.data)
             except urllib.error.HTTPError as e:
-                error = DownloadError(f"the server answers {e.code} {e.reason}")
+                reason = printable(str(e.reason).partition("\n")[0])
+                error = DownloadError(f"the server answers {e.code} {reason}")
                 error.answer = e
                 raise error from e
             except (_CutOff, HTTPException, OSError, ValueError) as e:
@@ -233,7 +234,8 @@ class _Transfer:
             return f"the connection was cut off{self.so_far()}"
         if isinstance(error, HTTPException):  # its text may hold whatever the server has sent
             return f"the server does not answer in HTTP ({type(error).__name__})"
-        return getattr(error, "strerror", None) or first_line(error)
+        cause = getattr(error, "reason", None)  # of urllib.error.URLError
+        return getattr(cause or error, "strerror", None) or first_line(error)
 
     def _of(self) -> str:
         total = f" of {self._total:,}" if self._total else ""

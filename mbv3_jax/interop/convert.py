@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mbv3_jax.arch.activations import ACTIVATIONS
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.checks import Resolution, choose, in_pixels
 from mbv3_jax.core.errors import UsageError, printable
@@ -37,8 +38,14 @@ _DILATED = (
     "a network built with dilated=True, as in torchvision's segmentation, has the same tensors and "
     "computes something else; the file does not tell, and this is the network without it"
 )
-# Fields in which our network may differ from a library's, because no layer depends on them.
-_FREE_FIELDS = ("name", "resolution", "num_classes", "bn_decay", "dropout", "drop_path")
+_HIDDEN = (
+    "the head is two dense layers, and the file does not tell the activation between them; with "
+    f"--hidden={'|'.join(ACTIVATIONS)} they are read"
+)
+# Fields in which our network may differ from a library's, because no layer depends on them, or
+# every library's network comes with any of them.
+_FREE_FIELDS = ("name", "resolution", "in_channels", "num_classes")
+_FREE_FIELDS += ("bn_decay", "dropout", "drop_path")
 _INCEPTION = Preprocessing()
 
 
@@ -59,6 +66,7 @@ def import_weights(
     width: float | None = None,
     classes: Path | None = None,
     labels: str | None = None,
+    hidden: str | None = None,
     view: Mapping[str, Any] | None = None,
     revision: str | None = None,
     sha256: str | None = None,
@@ -66,7 +74,7 @@ def import_weights(
     """Imports weights of another library.
 
     Every tensor of stem, blocks and last 1x1 is used once, and every variable is filled once. A
-    head that is not the library's is taken over if it is a single dense layer, see `identify`.
+    head that is not the library's is taken over if it is one dense layer, or two, see `identify`.
 
     Args:
       library: "timm", "torchvision" or "keras".
@@ -77,6 +85,7 @@ def import_weights(
         one output becomes one of two classes.
       labels: "multi" for a network of several labels an image, whose classes are by sigmoids; None
         for "single". A file does not tell.
+      hidden: the activation between the two dense layers of a head that is not the library's.
       view: "resolution", "crop_fraction", "interpolation", "mean" and "std" of the images; those
         that are absent or None are what the file says, or the default of the library.
       revision: a commit of the Hub repository.
@@ -108,7 +117,8 @@ def import_weights(
         network = config.architecture
     entry, name, width = _settle(library, path, entry, network, width)
     tensors = file.tensors | {BESIDE + n: t for n, t in file.beside.items()}
-    fit = identify(library, {n: t.shape for n, t in tensors.items()}, name, width, str(path))
+    shapes = {n: t.shape for n, t in tensors.items()}
+    fit = identify(library, shapes, name, width, str(path), hidden)
     identified, table = fit.network, fit.table
     if entry:
         usual: tuple[Resolution, Preprocessing]
@@ -146,6 +156,8 @@ def import_weights(
         multi_label=multi_label,
     )
     is_v3 = identified.name.startswith("mobilenet_v3")
+    notes = [_HIDDEN] if fit.hidden else []
+    notes += [_DILATED] if entry is None and is_v3 and library == "torchvision" else []
     origin = {
         "library": library,
         "network": identified.name,
@@ -156,7 +168,7 @@ def import_weights(
         "prefix": printable(file.prefix),
         "left_out": [*layout.summary(fit.left_out), *file.left_out],
         "new": list(fit.new),
-        "note": _DILATED if entry is None and is_v3 and library == "torchvision" else None,
+        "note": "; ".join(notes) or None,
         "sha256": file.sha256,
         **download_origin,
         "preprocessing": preprocessing_source,
@@ -241,8 +253,7 @@ def export_weights(model: Model, library: str, out: Path, *, width: float | None
                 f"--out={out}: torchvision's MNASNet reads a version, which only .pth can hold"
             )
         metadata = {"": {"version": 2}}
-    table = mapping.pairs(library, network.spec.replace(num_classes=model.spec.num_classes))
-    tensors = mapping.to_theirs(table, model.variables)
+    tensors = mapping.to_theirs(mapping.pairs_of(network, model.spec), model.variables)
     weight_files.write(library, out, tensors, metadata=metadata)
     return network
 
@@ -310,7 +321,7 @@ def instructions(model: Model, network: Network, out: Path) -> str:
       out: the exported file.
     """
     preprocessing, file = model.preprocessing, str(out)
-    is_inception = (preprocessing.mean, preprocessing.std) == (_INCEPTION.mean, _INCEPTION.std)
+    is_inception = {*preprocessing.mean, *preprocessing.std} == {*_INCEPTION.mean, *_INCEPTION.std}
     build = networks.construction(network, model.spec, preprocessing_inside=is_inception)
     if network.library == "keras":
         lines = ["import keras", f"model = {build}", f"model.load_weights({file!r})"]
@@ -320,7 +331,8 @@ def instructions(model: Model, network: Network, out: Path) -> str:
         if file.endswith(".safetensors"):
             imports += ", safetensors.torch"
             read = f"safetensors.torch.load_file({file!r})"
-        lines = [imports, f"model = {build}", f"model.load_state_dict({read}, strict=True)"]
+        stem = networks.other_stem(network, model.spec)
+        lines = [imports, f"model = {build}", *stem, f"model.load_state_dict({read}, strict=True)"]
     scale = f"mean {preprocessing.mean}, std {preprocessing.std} of values from 0 to 1"
     if network.library == "keras" and "include_preprocessing=True" in build:
         scale = "values from 0 to 255, as the network scales them itself"

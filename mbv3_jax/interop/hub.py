@@ -5,7 +5,7 @@ Three addresses of its web interface are all that reading needs (huggingface_hub
 {HF_ENDPOINT}/api/models/OWNER/NAME/revision/REVISION?blobs=true   commit, files, sizes, hashes
 {HF_ENDPOINT}/OWNER/NAME/resolve/COMMIT/FILE                       a file, perhaps by a redirection
 
-Writing is left to huggingface_hub. The token in HF_TOKEN is sent to HF_ENDPOINT only.
+Writing is left to huggingface_hub. The token is sent to HF_ENDPOINT only.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from typing import NotRequired, TypedDict
 
 from mbv3_jax.core.download import DownloadError, download
 from mbv3_jax.core.errors import RunError, UsageError, first_line, printable
+from mbv3_jax.core.files import read_text
 from mbv3_jax.core.json_values import parse_json
 from mbv3_jax.core.limits import limit
 from mbv3_jax.core.packages import need
@@ -28,10 +29,14 @@ PREFIX = "hf:"
 _FORM = "expected hf:OWNER/NAME or hf:OWNER/NAME@REVISION"
 # huggingface_hub's `validate_repo_id`; a revision is a branch, a tag or a commit.
 _REPOSITORY = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
-_REVISION = re.compile(r"[\w./-]{1,200}", re.ASCII)
+_REVISION = re.compile(r"[^\s~^:?*\[\\]{1,200}")  # what Git forbids in names left out
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # timm's, the better one first
 _CONFIG = "config.json"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_LONGEST_NAME = 150  # of a file; of the cache's name, which is longer, systems allow 255 bytes
+# Files with the endings of weights that transformers and accelerate save beside them.
+_BESIDE = re.compile(r"(training_args|optimizer|scheduler|scaler|random_states|rng_state)[\w.-]*")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.\w+$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +62,7 @@ def parse(text: str, option: str) -> Address:
     """
     repository, at, revision = text.removeprefix(PREFIX).partition("@")
     is_right = _REPOSITORY.fullmatch(repository) and (not at or _REVISION.fullmatch(revision))
-    if not text.startswith(PREFIX) or not is_right or ".." in text:
+    if not text.startswith(PREFIX) or not is_right or ".." in text or not text.isprintable():
         raise UsageError(f"{option}={text}: {_FORM}")
     return Address(repository, revision or None)
 
@@ -96,7 +101,7 @@ def fetch(address: Address, folder: Path, endings: Collection[str]) -> Fetched:
     Args:
       address: the repository.
       folder: an empty folder for the files.
-      endings: of files of weights, where there is none of `WEIGHTS`.
+      endings: of files of weights, the better ones first.
 
     Raises:
       UsageError: there is no such repository or revision, or no file of weights in it.
@@ -132,19 +137,37 @@ def fetch(address: Address, folder: Path, endings: Collection[str]) -> Fetched:
 
 
 def _weights(address: Address, files: Collection[str], endings: Collection[str]) -> str:
-    for name in WEIGHTS:
-        if name in files:
-            return name
-    found = sorted(name for name in files if name.endswith(tuple(endings)))
-    if len(found) == 1:
-        return found[0]
+    """The file of weights of a repository: one of `WEIGHTS`, or the only one of the best ending."""
+    usual = [name for name in WEIGHTS if name.endswith(tuple(endings))]
+    found = sorted(
+        name
+        for name in files
+        if name.endswith(tuple(endings)) and not _BESIDE.fullmatch(Path(name).name)
+    )
+    best = [name for name in usual if name in files][:1]
+    for ending in endings:
+        best = best or [name for name in found if name.endswith(ending)]
+    if len(best) == 1:
+        name = best[0]
+        if not name.isprintable() or len(Path(name).name.encode()) > _LONGEST_NAME:
+            raise UsageError(
+                f"--weights={address}: its file {printable(name)[:60]} has a name that cannot be "
+                "kept; download it under another one and give --weights=FILE"
+            )
+        return name
+    if any(map(_SHARD.search, found)):
+        raise UsageError(
+            f"--weights={address}: its weights are in several files (shards), which are not read; "
+            "load them in Python, save one state dict, and give --weights=FILE"
+        )
     has = (
         f"it has {', '.join(map(printable, found))}"
         if found
         else f"it has no file that ends in {_or(endings)}"
     )
+    wanted = _or([*usual, "one other file of weights"] if usual else ["one file of weights"])
     raise UsageError(
-        f"--weights={address}: expected {_or(WEIGHTS)} or one other file of weights, {has}"
+        f"--weights={address}: expected {wanted}, {has}"
         + (", of which to download one and give --weights=FILE" if found else "")
     )
 
@@ -154,18 +177,46 @@ def _or(names: Collection[str]) -> str:
 
 
 def _endpoint() -> str:
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    """Where the Hub is.
+
+    Raises:
+      UsageError: HF_ENDPOINT is no such address; it is not repeated, as it may have a secret.
+    """
+    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").strip().rstrip("/")
+    try:
+        parts = urllib.parse.urlsplit(endpoint)
+        is_right = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
+    except ValueError:
+        is_right = False
+    if not is_right or not endpoint.isprintable() or parts.query or parts.fragment:
+        raise UsageError(
+            "the environment variable HF_ENDPOINT: expected https://HOST or http://HOST:PORT, "
+            "without a user (HF_TOKEN holds a token)"
+        )
+    return endpoint
 
 
 def _token() -> str | None:
-    """The token, checked here, because the error of a header that cannot be sent has its text.
+    """The token in HF_TOKEN, else the one that `hf auth login` keeps (huggingface_hub.constants).
+
+    It is checked here, because the error of a header that cannot be sent has its text.
 
     Raises:
       UsageError: it cannot be sent.
     """
-    token = (os.environ.get("HF_TOKEN") or "").strip()
-    if not token.isascii() or not all(map(str.isprintable, token)) or " " in token:
-        raise UsageError("the environment variable HF_TOKEN: has characters that no token has")
+    token, where = os.environ.get("HF_TOKEN") or "", "the environment variable HF_TOKEN"
+    if not token.strip():
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        home = os.environ.get("HF_HOME") or Path(cache) / "huggingface"
+        path = Path(os.environ.get("HF_TOKEN_PATH") or Path(home) / "token").expanduser()
+        where = str(path)
+        try:
+            token = read_text(path)
+        except (OSError, ValueError):  # nobody has logged in
+            return None
+    token = token.strip()
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise UsageError(f"{where}: has characters that no token has")
     return token or None
 
 
@@ -199,7 +250,7 @@ def _refusal(address: Address, what: str, error: DownloadError) -> Exception:
         wanted = address.revision or "main"
         return UsageError(f"--weights={address}: {address.repository} has no revision {wanted}")
     if code in (401, 403) or (code == 404 and reason in ("", "RepoNotFound")):
-        sent = "HF_TOKEN does not open it" if _token() else "HF_TOKEN is not set"
+        sent = "the token does not open it" if _token() else "HF_TOKEN is not set"
         return UsageError(
             f"--weights={address}: {_endpoint()} has no such repository, or it is private or gated "
             f"and {sent} ({code})"

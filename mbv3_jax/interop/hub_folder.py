@@ -25,6 +25,8 @@ from mbv3_jax.run.model import Model, description, read_description
 
 WEIGHTS = "model.safetensors"
 _MOST_CLASSES = 20
+# Options for weights of other libraries.
+_OF_OTHERS = ("network", "width", "classes", "labels", "hidden")
 
 
 def write(folder: Path, model: Model, repository: str | None) -> Network | None:
@@ -88,7 +90,7 @@ def import_repository(library: str | None, weights: str, **options: Any) -> Impo
         )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        fetched = hub.fetch(address, folder, weight_files.SUFFIXES[library or "timm"])
+        fetched = hub.fetch(address, folder, weight_files.endings(library or "timm"))
         origin = {
             "hub": address.repository,
             "revision": fetched.commit,
@@ -106,9 +108,7 @@ def import_repository(library: str | None, weights: str, **options: Any) -> Impo
 
 def _import_described(folder: Path, address: hub.Address, options: dict[str, Any]) -> Imported:
     view = {name: value for name, value in (options["view"] or {}).items() if value is not None}
-    others = {
-        name: options[name] for name in ("network", "width", "classes", "labels") if options[name]
-    }
+    others = {name: options[name] for name in _OF_OTHERS if options[name]}
     if named := next(iter(others | view), None):
         raise UsageError(
             f"--{named.replace('_', '-')}: {address} says it itself; with --from=timm it is for "
@@ -168,7 +168,7 @@ def read(folder: Path) -> tuple[Model, str]:
 def _timm(spec: NetSpec) -> tuple[Network, list[mapping.Pair]]:
     """timm's network like this one, and its names of the variables; UsageError if it has none."""
     network = counterpart(spec, "timm")
-    return network, mapping.pairs("timm", network.spec.replace(num_classes=spec.num_classes))
+    return network, mapping.pairs_of(network, spec)
 
 
 def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,22 +1,26 @@
 """Which network the tensors of a file belong to: a library's own, or one with another head or none.
 
 Fine-tuning keeps stem, blocks and last 1x1, and replaces what follows. A single dense layer there
-can be taken over whatever its name; of anything else, tensors do not tell what it computes (they
-have no nonlinearities), so that it is left out and the network gets new logits.
+can be taken over whatever its name, and two if it is known which activation is between them; of
+anything else, tensors do not tell what it computes (they have no nonlinearities), so that it is
+left out and the network gets new logits.
 """
 
 import dataclasses
+import functools
+import itertools
 import re
 from collections.abc import Callable, Mapping
 
-from mbv3_jax.arch.spec import NetSpec
-from mbv3_jax.core.errors import UsageError
+from mbv3_jax.arch.spec import HeadSpec, NetSpec
+from mbv3_jax.core.errors import UsageError, printable
 from mbv3_jax.interop import mapping, networks
 from mbv3_jax.interop.look_alikes import look_alike
 from mbv3_jax.interop.mapping import Names
 from mbv3_jax.interop.networks import Network
 
 BESIDE = "../"  # before the names of tensors that are not inside the network, see `layout`
+_FEW = 3  # tensors that are named to show what a file has
 _MOST_PROBLEMS = 12  # that are listed for a network that was not named
 # The modules of networks, and of wrappers around them, that may be heads.
 _HEADS = {
@@ -39,12 +43,15 @@ class Fit:
     names: our layers -> the file's, as `mapping.pairs` takes them.
     new: the stages that the file has no tensors for: "logits", and maybe "last".
     left_out: the tensors that are not used, by their names in the file.
+    hidden: whether the head that is left out is two dense layers, which `identify` takes over if it
+      is told the activation between them.
     """
 
     network: Network
     names: Names
     new: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    hidden: bool = False
 
     @property
     def table(self) -> list[mapping.Pair]:
@@ -58,6 +65,7 @@ def identify(
     name: str | None = None,
     width: float | None = None,
     what: str = "the file",
+    hidden: str | None = None,
 ) -> Fit:
     """Finds the network that tensors of these shapes belong to.
 
@@ -68,6 +76,8 @@ def identify(
       name: the name of the network, if it is known.
       width: the width of the network, if it is known.
       what: the origin of the tensors, for messages.
+      hidden: the activation between the two dense layers of the file's head, a key of
+        `activations.ACTIVATIONS`; None if it has no such head, or this is not known.
 
     Returns:
       The network, with as many classes and input channels as the tensors have. Without a head that
@@ -78,16 +88,24 @@ def identify(
         networks fit equally well.
     """
     misfits: list[tuple[list[str], Network]] = []
-    for fit_one in (_fit_whole, _fit_backbone):
+    fit_parts = functools.partial(_fit_backbone, hidden=hidden)
+    # A hidden layer may have the shape of the library's own.
+    for fit_one in (_fit_whole, fit_parts) if hidden is None else (fit_parts,):
         fitting: dict[NetSpec, Fit] = {}
         for network in networks.candidates(library, name, width):
             fit, problems = _fit(fit_one, network, shapes)
             if fit is not None:
                 fitting.setdefault(fit.network.spec, fit)
-            elif fit_one is _fit_whole:
+            elif fit_one is _fit_whole or hidden:
                 misfits.append((problems, network))
         if len(fitting) == 1:
-            return next(iter(fitting.values()))
+            fit = next(iter(fitting.values()))
+            if hidden and not _takes_hidden(fit):
+                raise UsageError(
+                    f"--hidden={hidden}: the head of {what} is not two dense layers on the "
+                    "features after pooling"
+                )
+            return fit
         if fitting:
             names = ", ".join(fit.network.name for fit in fitting.values())
             raise UsageError(
@@ -98,7 +116,7 @@ def identify(
     if other_network := look_alike(_inside(shapes)):
         raise UsageError(
             f"{what} holds a network of another kind: {other_network}; those that are imported are "
-            "MobileNetV2, MobileNetV3 and MnasNet"
+            "MobileNetV2, MobileNetV3 and MnasNet of timm, torchvision and Keras"
         )
     if width is None and (scaled := _scaled(library, shapes, name)):
         tried = ", ".join(f"{w:g}" for w in networks.WIDTHS)
@@ -115,6 +133,13 @@ def identify(
                     f"{what} does not fit any network of {library}; its tensors are those of "
                     f"{other}'s {match.label}: use --from={other}"
                 )
+        theirs = {pair.theirs for pair in mapping.pairs(library, nearest.spec)}
+        if shapes and not theirs & shapes.keys():
+            few = ", ".join(printable(name) for name in list(shapes)[:_FEW])
+            raise UsageError(
+                f"{what} has no tensor with the name of one in a network of {library}; it has "
+                f"{few}{', ...' if len(shapes) > _FEW else ''}"
+            )
         head = f"{what} does not fit any network of {library}; the nearest is {nearest.label}"
         more = len(problems) - _MOST_PROBLEMS
         if more > 0:
@@ -184,8 +209,18 @@ def _with_classes(network: Network, shapes: Shapes) -> Network:
     return dataclasses.replace(network, spec=network.spec.replace(num_classes=int(shape[0])))
 
 
-def _fit_backbone(network: Network, shapes: Shapes) -> tuple[Fit | None, list[str]]:
+def _takes_hidden(fit: Fit) -> bool:
+    return "logits" in fit.names and fit.names.get("head", ("", False))[1]
+
+
+def _fit_backbone(
+    network: Network, shapes: Shapes, hidden: str | None = None
+) -> tuple[Fit | None, list[str]]:
     """Fits stem, blocks and last 1x1, and what can be taken over of the head.
+
+    Args:
+      network, shapes: as for `_fit_whole`.
+      hidden: as for `identify`.
 
     Returns:
       The fit or None, and what does not fit.
@@ -206,14 +241,21 @@ def _fit_backbone(network: Network, shapes: Shapes) -> tuple[Fit | None, list[st
     used = trunk
     features = spec.last.out
     head = None
-    if own := _own_head(network, inside, rest):
+    # With a hidden layer, torchvision's own, which is dense, is not there.
+    may_have_own = hidden is None or library != "torchvision"
+    if may_have_own and (own := _own_head(network, inside, rest)):
         kept["head"], head, features = names["head"], spec.head, spec.head.out if spec.head else 0
         rest -= own
         used = used | own
     others = [n for n in shapes if (n in rest or n not in inside) and not _NO_LAYER.search(n)]
     classes = 1
-    if "last" not in new and (layer := _only_dense(library, others, shapes, features)):
-        name, classes = layer
+    layers = [] if "last" in new else _dense_layers(library, others, shapes, features)
+    has_two = len(layers) == 2 and head is None
+    if len(layers) == 1 or (has_two and hidden):
+        if has_two and hidden:
+            (first, width), *layers = layers
+            kept["head"], head = (first, True), HeadSpec(out=width, act=hidden)
+        ((name, classes),) = layers
         kept["logits"], new = (name, True), []
         used = used | set(others)
     changed = spec.replace(head=head, num_classes=classes)
@@ -222,6 +264,7 @@ def _fit_backbone(network: Network, shapes: Shapes) -> tuple[Fit | None, list[st
         names=kept,
         new=tuple(new),
         left_out=tuple(n.removeprefix(BESIDE) for n in shapes if n not in used),
+        hidden=has_two and bool(new),
     )
     return fit, []
 
@@ -254,22 +297,44 @@ def _own_head(network: Network, inside: Shapes, rest: set[str]) -> set[str]:
     return set(own)
 
 
-def _only_dense(
+def _dense_layers(
     library: str, names: list[str], shapes: Shapes, features: int
-) -> tuple[str, int] | None:
-    """The layer and its number of outputs, if these are the tensors of one dense layer.
+) -> list[tuple[str, int]]:
+    """The layers and their numbers of outputs, if these are the tensors of one or two dense layers.
 
     Args:
       library: whose names these are.
       names: of tensors.
       shapes: of all tensors.
-      features: the number of inputs that the layer must have.
+      features: the number of inputs that the first layer must have; the second has its outputs.
+
+    Returns:
+      The layers in the order of the pass; none if the tensors are not those of such layers.
     """
     kernel, bias = ("/vars/0", "/vars/1") if library == "keras" else (".weight", ".bias")
-    layer = next((n.removesuffix(kernel) for n in names if n.endswith(kernel)), None)
-    if layer is None or sorted(names) != sorted((layer + kernel, layer + bias)):
-        return None
-    shape = shapes[layer + kernel] if library != "keras" else shapes[layer + kernel][::-1]
-    if len(shape) != 2 or shape[1] != features or shapes[layer + bias] != shape[:1]:
-        return None
-    return layer, shape[0]
+    layers = [n.removesuffix(kernel) for n in names if n.endswith(kernel)]
+    if sorted(names) != sorted(layer + leaf for layer in layers for leaf in (kernel, bias)):
+        return []
+    if len(layers) > 2:
+        return []
+    fitting = []
+    for ordered in itertools.permutations(sorted(layers, key=_numbered)):
+        inputs, found = features, []
+        for layer in ordered:
+            shape = shapes[layer + kernel]
+            shape = shape[::-1] if library == "keras" else shape
+            if len(shape) != 2 or shape[1] != inputs or shapes[layer + bias] != shape[:1]:
+                break
+            inputs = shape[0]
+            found.append((layer, inputs))
+        if len(found) == len(layers):
+            fitting.append(found)
+    # Square layers fit in either order: their numbers decide, if they differ in nothing else.
+    if len(fitting) > 1 and len({re.sub(r"_?\d+", "", layer) for layer in layers}) > 1:
+        return []
+    return fitting[0] if fitting else []
+
+
+def _numbered(name: str) -> list[int | str]:
+    """A key by which "fc.10" comes after "fc.9", and "dense_1" after "dense"."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -1,8 +1,9 @@
 """Networks that look like those of `networks` and are others, recognised by their layers.
 
-Sources: the module names of timm 1.0.31 (models/_efficientnet_blocks.py, models/ghostnet.py) and
-torchvision 0.28 (models/efficientnet.py); of keras 3.15, how many layers of each class a network
-has (applications/mobilenet.py, applications/efficientnet.py).
+Sources: the module names of timm 1.0.31 (models/_efficientnet_blocks.py, models/ghostnet.py),
+torchvision 0.28 (models/efficientnet.py) and transformers (models/mobilenet_v1, mobilenet_v2); of
+keras 3.15, how many layers of each class a network has (applications/mobilenet.py,
+applications/efficientnet.py).
 """
 
 import re
@@ -15,6 +16,9 @@ _LAYERS = {
     "MixNet": r"\.conv_dw\.0\.weight$",
     "EfficientNetV2 or MobileNet-EdgeTPU": r"^blocks\..*\.conv_exp\.",
     "EfficientNet": r"^features\.1\.0\.block\.",
+    "MobileNetV1 or V2 of transformers, whose layers have names of its own": (
+        r"\.convolution\.weight$"
+    ),
     "mobilenetv3_large_150d, with two 1x1 convolutions before pooling": r"^blocks\.6\.1\.conv\.",
 }
 

@@ -16,7 +16,7 @@ from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.arch.traversal import convolutions, parameter_paths
 from mbv3_jax.core.checks import choose
 from mbv3_jax.core.errors import UsageError
-from mbv3_jax.interop.networks import STAGES
+from mbv3_jax.interop.networks import STAGES, Network
 
 Names = dict[str, tuple[str, bool]]  # our layer -> their name, and whether it is a dense layer
 
@@ -269,6 +269,12 @@ def pairs(library: str, spec: NetSpec, names: Names | None = None) -> list[Pair]
                 )
             )
     return table
+
+
+def pairs_of(network: Network, spec: NetSpec) -> list[Pair]:
+    """`pairs` of a library's network with the classes and the channels of `spec`."""
+    changed = network.spec.replace(num_classes=spec.num_classes, in_channels=spec.in_channels)
+    return pairs(network.library, changed)
 
 
 def _kernels(spec: NetSpec) -> dict[str, tuple[int, int, int, int]]:

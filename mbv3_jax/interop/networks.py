@@ -296,7 +296,7 @@ def construction(network: Network, spec: NetSpec, *, preprocessing_inside: bool 
 
     Args:
       network: the library's network, which has the layers of `spec`.
-      spec: gives the number of classes, the BatchNorm constants and the padding.
+      spec: gives the number of classes and of channels, the BatchNorm constants and the padding.
       preprocessing_inside: whether Keras' V3 networks take pixels from 0 to 255.
     """
     name, default, options = network.name, network.spec, [f"num_classes={spec.num_classes}"]
@@ -307,6 +307,8 @@ def construction(network: Network, spec: NetSpec, *, preprocessing_inside: bool 
             options += [f"bn_eps={spec.bn_eps:g}", f"bn_momentum={momentum:g}"]
         if spec.padding != default.padding:
             options.append(f"pad_type={'same' if spec.padding == 'same' else ''!r}")
+        if spec.in_channels != default.in_channels:
+            options.append(f"in_chans={spec.in_channels}")
         return f"timm.create_model({name!r}, {', '.join(options)})"
     if network.library == "torchvision":
         if network.width != 1:
@@ -321,5 +323,19 @@ def construction(network: Network, spec: NetSpec, *, preprocessing_inside: bool 
         options += [f"minimalistic={bool(minimalistic)}"]
         options += [f"include_preprocessing={preprocessing_inside}"]
     height, width = sides(spec.resolution)
-    shape = f"({height}, {width}, 3)"
+    shape = f"({height}, {width}, {spec.in_channels})"
     return f"keras.applications.{base}(input_shape={shape}, {', '.join(options)})"
+
+
+def other_stem(network: Network, spec: NetSpec) -> list[str]:
+    """Python lines by which a network of torchvision, built for 3 channels, gets those of `spec`.
+
+    Args:
+      network: a network of timm or torchvision.
+      spec: the network that is loaded.
+    """
+    if network.library != "torchvision" or spec.in_channels == network.spec.in_channels:
+        return []
+    layer = "layers[0]" if network.name in _TORCHVISION_MNASNET else "features[0][0]"
+    shape = f"{spec.in_channels}, {spec.stem.out}, 3, stride=2, padding=1, bias=False"
+    return [f"model.{layer} = torch.nn.Conv2d({shape})"]

@@ -107,7 +107,8 @@ def text(model: Model, network: Network) -> str:
             "crop_mode": _CENTRAL[view.central],
             "mean": list(view.mean),
             "std": list(view.std),
-            "first_conv": "conv_stem",
+            # timm adapts this layer from 3 channels to those of the network; it has them already.
+            "first_conv": "conv_stem" if spec.in_channels == default.in_channels else None,
             "classifier": "classifier",
             "custom_load": False,
         },
@@ -120,6 +121,8 @@ def _arguments(spec: NetSpec, default: NetSpec) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     if (spec.bn_eps, spec.bn_decay) != (default.bn_eps, default.bn_decay):
         arguments |= {"bn_eps": spec.bn_eps, "bn_momentum": round(1 - spec.bn_decay, 9)}
+    if spec.in_channels != default.in_channels:
+        arguments["in_chans"] = spec.in_channels
     if spec.padding != default.padding:
         arguments["pad_type"] = "same" if spec.padding == "same" else ""
     return arguments

@@ -35,6 +35,7 @@ WRITABLE = {
     "keras": (".weights.h5",),
 }
 _ALIASES = {".pt": ".pth", ".bin": ".pth", ".tar": ".pth", ".ckpt": ".pth", ".hdf5": ".h5"}
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 Tensors = dict[str, np.ndarray]
@@ -71,6 +72,12 @@ def suffix(path: Path) -> str:
     return _ALIASES.get(path.suffix, path.suffix)
 
 
+def endings(library: str) -> tuple[str, ...]:
+    """The endings of files of a library that are read, those that it writes itself first."""
+    formats = SUFFIXES[library]
+    return *formats, *(alias for alias, format_ in _ALIASES.items() if format_ in formats)
+
+
 def read(library: str, path: Path) -> WeightFile:
     """Reads a file of weights.
 
@@ -90,6 +97,11 @@ def read(library: str, path: Path) -> WeightFile:
         data = read_bytes(path)
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}") from e
+    if data.startswith(_LFS_POINTER):
+        raise UsageError(
+            f"{path} is a pointer of Git LFS, which stands for the file: `git lfs pull` in its "
+            "folder fetches it"
+        )
     readers: dict[str, Callable[[bytes], tuple[str | None, Tensors, list[str], images.Told]]] = {
         ".pth": read_pth,
         ".safetensors": _read_safetensors,
@@ -175,7 +187,12 @@ def _read_safetensors(data: bytes) -> tuple[str | None, Tensors, list[str], imag
     load = need("safetensors.numpy", "reading .safetensors", "weights").load
     import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
 
-    return None, load(data), [], {}
+    try:
+        return None, load(data), [], {}
+    except KeyError as e:  # a type that NumPy does not have
+        raise UsageError(
+            f"it has tensors of the type {e.args[0]}, expected {', '.join(_FLOATS)}"
+        ) from e
 
 
 def _pth_bytes(tensors: Tensors, metadata: Mapping[str, dict]) -> bytes:

@@ -143,6 +143,19 @@ def test_and_by_the_next_call(serve, cache):
     assert not list(cache.iterdir())
 
 
+def test_what_a_server_says_is_one_line(serve, cache):
+    url, _ = serve(b"HTTP/1.1 500 \x1b[31mNo\r\n\r\n")
+    with pytest.raises(DownloadError, match=r"^the server answers 500 \\x1b\[31mNo$"):
+        get(url)
+    loop = b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n"
+    url, _ = serve(*[loop] * 12)
+    with pytest.raises(DownloadError, match=r"^the server answers 302 .*") as raised:
+        get(url)
+    assert str(raised.value).isprintable()
+    with pytest.raises(DownloadError, match=r"^Connection refused$"):
+        get("http://127.0.0.1:9/x")
+
+
 def test_a_part_of_another_file_is_not_used(serve, cache):
     cache.mkdir(parents=True)
     for answers in ([rest(FILE, 4), ok(FILE)], [b"HTTP/1.1 416 No\r\n\r\n", ok(FILE)], [ok(FILE)]):

@@ -171,7 +171,8 @@ def server(monkeypatch, tmp_path):
             pass
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
+    for name in ("HF_TOKEN", "HF_HOME", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         state.address = f"http://127.0.0.1:{running.server_address[1]}"
@@ -255,6 +256,7 @@ def test_up_and_down_again_is_the_same(do, server, tmp_path, monkeypatch, reques
     assert ("timm has no such network" in said) == (which == "other_model")
     code, said, _ = do("import", f"--weights=hf:{REPOSITORY}", f"--out={tmp_path}/two")
     assert code == 0
+    assert f"imported mbv3_jax's {model.spec.name}: " in said
     assert_same(model, load_model(tmp_path / "two"))
     (commit,) = set(server.repositories[REPOSITORY]) - {"main"} - {hashlib.sha1(b"[]").hexdigest()}
     assert f"(to import the same again: --weights=hf:{REPOSITORY}@{commit})" in said
@@ -304,6 +306,7 @@ def test_timm_loads_the_folder(do, server, timm_model, tmp_path):
     server.put("timm/one", {n: d for n, d in files_of(out).items() if n != "spec.json"})
     code, said, _ = do("import", "--weights=hf:timm/one", f"--out={tmp_path}/two")
     assert code == 0
+    assert "imported timm's mobilenetv3_small_050: " in said
     assert "class names: the file's config.json" in said
     again = load_model(tmp_path / "two")
     assert_same(dataclasses.replace(timm_model, spec=again.spec), again)
@@ -455,7 +458,7 @@ def test_private_repositories_and_where_the_token_goes(
     assert (code, "HF_TOKEN is not set (401)" in one_line(said)) == (2, True)
     monkeypatch.setenv("HF_TOKEN", SECRET + "_no")
     code, _, said = do(*arguments)
-    assert (code, "HF_TOKEN does not open it (401)" in one_line(said)) == (2, True)
+    assert (code, "the token does not open it (401)" in one_line(said)) == (2, True)
     monkeypatch.setenv("HF_TOKEN", SECRET)
     server.asked.clear()
     assert do(*arguments)[0] == 0

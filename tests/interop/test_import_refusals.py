@@ -180,6 +180,15 @@ def test_truncated_and_foreign_files(tmp_path, tensors, attempt):
     }.items():
         (tmp_path / name).write_bytes(data)
         assert f"{name} cannot be read as .safetensors, is it whole?" in attempt(tmp_path / name)
+    pointer = tmp_path / "pointer.pth"  # in a clone without Git LFS
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    assert "pointer.pth is a pointer of Git LFS, which stands for the file" in attempt(pointer)
+    header = b'{"a":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}'
+    eight = tmp_path / "eight.safetensors"
+    eight.write_bytes(len(header).to_bytes(8, "little") + header + b"0")
+    assert "tensors of the type F8_E4M3, expected float32, float16" in attempt(eight)
+    said = attempt(_file(tmp_path, {"bert.\x1b": np.zeros(1, np.float32)}))
+    assert said.endswith("name of one in a network of timm; it has bert.\\x1b\n")
     assert "no such file" in attempt(tmp_path / "absent.safetensors")
     assert "no such file" in attempt("absent.safetensors")
     (tmp_path / "x.onnx").write_bytes(b"")

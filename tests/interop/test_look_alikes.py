@@ -66,6 +66,12 @@ def test_networks_of_keras(name, options, found):
     assert f": {found}; " in _refused("keras", shapes)
 
 
+def test_networks_of_transformers():
+    names = ("conv_stem.first_conv", "conv_stem.conv_3x3", "layer.0.expand_1x1", "conv_1x1")
+    shapes = {f"mobilenet_v2.{name}.convolution.weight": (8, 3, 3, 3) for name in names}
+    assert ": MobileNetV1 or V2 of transformers, whose layers" in _refused("timm", shapes)
+
+
 def test_no_network_of_ours_looks_like_another():
     for library in networks.LIBRARIES:
         for network in networks.candidates(library):

@@ -13,7 +13,7 @@ from mbv3_jax import __main__
 from mbv3_jax.core.errors import UsageError
 from mbv3_jax.interop import mapping, networks
 from mbv3_jax.nn import functional
-from mbv3_jax.run.model import load_model
+from mbv3_jax.run.model import Model, Preprocessing, load_model, save_model
 from mbv3_jax.train.inference import Inference
 
 SHAPE = (64, 64, 3)
@@ -325,3 +325,100 @@ def test_one_channel_of_keras(tmp_path, capsys):
     assert __main__.main([*arguments, f"--out={tmp_path / 'out'}"]) == 0
     assert "MobileNetV2 (width 0.35)" in capsys.readouterr().out
     assert load_model(tmp_path / "out").spec.in_channels == 1
+
+
+# library, its own head stays, first and second layer of the new head
+HIDDEN = [
+    ("torchvision", False, "classifier.0", (64, 288), "classifier.3", (7, 64)),
+    ("torchvision", False, "classifier.0", (512, 288), "classifier.3", (7, 512)),  # as its own
+    ("torchvision", False, "fc.0", (288, 288), "fc.2", (288, 288)),
+    ("timm", False, "classifier.1", (32, 288), "classifier.4", (7, 32)),
+]
+
+
+@pytest.mark.parametrize(("library", "keeps", "first", "inner", "second", "outer"), HIDDEN)
+def test_two_dense_layers(
+    torch, peers, tmp_path, capsys, library, keeps, first, inner, second, outer
+):
+    network, images = peers[library]
+    state = {
+        n: v
+        for n, v in network.state_dict().items()
+        if not n.startswith(("classifier.", "conv_head."))
+    }
+    layers = torch.nn.Linear(*inner[::-1]), torch.nn.Linear(*outer[::-1])
+    for name, layer in zip((second, first), layers[::-1], strict=True):  # in any order
+        state |= _layer(name, layer.state_dict())
+    model, said = imported(capsys, tmp_path, library, state, "--hidden=relu")
+    assert "new:" not in said and "left out" not in said
+    assert (model.spec.head.act, model.spec.head.out) == ("relu", inner[0])
+    with torch.no_grad():
+        x = images_of(torch, images)
+        x = network.features(x) if library == "torchvision" else network.forward_features(x)
+        wanted = layers[1](layers[0](x.mean((2, 3))).relu()).numpy()
+    found = np.asarray(functional.apply(model.spec, model.variables, images)[0])
+    assert error(found, wanted, varied=True) < TOLERANCE
+
+
+def test_two_dense_layers_whose_activation_is_not_told(torch, peers, tmp_path, capsys):
+    network, _ = peers["timm"]
+    state = {n: v for n, v in network.state_dict().items() if not n.startswith("classifier.")}
+    bare = {n: v for n, v in state.items() if not n.startswith("conv_head.")}
+    two = _layer("head.0", _dense(torch, 32, 288)) | _layer("head.2", _dense(torch, 7, 32))
+    _, said = imported(capsys, tmp_path, "timm", bare | two)
+    assert "new: logits" in said and "with --hidden=relu|relu6|h_swish|swish they are read" in said
+    # Behind conv_head, a NetSpec has no place for another layer.
+    behind = _layer("head.0", _dense(torch, 32, WIDE)) | _layer("head.2", _dense(torch, 7, 32))
+    for other in (state | behind, bare, state):
+        torch.save(other, tmp_path / "y.pth")
+        arguments = ["import", "--from=timm", f"--weights={tmp_path / 'y.pth'}", "--dry-run"]
+        assert __main__.main(arguments) == 0
+        assert "--hidden" not in capsys.readouterr().out
+        assert __main__.main([*arguments, "--hidden=relu"]) == 2
+        said = capsys.readouterr().err
+        assert "--hidden=relu: the head of " in said and "is not two dense layers" in said
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize(
+    ("to", "ending"), [("timm", ".pth"), ("torchvision", ".pth"), ("keras", ".weights.h5")]
+)
+def test_export_of_other_numbers_of_channels(torch, tmp_path, capsys, channels, to, ending):
+    name, width = {
+        "timm": (TIMM, 1.0),
+        "torchvision": ("mobilenet_v2", 0.35),
+        "keras": ("MobileNetV3Small", 0.5),
+    }[to]
+    spec = networks.get(to, name, width=width).spec
+    spec = spec.replace(in_channels=channels, num_classes=4, resolution=64)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda x: rng.uniform(0.3, 1, x.shape).astype(np.float32) - 0.5 * (x.ndim > 1),
+        functional.shapes(spec),
+    )
+    view = Preprocessing(mean=(0.5,) * channels, std=(0.5,) * channels)
+    model = Model(spec=spec, variables=variables, preprocessing=view, class_names=tuple("abcd"))
+    save_model(tmp_path / "one", model, origin={})
+    out = tmp_path / f"x{ending}"
+    arguments = ["export-weights", f"--import={tmp_path / 'one'}", f"--to={to}", f"--out={out}"]
+    assert __main__.main(arguments) == 0
+    said = capsys.readouterr().out
+    loaded = {}
+    exec(said[said.index("import ") :], loaded)
+    images = rng.uniform(-1, 1, (2, *spec.input_shape)).astype(np.float32)
+    if to == "keras":
+        found = loaded["model"](images * 127.5 + 127.5).numpy()
+        assert "include_preprocessing=True" in said
+        wanted = jax.nn.softmax(functional.apply(spec, variables, images)[0])
+    else:
+        with torch.no_grad():
+            found = loaded["model"].eval()(images_of(torch, images)).numpy()
+        wanted = functional.apply(spec, variables, images)[0]
+    assert error(np.asarray(wanted), found, varied=True) < TOLERANCE
+    if to == "timm":
+        folder = tmp_path / "hub"
+        arguments = ["export-weights", f"--import={tmp_path / 'one'}", "--to=hf"]
+        assert __main__.main([*arguments, f"--out={folder}"]) == 0
+        again = torch_peers().timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        with torch.no_grad():
+            assert error(again(images_of(torch, images)).numpy(), found, varied=True) < TOLERANCE
