@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from peer_compare import TOLERANCE, error, import_peer, torch_peers
 from PIL import Image
+from reference_net import random_variables
 
 from mbv3_jax import __main__
 from mbv3_jax.core.errors import UsageError
@@ -392,10 +393,7 @@ def test_export_of_other_numbers_of_channels(torch, tmp_path, capsys, channels, 
     spec = networks.get(to, name, width=width).spec
     spec = spec.replace(in_channels=channels, num_classes=4, resolution=64)
     rng = np.random.default_rng(0)
-    variables = jax.tree.map(
-        lambda x: rng.uniform(0.3, 1, x.shape).astype(np.float32) - 0.5 * (x.ndim > 1),
-        functional.shapes(spec),
-    )
+    variables = random_variables(functional.shapes(spec))
     view = Preprocessing(mean=(0.5,) * channels, std=(0.5,) * channels)
     model = Model(spec=spec, variables=variables, preprocessing=view, class_names=tuple("abcd"))
     save_model(tmp_path / "one", model, origin={})
