@@ -108,9 +108,8 @@ def shrink(
       show: Formats a cost.
 
     Returns:
-      {"spec": NetSpec, "cost", "accuracy", "split", "seed": {"cost", "accuracy"}, "steps":
-      [{"change", "cost", "accuracy", "proposals"}], "model": path of the import folder}. Accuracies
-      are fractions.
+      {"spec": NetSpec, "cost", "accuracy" (a fraction), "split", "seed": {"cost", "accuracy"},
+      "steps": [{"change", "cost", "accuracy", "proposals"}], "model": path of the import folder}.
 
     Raises:
       UsageError: An option is wrong, or `out` holds another run. Nothing has changed.
