@@ -44,8 +44,10 @@ _HIDDEN = (
 )
 # Fields in which our network may differ from a library's, because no layer depends on them, or
 # every library's network comes with any of them.
-_FREE_FIELDS = ("name", "resolution", "in_channels", "num_classes")
-_FREE_FIELDS += ("bn_decay", "dropout", "drop_path")
+_FREE_FIELDS = (
+    *("name", "resolution", "in_channels", "num_classes"),
+    *("bn_decay", "dropout", "drop_path"),
+)
 _INCEPTION = Preprocessing()
 
 

@@ -107,8 +107,7 @@ def text(model: Model, network: Network) -> str:
             "crop_mode": _CENTRAL[view.central],
             "mean": list(view.mean),
             "std": list(view.std),
-            # timm adapts this layer from 3 channels to those of the network; it has them already.
-            "first_conv": "conv_stem" if spec.in_channels == default.in_channels else None,
+            "first_conv": "conv_stem",
             "classifier": "classifier",
             "custom_load": False,
         },
