@@ -2,7 +2,9 @@
 
 python -m benchmarks.laptop_search --workdir=DIR --out=benchmarks/laptop_search.jsonl
   Runs the search with five seeds, for multiply-adds, about an hour each on one core. Run the same
-  command again to resume. With --seeds=0 only that seed; so each core can have one.
+  command again to resume. With --seeds=0 only that seed; so each core can have one. The trainings
+  of seeds 0 and 1 that are done, without their weights, are in laptop_search_begun.tar.xz: unpack
+  it in the folder of the repository, and leave --workdir out.
 python -m benchmarks.laptop_search --describe --out=benchmarks/laptop_search.jsonl
   Prints the tables of docs/architecture_search.md.
 
