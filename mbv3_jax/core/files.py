@@ -7,6 +7,7 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -16,6 +17,7 @@ from mbv3_jax.core.limits import OverLimit, check_limit
 
 T = TypeVar("T")
 
+_TRIES = 10  # to remove a folder, a tenth of a second apart
 _BUCKETS = ("az", "gs", "hf", "s3")  # the schemes of etils.epath, through which Orbax sees paths
 
 
@@ -94,10 +96,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
+    if not path.is_dir() or path.is_symlink():
         path.unlink()
+        return
+    # Orbax writes in threads: after one has failed, others may add files for a moment.
+    for _ in range(_TRIES):
+        with contextlib.suppress(OSError):
+            return shutil.rmtree(path)
+        time.sleep(0.1)
+    shutil.rmtree(path)
 
 
 def is_temporary(name: str, of: Collection[str], *, older: bool = True) -> bool:

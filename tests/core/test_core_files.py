@@ -1,6 +1,10 @@
 """Files are replaced whole, and neighbours are not touched."""
 
+import contextlib
+import itertools
 import json
+import threading
+import time
 
 import pytest
 
@@ -126,3 +130,26 @@ def test_no_file_of_the_user_is_touched(tmp_path):
 )
 def test_whose_temporary_file(name, expected):
     assert is_temporary(name, ("spec.json", "config.json")) == expected
+
+
+def test_nothing_is_left_of_a_folder_into_which_threads_still_write(tmp_path):
+    made, ended = threading.Event(), threading.Event()
+
+    def write(folder):
+        until = time.monotonic() + 0.3
+        for i in itertools.count():
+            with contextlib.suppress(FileNotFoundError):  # once the folder is gone
+                (folder / str(i)).write_text("")
+            if i == 100:
+                made.set()
+            if time.monotonic() > until:
+                break
+        ended.set()
+
+    with pytest.raises(OSError, match="full"), replacing(tmp_path / "model") as folder:
+        folder.mkdir()
+        threading.Thread(target=write, args=(folder,)).start()
+        made.wait()
+        raise OSError("the disk is full")
+    ended.wait()
+    assert list(tmp_path.iterdir()) == []

@@ -123,10 +123,13 @@ LONG = {
 
 @pytest.mark.parametrize("kind", LONG)
 def test_long_texts_take_no_longer_than_their_length(kind):
-    began = time.perf_counter()
-    with contextlib.suppress(ValueError):
-        phone.read([PLAIN + LONG[kind]], "net")
-    assert time.perf_counter() - began < 3  # seconds, where 0.3 are usual
+    seconds = []
+    for _ in range(3):  # the least of them: a garbage collection of a large process takes seconds
+        began = time.process_time()
+        with contextlib.suppress(ValueError):
+            phone.read([PLAIN + LONG[kind]], "net")
+        seconds.append(time.process_time() - began)
+    assert min(seconds) < 3  # of this process's time, where 0.3 are usual
 
 
 def test_names_with_spaces_numbers_and_shares():
