@@ -10,12 +10,12 @@ import dataclasses
 import shlex
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mbv3_jax.core.checks import check_whole
 from mbv3_jax.sweep.executors import jobsets
-from mbv3_jax.sweep.executors.base import EXIT_RESTART, Status, label, need, next_free, run
+from mbv3_jax.sweep.executors.base import EXIT_RESTART, label, need, next_free, run
 from mbv3_jax.sweep.plan import Job
 
 _NAME_LIMIT = 28  # of a job, in cmd/job/submit.go
@@ -88,19 +88,10 @@ def make(
 
 
 @dataclasses.dataclass(kw_only=True)
-class GCluster:
+class GCluster(jobsets.JobSets):
     """See `base.Executor`. A handle is the name of a job, which is that of its JobSet."""
 
-    descriptions: Path
-    options: tuple[str, ...]
-    folder: str
-    code: str
-    outlives = True
-    interval = 30.0
     programs = types.MappingProxyType({"gcluster": _GCLUSTER, "kubectl": jobsets.KUBECTL})
-
-    def command(self, job: Job) -> list[str]:
-        return ["python", "main.py", *job.arguments, f"--workdir={self.folder}/{job.name}"]
 
     def describe(self, job: Job) -> Path:
         """The script of a job's next submission; its stem is the name of the job."""
@@ -108,9 +99,13 @@ class GCluster:
 
     def arguments(self, job: Job, name: str) -> list[str]:
         """The arguments of gcluster that submit a job."""
-        # gcluster hands the command to a shell, which would not pass SIGTERM on.
-        shell_command = f"cd {shlex.quote(self.code)} && exec {shlex.join(self.command(job))}"
-        return ["job", "submit", f"--name={name}", *self.options, f"--command={shell_command}"]
+        return [
+            "job",
+            "submit",
+            f"--name={name}",
+            *self.options,
+            f"--command={self.shell_command(job)}",
+        ]
 
     def submit(self, jobs: Sequence[Job]) -> dict[str, str]:
         program = need("gcluster", _GCLUSTER)
@@ -122,9 +117,3 @@ class GCluster:
             run([program, *arguments], what=job.name)
             handles[job.name] = script.stem
         return handles
-
-    def poll(self, handles: Mapping[str, str]) -> dict[str, Status]:
-        return jobsets.poll(handles)
-
-    def cancel(self, handles: Mapping[str, str]) -> None:
-        jobsets.cancel(handles)

@@ -1,10 +1,13 @@
-"""JobSets on a GKE cluster with Kueue: what kubectl says of them, and how it stops them.
+"""JobSets on a GKE cluster with Kueue: what they run, what kubectl says of them, how it stops them.
 
-Several tools submit trials as JobSets; they differ in how they write one.
+Several tools submit trials as JobSets; they differ in how they are told to.
 """
 
+import dataclasses
+import shlex
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from mbv3_jax.sweep.executors.base import (
@@ -16,6 +19,7 @@ from mbv3_jax.sweep.executors.base import (
     parse_answer,
     run,
 )
+from mbv3_jax.sweep.plan import Job
 
 KUBECTL = "see https://kubernetes.io/docs/tasks/tools/"
 _KIND = "jobsets.jobset.x-k8s.io"
@@ -45,36 +49,53 @@ class _JobSet(TypedDict):
     status: NotRequired[_JobSetStatus]
 
 
-class _JobSets(TypedDict):
+class _Listing(TypedDict):
     """What is read of what kubectl lists."""
 
     items: list[_JobSet]
 
 
-def poll(handles: Mapping[str, str]) -> dict[str, Status]:
-    """The status of the JobSets of these names; empty if the cluster does not answer."""
-    listing = [need("kubectl", KUBECTL), "get", _KIND, "--output=json"]
-    done = subprocess.run(listing, capture_output=True, text=True)
-    if done.returncode:
-        return {}
-    answer = parse_answer("kubectl", done.stdout, _JobSets)
-    jobsets = {item["metadata"]["name"]: item for item in answer["items"]}
-    gone = Status(ENDED, None, "the JobSet is no longer on the cluster")
-    return {
-        name: _status(jobsets[handle]) if handle in jobsets else gone
-        for name, handle in handles.items()
-    }
+@dataclasses.dataclass(kw_only=True)
+class JobSets:
+    """What the executors of JobSets share. A handle is the name of a JobSet."""
 
+    descriptions: Path
+    options: tuple[str, ...]
+    folder: str
+    code: str
+    outlives = True
+    interval = 30.0
 
-def cancel(handles: Mapping[str, str]) -> None:
-    """Deletes the JobSets of these names, as far as they exist.
+    def command(self, job: Job) -> list[str]:
+        return ["python", "main.py", *job.arguments, f"--workdir={self.folder}/{job.name}"]
 
-    Raises:
-      RunError: the cluster refuses.
-    """
-    if handles:
-        arguments = [need("kubectl", KUBECTL), "delete", _KIND, "--ignore-not-found"]
-        run([*arguments, *handles.values()], what="cancelling")
+    def shell_command(self, job: Job) -> str:
+        """What a container runs. `exec` replaces the shell, which would not pass SIGTERM on."""
+        return f"cd {shlex.quote(self.code)} && exec {shlex.join(self.command(job))}"
+
+    def poll(self, handles: Mapping[str, str]) -> dict[str, Status]:
+        """The status of the JobSets of these names; empty if the cluster does not answer."""
+        listing = [need("kubectl", KUBECTL), "get", _KIND, "--output=json"]
+        done = subprocess.run(listing, capture_output=True, text=True)
+        if done.returncode:
+            return {}
+        answer = parse_answer("kubectl", done.stdout, _Listing)
+        jobsets = {item["metadata"]["name"]: item for item in answer["items"]}
+        gone = Status(ENDED, None, "the JobSet is no longer on the cluster")
+        return {
+            name: _status(jobsets[handle]) if handle in jobsets else gone
+            for name, handle in handles.items()
+        }
+
+    def cancel(self, handles: Mapping[str, str]) -> None:
+        """Deletes the JobSets of these names, as far as they exist.
+
+        Raises:
+          RunError: the cluster refuses.
+        """
+        if handles:
+            arguments = [need("kubectl", KUBECTL), "delete", _KIND, "--ignore-not-found"]
+            run([*arguments, *handles.values()], what="cancelling")
 
 
 def _status(jobset: _JobSet) -> Status:

@@ -4,13 +4,13 @@ import dataclasses
 import shlex
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mbv3_jax.core.checks import check_whole
 from mbv3_jax.core.packages import install
 from mbv3_jax.sweep.executors import jobsets
-from mbv3_jax.sweep.executors.base import EXIT_RESTART, Status, label, need, next_free, run
+from mbv3_jax.sweep.executors.base import EXIT_RESTART, label, need, next_free, run
 from mbv3_jax.sweep.plan import Job
 
 _NAME_LIMIT = 39  # xpk's validators.py: less than 40 characters
@@ -77,30 +77,19 @@ def make(
 
 
 @dataclasses.dataclass(kw_only=True)
-class Xpk:
+class Xpk(jobsets.JobSets):
     """See `base.Executor`. A handle is the name of a workload."""
 
-    descriptions: Path
-    options: tuple[str, ...]
-    folder: str
-    code: str
-    outlives = True
-    interval = 30.0
     programs = types.MappingProxyType({"xpk": _XPK, "kubectl": jobsets.KUBECTL})
-
-    def command(self, job: Job) -> list[str]:
-        return ["python", "main.py", *job.arguments, f"--workdir={self.folder}/{job.name}"]
 
     def arguments(self, job: Job, manifest: Path) -> list[str]:
         """The arguments of xpk that write the manifest of a job and submit it."""
-        # xpk passes SIGTERM on to the shell around the command, so exec has to replace that shell.
-        shell_command = f"cd {shlex.quote(self.code)} && exec {shlex.join(self.command(job))}"
         return [
             "workload",
             "create",
             f"--workload={manifest.stem}",
             *self.options,
-            f"--command={shell_command}",
+            f"--command={self.shell_command(job)}",
             f"--output-manifest-file={manifest}",
         ]
 
@@ -116,9 +105,3 @@ class Xpk:
             run([program, *self.arguments(job, manifest)], what=job.name)
             handles[job.name] = manifest.stem
         return handles
-
-    def poll(self, handles: Mapping[str, str]) -> dict[str, Status]:
-        return jobsets.poll(handles)
-
-    def cancel(self, handles: Mapping[str, str]) -> None:
-        jobsets.cancel(handles)
