@@ -93,6 +93,24 @@ def to_svg(figure: Figure, label: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1).strip()
 
 
+def spread_by_step(steps: Sequence[int], values: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The different steps in order, and the mean, the least and the most of the values at each.
+
+    Args:
+      steps: of each value [N].
+      values: [N].
+    """
+    different, place, counts = np.unique(steps, return_inverse=True, return_counts=True)
+    grouped, starts = values[np.argsort(place, kind="stable")], np.cumsum(counts) - counts
+    mean = np.bincount(place, values) / counts
+    return (
+        different,
+        mean,
+        np.minimum.reduceat(grouped, starts),
+        np.maximum.reduceat(grouped, starts),
+    )
+
+
 def training_curves(
     trials: Sequence[Trial], *, kind: str, metric: Literal["loss", "top1"]
 ) -> str | None:
@@ -118,14 +136,12 @@ def training_curves(
             if not wanted:
                 continue
             values = np.array([r[metric] for r in wanted], float) * scale
-            steps, place, seeds = np.unique(
-                [r["step"] for r in wanted], return_inverse=True, return_counts=True
-            )
+            steps, mean, low, high = spread_by_step([r["step"] for r in wanted], values)
             every.append(values)
             marker = "o" if kind == "eval" else None
             axes.plot(
                 steps,
-                np.bincount(place, values) / seeds,
+                mean,
                 line,
                 color=colour,
                 lw=1.4,
@@ -133,10 +149,7 @@ def training_curves(
                 ms=3,
                 label=printable(trial.name),
             )
-            if seeds.max() > 1:
-                order = np.argsort(place, kind="stable")
-                starts = np.cumsum(seeds) - seeds
-                low, high = (of.reduceat(values[order], starts) for of in (np.minimum, np.maximum))
+            if len(steps) < len(values):  # several seeds
                 axes.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
         if not every:
             return None
