@@ -28,6 +28,7 @@ from rich.console import Console
 
 from mbv3_jax.arch import cost
 from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
+from mbv3_jax.cli import use_huge_pages
 from mbv3_jax.core.files import write_atomically
 from mbv3_jax.core.json_lines import append_line, parse_object, read_lines
 from mbv3_jax.run.config import parse_config
@@ -153,4 +154,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     main()

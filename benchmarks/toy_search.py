@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks import toy_supernet, toy_truth
 from benchmarks.toy_table import TOY_TRUTH, ToyTable
+from mbv3_jax.cli import use_huge_pages
 from mbv3_jax.core.json_lines import append_line, parse_object, read_lines
 from mbv3_jax.search.evaluators import Corrected, Evaluator, Table, agreement
 from mbv3_jax.search.objective import COUNTS, Costs, Problem
@@ -258,4 +259,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     main()

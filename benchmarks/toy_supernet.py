@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from benchmarks import toy_truth
+from mbv3_jax.cli import use_huge_pages
 from mbv3_jax.core.json_lines import append_line, parse_object, read_lines
 from mbv3_jax.search.objective import COUNTS, Costs, Reward
 from mbv3_jax.search.supernet import network
@@ -122,4 +123,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     main()

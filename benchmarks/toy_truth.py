@@ -28,6 +28,7 @@ import optax
 
 from benchmarks.toy_table import TOY_TRUTH, ToyTable
 from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.cli import use_huge_pages
 from mbv3_jax.core.json_lines import mend
 from mbv3_jax.data.sources.clutter import Clutter
 from mbv3_jax.nn import functional
@@ -224,4 +225,5 @@ def fill(out: Path, seeds: Sequence[int]) -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     main()
