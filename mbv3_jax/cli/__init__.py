@@ -1,5 +1,7 @@
 """The command line: one file per group of commands, on top of everything else."""
 
+import functools
+import gc
 import os
 import sys
 from importlib.util import find_spec
@@ -37,3 +39,13 @@ def use_huge_pages() -> None:
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+@functools.cache
+def freeze_modules() -> None:
+    """Hides what has been imported so far from the garbage collector, once.
+
+    Tracing a network makes many objects and so many collections, each of which would look at all
+    modules again. That was a tenth of a short training's CPU time.
+    """
+    gc.freeze()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mbv3_jax.cli import freeze_modules
 from mbv3_jax.cli.arguments import Parser
 from mbv3_jax.cli.examples import examples_text
 from mbv3_jax.core.errors import (
@@ -101,12 +102,14 @@ def main(arguments: Sequence[str]) -> int:
 def _train(config, workdir: Path, console: Console) -> str:
     from mbv3_jax.train.loop import train  # here: a wrong flag does not wait for jax
 
+    freeze_modules()
     return _report(train(config, workdir, console), workdir)
 
 
 def _search(config, workdir: Path, console: Console) -> str:
     from mbv3_jax.search import program
 
+    freeze_modules()
     return program.run(config, workdir, console)
 
 

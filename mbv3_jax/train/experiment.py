@@ -35,7 +35,7 @@ from mbv3_jax.train.losses import Loss, class_weights, make_loss
 from mbv3_jax.train.optimizers import make_optimizer
 from mbv3_jax.train.plan import Plan, read_plan
 from mbv3_jax.train.schedules import Schedule, make_schedule
-from mbv3_jax.train.sharding import check_divides, make_mesh, replicated, spread
+from mbv3_jax.train.sharding import batch_sharded, check_divides, make_mesh, replicated, spread
 from mbv3_jax.train.sources import Data, open_data
 from mbv3_jax.train.state import TrainState, average_start, create_state
 from mbv3_jax.train.step import Preprocess, TrainStep, make_train_step
@@ -294,9 +294,10 @@ def _compile_experiment(plan: Plan, data: Data) -> Experiment:
     # average out of range, a crop that does not fit.
     single = data.training.label_kind == "single"
     labels = (plan.batch_size,) if single else (plan.batch_size, data.spec.num_classes)
+    place = functools.partial(jax.ShapeDtypeStruct, sharding=batch_sharded(mesh))
     batch = {
-        "image": jax.ShapeDtypeStruct((plan.batch_size, *data.spec.input_shape), "uint8"),
-        "label": jax.ShapeDtypeStruct(labels, "int32" if len(labels) == 1 else "float32"),
+        "image": place((plan.batch_size, *data.spec.input_shape), "uint8"),
+        "label": place(labels, "int32" if len(labels) == 1 else "float32"),
     }
     arguments = experiment.abstract_state(), batch
     if runs := len(plan.seeds):
