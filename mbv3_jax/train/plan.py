@@ -472,7 +472,10 @@ def check_labels(plan: Plan, kind: str) -> None:
     for field, (value, unfit) in refused.items():
         if value and unfit:
             what = "several labels an image" if kind == "multi" else "probabilities as labels"
-            raise ValueError(f"{field}: got {value!r}, which does not go with {what}")
+            cleared = False if isinstance(value, bool) else None
+            raise ValueError(
+                f"{field}: got {value!r}, which does not go with {what}; expected {cleared}"
+            )
 
 
 def _quant(config: ConfigDict) -> QuantPlan | None:

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,7 @@ class Teacher:
     channels: of them.
     normalize: of the images that it takes; None if it does not say, and takes them as the student.
     digest: of everything that its answers depend on.
+    multi_label: whether its images have several labels; False of a file that does not say.
     variables: input of `answers`.
     answers: (variables, images, stages) -> logits [batch, classes], and the maps of the stages of
       `spec`, as `functional.apply_with_maps`.
@@ -62,6 +63,7 @@ class Teacher:
     channels: int
     normalize: Normalization | None
     digest: str
+    multi_label: bool
     variables: Any
     answers: Callable[[Any, jax.Array, Sequence[str]], tuple[jax.Array, Maps]]
     spec: NetSpec | None = None
@@ -71,16 +73,23 @@ class Teacher:
         return {"path": str(self.path.absolute()), "network": self.what, "digest": self.digest}
 
     def check(self, spec: NetSpec, class_names: Sequence[str]) -> None:
-        """Checks that it can teach a network.
+        """Checks that it can teach a network of one label an image, as every student is.
 
         Args:
           spec: the student.
           class_names: of its data, by label.
 
         Raises:
-          ValueError: it has other classes, or takes images of other channels.
+          ValueError: it has several labels an image or other classes, or takes images of other
+            channels.
         """
         where = f"teacher: {self.path}"
+        if self.multi_label:
+            raise ValueError(
+                f"{where} is a network of several labels an image, whose classes are by sigmoids, "
+                "but a network with a teacher has one, and they are compared by softmax; expected "
+                "a teacher of one label an image"
+            )
         if self.num_classes != spec.num_classes:
             raise ValueError(
                 f"{where} has {counted(self.num_classes, 'class')}, but the data has "
@@ -256,6 +265,7 @@ def _read_folder(path: Path, dtype: str) -> Teacher:
         channels=spec.in_channels,
         normalize=normalize,
         digest=hashlib.sha256(text.encode()).hexdigest(),
+        multi_label=model.multi_label,
         variables=model.variables,
         answers=lambda variables, images, stages: functional.apply_with_maps(
             spec, variables, images, stages=stages, compute=compute
@@ -274,6 +284,7 @@ class _Metadata(TypedDict):
 
     network: str
     classes: list[str]
+    labels: NotRequired[str]  # not in files of older versions
     preprocessing: _Normalized
 
 
@@ -316,6 +327,7 @@ def _read_file(path: Path) -> Teacher:
         channels=channels,
         normalize=normalize,
         digest=hashlib.sha256(content).hexdigest(),
+        multi_label=metadata is not None and metadata.get("labels") == "multi",
         variables=(),
         answers=answers,
     )

@@ -1,5 +1,6 @@
 """Learning from a teacher: its losses, what it sees, and what the step does with its answers."""
 
+import dataclasses
 import json
 import re
 import zipfile
@@ -333,15 +334,15 @@ def test_a_grey_student_may_have_a_teacher_for_colours(tiny_config, folder, othe
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, other):
-    """exported(input type, batch) -> `other` as `mbv3 export --format=stablehlo` writes it."""
+    """exported(input type, batch) -> `other`, or a model, as `mbv3 export` writes it."""
     pytest.importorskip("flatbuffers", reason="jax.export needs the extra export")
 
-    def write(dtype, batch=None, *, described=True):
+    def write(dtype, batch=None, *, described=True, model=other):
         target = formats.Target(file_format="stablehlo", input_dtype=dtype, batch=batch)
-        file = formats.write(other, target)
+        file = formats.write(model, target)
         if described:
             origin = {"run": "small", "step": 24, "weights": "ema"}
-            entries = metadata.describe(other, target, origin)
+            entries = metadata.describe(model, target, origin)
             file = metadata.attach(file, "stablehlo", entries)
         path = tmp_path_factory.mktemp("exported") / "big.stablehlo"
         path.write_bytes(file)
@@ -430,6 +431,21 @@ def test_classes_must_be_those_of_the_data(tiny_config, folder, names, message):
     path = folder(random_model(1, names=names))
     with pytest.raises(UsageError, match=f"^config.*teacher: .*{message}"):
         make_experiment(tiny_config(f"--config.teacher={path}"))
+
+
+@pytest.mark.parametrize("form", ["import", "file"])
+def test_a_teacher_of_several_labels_an_image_is_refused(
+    tiny_config, folder, exported, other, form
+):
+    several = dataclasses.replace(other, multi_label=True)
+    path = folder(several) if form == "import" else exported("float32", model=several)
+    with pytest.raises(UsageError) as refused:
+        make_experiment(tiny_config(f"--config.teacher={path}"))
+    assert str(refused.value) == (
+        f"config: teacher: {path} is a network of several labels an image, whose classes are by "
+        "sigmoids, but a network with a teacher has one, and they are compared by softmax; "
+        "expected a teacher of one label an image"
+    )
 
 
 def test_classes_without_names_are_compared_by_their_number(tiny_config, folder):

@@ -137,6 +137,10 @@ BCE = ("data.labels=multi", "loss.name=bce")
         ([*BCE, "save_predictions=True"], "save_predictions: got True, which does not go with"),
         ([*BCE, "seeds=0,1"], "seeds: got (0, 1), which does not go with several labels an image"),
         (
+            [*BCE, "teacher=large"],
+            "teacher: got ('large',), which does not go with several labels an image; expected N",
+        ),
+        (
             [*BCE, "keep_best=True", "keep_best_metric=top1"],
             "keep_best_metric: got 'top1', expected one of loss, mean_average_precision, macro_",
         ),
