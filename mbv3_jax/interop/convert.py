@@ -114,12 +114,14 @@ def import_weights(
     if sha256 is not None and not file.sha256.startswith(sha256.lower()):
         raise UsageError(f"{path}: its SHA-256 is {file.sha256}, expected {sha256}")
     entry = entry or pretrained_of_file(library, file.sha256, file.md5)
+    tensors = file.tensors | {BESIDE + n: t for n, t in file.beside.items()}
+    shapes = {n: t.shape for n, t in tensors.items()}
     config = timm_config.beside(path) if library == "timm" else timm_config.TimmConfig()
+    if config.architecture and network is None:
+        timm_config.check_architecture(path, shapes, entry.network if entry else None)
     if network is None and entry is None and config.architecture in networks.NAMES["timm"]:
         network = config.architecture
     entry, name, width = _settle(library, path, entry, network, width)
-    tensors = file.tensors | {BESIDE + n: t for n, t in file.beside.items()}
-    shapes = {n: t.shape for n, t in tensors.items()}
     fit = identify(library, shapes, name, width, str(path), hidden)
     identified, table = fit.network, fit.table
     if entry:

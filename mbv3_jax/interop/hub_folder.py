@@ -143,11 +143,13 @@ def read(folder: Path) -> tuple[Model, str]:
       The model, and the SHA-256 of its weights.
 
     Raises:
-      UsageError: the weights do not fit the network.
+      UsageError: the weights do not fit the network, or timm's config.json names another one.
       RunError: a file is missing or damaged.
     """
     spec, names, preprocessing, multi_label = read_description(folder)
     file = weight_files.read("timm", folder / WEIGHTS)
+    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    timm_config.check_architecture(folder / WEIGHTS, shapes)
     try:
         if any(name.startswith("params.") for name in file.tensors):
             variables = _nested(file.tensors)

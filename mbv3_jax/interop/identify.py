@@ -128,7 +128,7 @@ def identify(
         head = f"{what} is not {library}'s {nearest.label}"
     else:
         for other in networks.LIBRARIES:
-            if other != library and (match := _first_fitting(other, shapes)):
+            if other != library and (match := first_fitting(other, shapes)):
                 raise UsageError(
                     f"{what} does not fit any network of {library}; its tensors are those of "
                     f"{other}'s {match.label}: use --from={other}"
@@ -158,9 +158,18 @@ def _scaled(library: str, shapes: Shapes, name: str | None) -> str | None:
     return None
 
 
-def _first_fitting(library: str, shapes: Shapes) -> Network | None:
+def first_fitting(library: str, shapes: Shapes, name: str | None = None) -> Network | None:
+    """The first network that tensors may belong to, whether or not others have the same tensors.
+
+    Args:
+      library, shapes: as for `identify`.
+      name: of the only network to try; None tries them all.
+
+    Returns:
+      The network; None if the tensors are those of none.
+    """
     for fit_one in (_fit_whole, _fit_backbone):
-        for network in networks.candidates(library):
+        for network in networks.candidates(library, name):
             if (fit := _fit(fit_one, network, shapes)[0]) is not None:
                 return fit.network
     return None

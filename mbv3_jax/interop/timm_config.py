@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from mbv3_jax.arch.spec import NetSpec
-from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.errors import UsageError, printable
 from mbv3_jax.core.json_values import as_type, read_json
-from mbv3_jax.interop.networks import Network
+from mbv3_jax.interop.identify import Shapes, first_fitting
+from mbv3_jax.interop.networks import NAMES, Network
 from mbv3_jax.run.model import Model
 
 NAME = "config.json"
@@ -51,23 +52,64 @@ def beside(weights: Path) -> TimmConfig:
       UsageError: it cannot be read, is not JSON, a field has another type, or it gives the network
         an argument that changes what it computes and is not known.
     """
-    path = weights.parent / NAME
-    if not path.is_file():
-        return TimmConfig()
-    tree = read_json(path, dict, error=UsageError)
-    if "architecture" not in tree:
+    found = _read(weights)
+    if found is None:
         return TimmConfig()
     try:
-        found = as_type({name: tree.get(name) for name in _File.__annotations__}, _File)
         fields = _fields(found["model_args"] or {})
     except ValueError as e:
-        raise UsageError(f"{path}: {e}") from e
+        raise UsageError(f"{weights.parent / NAME}: {e}") from e
     labels = found["label_names"]
     return TimmConfig(
         architecture=found["architecture"],
         fields=fields,
         labels=tuple(labels) if isinstance(labels, list) else (),
     )
+
+
+def check_architecture(weights: Path, shapes: Shapes, published: str | None = None) -> None:
+    """Checks that a file's tensors are those of the network that the config.json beside it names.
+
+    Tensors of no network that is known pass: `identify` says more about them.
+
+    Args:
+      weights: the file.
+      shapes: of its tensors, as for `identify`.
+      published: timm's network whose published weights the file is known to hold, by its hash.
+
+    Raises:
+      UsageError: they are those of another network, or `beside` raises it.
+    """
+    found = _read(weights)
+    named = found["architecture"] if found else None
+    if named is None or named == published:
+        return
+    holds = published
+    if holds is None:
+        if named in NAMES["timm"] and first_fitting("timm", shapes, named):
+            return
+        other = first_fitting("timm", shapes)
+        holds = other.name if other else None
+    if holds is not None:
+        raise UsageError(
+            f"{weights.parent / NAME}: architecture: got {printable(named)!r}, but {weights.name} "
+            f"holds the tensors of timm's {holds}; give --from=timm --network=NAME to say which "
+            "network it is"
+        )
+
+
+def _read(weights: Path) -> _File | None:
+    """The config.json beside a file of weights; None if there is none, or it is not timm's."""
+    path = weights.parent / NAME
+    if not path.is_file():
+        return None
+    tree = read_json(path, dict, error=UsageError)
+    if "architecture" not in tree:
+        return None
+    try:
+        return as_type({name: tree.get(name) for name in _File.__annotations__}, _File)
+    except ValueError as e:
+        raise UsageError(f"{path}: {e}") from e
 
 
 def _fields(arguments: Mapping[str, Any]) -> dict[str, Any]:

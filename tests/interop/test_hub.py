@@ -15,8 +15,8 @@ import pytest
 from peer_compare import import_peer, torch_peers
 
 from mbv3_jax import __main__
-from mbv3_jax.core.errors import RunError
-from mbv3_jax.interop import hub_folder, networks
+from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.interop import hub_folder, networks, timm_config
 from mbv3_jax.nn import functional
 from mbv3_jax.run.model import Model, Preprocessing, load_model, save_model
 
@@ -344,6 +344,37 @@ def test_what_timm_saves_is_read_with_its_arguments(do, server, tmp_path):
     code, _, said = do("import", "--weights=hf:some/one", f"--out={tmp_path}/three")
     assert code == 2
     assert "hf:some/one/config.json: model_args.act_layer: 'relu' is not read" in one_line(said)
+
+
+@pytest.mark.parametrize("named", ["mobilenetv3_large_100", "resnet50"])
+@pytest.mark.parametrize("described", [True, False])
+def test_a_config_that_names_another_network_is_refused(
+    do, server, timm_model, tmp_path, named, described
+):
+    hub_folder.write(tmp_path / "folder", timm_model, None)
+    files = files_of(tmp_path / "folder")
+    if not described:
+        del files["spec.json"]
+    config = json.loads(files["config.json"]) | {"architecture": named}
+    server.put("some/one", files | {"config.json": json.dumps(config).encode()})
+    command = "import", "--weights=hf:some/one", f"--out={tmp_path}/two"
+    code, _, said = do(*command)
+    assert code == 2
+    assert (
+        f"hf:some/one/config.json: architecture: got {named!r}, but model.safetensors holds the "
+        "tensors of timm's mobilenetv3_small_050; give --from=timm --network=NAME to say which"
+    ) in one_line(said)
+    assert not (tmp_path / "two").exists()
+    assert do(*command, "--from=timm", "--network=mobilenetv3_small_050")[0] == 0
+    assert load_model(tmp_path / "two").spec.num_classes == 3
+
+
+def test_a_config_beside_published_weights_names_their_network(timm_model, tmp_path):
+    hub_folder.write(tmp_path / "folder", timm_model, None)
+    weights, published = tmp_path / "folder" / "model.safetensors", "mobilenetv3_small_050"
+    timm_config.check_architecture(weights, {}, published)
+    with pytest.raises(UsageError, match=r"got 'mobilenetv3_small_050', but .* timm's tf_mobil"):
+        timm_config.check_architecture(weights, {}, "tf_mobilenetv3_small_100")
 
 
 @pytest.fixture
