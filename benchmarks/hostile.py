@@ -191,7 +191,7 @@ class Images:
         missing = [file for file in files if str(file) not in said]
         if missing:
             raise Broken(f"predict says nothing of {missing[0]}")
-        run("data", "check", f"folder:{folder / 'images'}", "--split_fraction=0.5")
+        run("data", "check", f"folder:{folder / 'images'}", "--split-fraction=0.5")
         return TOGETHER
 
 
@@ -268,7 +268,7 @@ class Names:
             label = root / f"{number % 2}{rng.choice(NAMES)}"
             label.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (40, 40)).save(label / f"{rng.choice(NAMES)}{number}.png")
-        run("data", "check", f"folder:{root}", "--split_fraction=0.5")
+        run("data", "check", f"folder:{root}", "--split-fraction=0.5")
         model = imported(folder.parent, "same")
         run("predict", f"--import={model}", f"./{root}" if str(root).startswith("-") else root)
         run("embed", f"--import={model}", root, f"--out={folder / 'x.npz'}")

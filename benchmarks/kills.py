@@ -217,7 +217,7 @@ def preparing(folder: Path, shared: Path) -> Deed:
     """A copy that TFDS prepared in tfrecord format gets array_record files beside it."""
     pairs = [(photograph(i, (60 + 100 * (i % 2), 90, 90)), i % 2) for i in range(200)]
     tfds_folder(folder, "two_colours", {"train": pairs}, ["dark", "light"], "tfrecord")
-    one = command("data", "prepare", "tfds/two_colours", f"--data_dir={folder}")
+    one = command("data", "prepare", "tfds/two_colours", f"--data-dir={folder}")
 
     def made() -> dict[str, bytes]:
         return {f.name: f.read_bytes() for f in folder.rglob("*") if f.is_file()}

@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mbv3_jax.cli.arguments import no_more, positive
 from mbv3_jax.core.errors import UsageError
@@ -15,29 +16,37 @@ def add_parsers(commands) -> None:
     actions = data.add_subparsers(dest="action", required=True)
     folder = "where TFDS keeps data sets; default TFDS_DATA_DIR or ~/tensorflow_datasets"
 
-    make = actions.add_parser("prepare", help="make a TFDS data set readable, once")
+    make = actions.add_parser(
+        "prepare", help="make a TFDS data set readable, once", allow_abbrev=False
+    )
     make.add_argument("name", help="imagenet or tfds/NAME")
-    make.add_argument("--data_dir", help=folder)
-    make.add_argument("--manual_dir", help="the folder of archives that you downloaded yourself")
+    _option(make, "data-dir", help=folder)
+    _option(make, "manual-dir", help="the folder of archives that you downloaded yourself")
     make.set_defaults(run_command=_run, run_data=_prepare)
 
-    check = actions.add_parser("check", help="count the images and decode a sample of them")
-    check.add_argument("name", help="as config.data.name: folder:PATH, table:PATH, ...")
-    check.add_argument("--data_dir", help=folder)
-    check.add_argument("--train_split", help="the split to train on, as config.data.train_split")
-    check.add_argument("--eval_split", help="the split to evaluate on")
-    check.add_argument("--split_fraction", type=float, help="hold out this fraction of train")
-    check.add_argument("--image_column", help="of a table, the column of the images")
-    check.add_argument("--label_column", help="the column of the labels")
-    check.add_argument("--labels", help="single, multi (several an image) or soft (probabilities)")
-    check.add_argument("--split_column", help="the column of the names of splits")
-    check.add_argument("--on_error", help="skip leaves out what cannot be used, and says what")
-    check.add_argument("--num_classes", type=positive, help="of a source that makes its images")
-    check.add_argument("--num_examples", type=positive, help="of a source that makes its images")
-    check.add_argument(
-        "--sample", type=positive, default=200, help="images to decode in each split"
+    check = actions.add_parser(
+        "check", help="count the images and decode a sample of them", allow_abbrev=False
     )
+    check.add_argument("name", help="as config.data.name: folder:PATH, table:PATH, ...")
+    _option(check, "data-dir", help=folder)
+    _option(check, "train-split", help="the split to train on, as config.data.train_split")
+    _option(check, "eval-split", help="the split to evaluate on")
+    _option(check, "split-fraction", type=float, help="hold out this fraction of train")
+    _option(check, "image-column", help="of a table, the column of the images")
+    _option(check, "label-column", help="the column of the labels")
+    _option(check, "labels", help="single, multi (several an image) or soft (probabilities)")
+    _option(check, "split-column", help="the column of the names of splits")
+    _option(check, "on-error", help="skip leaves out what cannot be used, and says what")
+    _option(check, "num-classes", type=positive, help="of a source that makes its images")
+    _option(check, "num-examples", type=positive, help="of a source that makes its images")
+    _option(check, "sample", type=positive, default=200, help="images to decode in each split")
     check.set_defaults(run_command=_run, run_data=_check)
+
+
+def _option(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
+    action = parser.add_argument(f"--{name}", **options)
+    # Earlier versions spelled them with underscores, which the help does not list.
+    parser._option_string_actions[f"--{action.dest}"] = action
 
 
 def _run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -54,7 +63,7 @@ def _as_typed_here(message: str, options: Mapping[str, object]) -> str:
     def option(match: re.Match) -> str:
         if match[1] == "name":
             return "NAME"
-        return f"--{match[1]}" if match[1] in options else match[0]
+        return f"--{match[1].replace('_', '-')}" if match[1] in options else match[0]
 
     return re.sub(r"(?<![\w./\\-])data\.(\w+)\b(?![./\\])", option, message)
 
@@ -67,7 +76,7 @@ def _prepare(flags: argparse.Namespace) -> int:
 
     folder = prepare(flags.name, data_dir=flags.data_dir, manual_dir=flags.manual_dir)
     print(f"prepared: {folder}")
-    print(f"next: {program()} data check {flags.name} --data_dir={folder.parent.parent}")
+    print(f"next: {program()} data check {flags.name} --data-dir={folder.parent.parent}")
     return 0
 
 

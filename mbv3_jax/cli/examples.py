@@ -32,8 +32,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "predict": ("predict --run=runs/small photograph.jpg /photographs --save=sheet.png",),
     "embed": ("embed --import=imported /photographs --out=embeddings.npz",),
     "data": ("data check folder:/photographs",),
-    "data prepare": ("data prepare imagenet --manual_dir=/archives --data_dir=/data",),
-    "data check": ("data check imagenet --data_dir=/data",),
+    "data prepare": ("data prepare imagenet --manual-dir=/archives --data-dir=/data",),
+    "data check": ("data check imagenet --data-dir=/data",),
     "import": (
         "import --from=timm --weights=mobilenetv3_large_100.ra_in1k --out=imported",
         "import --from=torchvision --weights=mobilenet_v3_small.pth --out=imported",

@@ -92,7 +92,7 @@ def _build(dataset: str, root: str, manual_dir: str | None, report: Callable[[st
         raise ValueError(f"TFDS knows no data set {dataset!r}: {str(e).splitlines()[0]}") from e
     report(f"preparing {builder.info.full_name} in {builder.data_path}")
     config = tensorflow_datasets.download.DownloadConfig(
-        manual_dir=expand_user(manual_dir, "--manual_dir") if manual_dir else None
+        manual_dir=expand_user(manual_dir, "--manual-dir") if manual_dir else None
     )
     try:
         builder.download_and_prepare(download_config=config)

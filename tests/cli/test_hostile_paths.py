@@ -1,6 +1,7 @@
 """Commands that are given something else than a file say so in one line, and do not wait."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -49,11 +50,11 @@ def test_check_names_what_is_no_image_file(classes, capsys):
 @pytest.mark.parametrize(
     ("arguments", "advised"),
     [
-        (["folder:{}"], "--on_error=skip"),
-        (["folder:{}", "--split_fraction=2"], "--split_fraction"),
-        (["folder:{}", "--split_fraction=0.1", "--eval_split=val"], "--eval_split"),
-        (["digits", "--num_classes=2"], "--num_classes"),
-        (["synthetic", "--num_classes=2", "--data_dir=x"], "--data_dir"),
+        (["folder:{}"], "--on-error=skip"),
+        (["folder:{}", "--split-fraction=2"], "--split-fraction"),
+        (["folder:{}", "--split-fraction=0.1", "--eval-split=val"], "--eval-split"),
+        (["digits", "--num-classes=2"], "--num-classes"),
+        (["synthetic", "--num-classes=2", "--data-dir=x"], "--data-dir"),
         (["nothing"], "NAME: got 'nothing'"),
     ],
 )
@@ -63,9 +64,21 @@ def test_check_advises_options_that_it_has(classes, capsys, arguments, advised):
     assert __main__.main(["data", "check", *arguments]) == 2
     said = capsys.readouterr().err
     assert advised in said and "data." not in said
-    if advised == "--on_error=skip":
+    if advised == "--on-error=skip":
         assert __main__.main(["data", "check", *arguments, advised]) == 1
         assert f"cannot use {classes}/train/a/notes.txt" in capsys.readouterr().out
+
+
+def test_options_that_were_spelled_with_underscores(capsys):
+    assert __main__.main(["data", "check", "synthetic", "--num_classes=2", "--num_examples=8"]) == 0
+    capsys.readouterr()
+    assert __main__.main(["data", "check", "digits", "--num_classes=2"]) == 2
+    assert "--num-classes" in capsys.readouterr().err
+    for action in ("prepare", "check"):
+        with pytest.raises(SystemExit):
+            __main__.main(["data", action, "--help"])
+        listed = re.findall(r"^ +(--\w\S*)", capsys.readouterr().out, re.MULTILINE)
+        assert "--data-dir" in listed and not [name for name in listed if "_" in name]
 
 
 @pytest.fixture
@@ -146,7 +159,7 @@ def test_commands_refuse_a_fifo(tmp_path, monkeypatch, capsys, command, option, 
     ("command", "options", "field"),
     [
         ("data", ["folder:~no_such_user/x"], "NAME"),
-        ("data", ["tfds/mnist", "--data_dir=~no_such_user"], "--data_dir"),
+        ("data", ["tfds/mnist", "--data-dir=~no_such_user"], "--data-dir"),
         ("spec", ["--config=small", "--config.spec=~no_such_user/spec.json"], "config.spec"),
     ],
 )

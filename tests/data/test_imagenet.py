@@ -50,8 +50,8 @@ def prepared(tmp_path_factory) -> Path:
     archives = tmp_path_factory.mktemp("archives")
     imagenet_archives(archives, SYNSETS, PER_CLASS, VALIDATION)
     root = tmp_path_factory.mktemp("tfds")
-    command = ("-m", "mbv3_jax", "data", "prepare", "imagenet", f"--data_dir={root}")
-    done = run(*command, f"--manual_dir={archives}")
+    command = ("-m", "mbv3_jax", "data", "prepare", "imagenet", f"--data-dir={root}")
+    done = run(*command, f"--manual-dir={archives}")
     assert f"prepared: {root / 'imagenet2012'}" in done.stdout
     return root
 
@@ -68,7 +68,7 @@ def test_counts_and_labels(prepared):
 
 
 def test_check_command(prepared):
-    out = run("-m", "mbv3_jax", "data", "check", "imagenet", f"--data_dir={prepared}").stdout
+    out = run("-m", "mbv3_jax", "data", "check", "imagenet", f"--data-dir={prepared}").stdout
     assert "imagenet train: 32 images, 1000 classes" in out
     assert "imagenet validation: 5 images" in out
     assert out.count("0 cannot be used") == 2

@@ -241,12 +241,12 @@ def test_parquet_that_cannot_be_used(images):
 def test_data_check_says_what_is_read_and_what_is_not(images, capsys):
     (images / "img/1.png").write_bytes(b"nothing")
     file = write(images, [*rows(), ("img/9.png", "cat", "train")], header="file,label,split")
-    arguments = ["data", "check", f"table:{file}", "--image_column=file"]
+    arguments = ["data", "check", f"table:{file}", "--image-column=file"]
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert "1 row cannot be used, no such file: line 10 (img/9.png)" in error
-    assert error.count("\n") == 1 and "--on_error=skip" in error
-    assert main([*arguments, "--on_error=skip"]) == 1
+    assert error.count("\n") == 1 and "--on-error=skip" in error
+    assert main([*arguments, "--on-error=skip"]) == 1
     out = capsys.readouterr().out
     assert f"table:{file} train: 6 images, 2 classes" in out
     assert "note: 1 row left out, no such file: line 10 (img/9.png)" in out

@@ -186,7 +186,7 @@ def test_a_class_folder_has_a_name_that_can_be_stored(tmp_path):
 def test_the_check_counts_each_class(folder, capsys):
     write(folder, "path,label", lambda i: "cat" if i < 6 else "dog;owl")
     again = f"{folder}/../{folder.name}"
-    assert main(["data", "check", f"table:{again}/t.csv", "--split_fraction=0.5"]) == 0
+    assert main(["data", "check", f"table:{again}/t.csv", "--split-fraction=0.5"]) == 0
     said = capsys.readouterr().out
     assert "  classes: cat (3), dog;owl (1)\n" in said
     assert "note: dog;owl is taken for one class; --labels=multi reads several\n" in said

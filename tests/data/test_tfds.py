@@ -101,7 +101,7 @@ def test_a_tfrecord_copy_is_named_and_converted(tmp_path, capsys):
         opened(tmp_path)
     assert f"{folder} is tfrecord" in str(caught.value)
     assert "data prepare tfds/flowers" in str(caught.value)
-    arguments = ["data", "prepare", "tfds/flowers", f"--data_dir={tmp_path}"]
+    arguments = ["data", "prepare", "tfds/flowers", f"--data-dir={tmp_path}"]
     assert __main__.main(arguments) == 0
     assert f"prepared: {folder}" in capsys.readouterr().out
     train, _ = opened(tmp_path)
@@ -116,12 +116,12 @@ def test_a_cut_off_tfrecord(tmp_path, capsys):
     folder = make(tmp_path, "tfrecord")
     path = folder / "flowers-train.tfrecord-00001-of-00002"
     path.write_bytes(path.read_bytes()[:-10])
-    assert __main__.main(["data", "prepare", "tfds/flowers", f"--data_dir={tmp_path}"]) == 2
+    assert __main__.main(["data", "prepare", "tfds/flowers", f"--data-dir={tmp_path}"]) == 2
     assert f"{path}: cut off in the middle of a record" in capsys.readouterr().err
     assert not list(folder.glob("*train.array_record-00001*"))
     assert not list(folder.glob(".*"))
     path.unlink()
-    assert __main__.main(["data", "prepare", "tfds/flowers", f"--data_dir={tmp_path}"]) == 2
+    assert __main__.main(["data", "prepare", "tfds/flowers", f"--data-dir={tmp_path}"]) == 2
     assert f"{path}: No such file" in capsys.readouterr().err
 
 
@@ -134,20 +134,20 @@ def test_a_conversion_touches_no_other_file(tmp_path, capsys):
         path.write_text("mine")
     left = folder / f".{target}.0a1b2c3d.tmp"
     left.write_text("of a conversion that was killed, or of one that runs")
-    assert __main__.main(["data", "prepare", "tfds/flowers", f"--data_dir={tmp_path}"]) == 0
+    assert __main__.main(["data", "prepare", "tfds/flowers", f"--data-dir={tmp_path}"]) == 0
     assert f"{left}: left by a conversion that was killed; remove it" in capsys.readouterr().out
     assert {path.read_text() for path in mine} == {"mine"}
     assert list(folder.glob(".*")) == [left]
 
 
 def test_check(root, tmp_path, capsys):
-    assert __main__.main(["data", "check", "tfds/flowers", f"--data_dir={root}"]) == 0
+    assert __main__.main(["data", "check", "tfds/flowers", f"--data-dir={root}"]) == 0
     out = capsys.readouterr().out
     assert "tfds/flowers train: 12 images, 3 classes" in out
     assert f"{root}/flowers/1.0.0, split test, example 5" in out
     splits = {"train": SPLITS["train"], "test": [*SPLITS["test"], (b"no image", 1)]}
     make(tmp_path, splits=splits)
-    assert __main__.main(["data", "check", "tfds/flowers", f"--data_dir={tmp_path}"]) == 1
+    assert __main__.main(["data", "check", "tfds/flowers", f"--data-dir={tmp_path}"]) == 1
     out = capsys.readouterr().out
     assert f"cannot use {tmp_path}/flowers/1.0.0, split test, example" in out
     assert "read 7 of them, 1 cannot be used" in out
@@ -179,8 +179,8 @@ def test_what_is_missing(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prepare", "imagenet"], "give --manual_dir, the folder with ILSVRC2012_img_train.tar"),
-        (["prepare", "imagenet", "--manual_dir=."], "ILSVRC2012_img_train.tar: no such file"),
+        (["prepare", "imagenet"], "give --manual-dir, the folder with ILSVRC2012_img_train.tar"),
+        (["prepare", "imagenet", "--manual-dir=."], "ILSVRC2012_img_train.tar: no such file"),
         (["prepare", "digits"], "got 'digits', expected imagenet or tfds/NAME"),
         (["check", "tfds/none"], "no prepared none in "),
         (["check", "folder:/not/there"], "/not/there: no such folder"),

@@ -172,6 +172,6 @@ def test_imagenet_that_is_not_there(tiny_config, tmp_path):
         "https://image-net.org/download-images",
         "ILSVRC2012_img_train.tar",
         "ILSVRC2012_img_val.tar",
-        "data prepare imagenet --manual_dir=",
+        "data prepare imagenet --manual-dir=",
     ):
         assert part in str(caught.value)

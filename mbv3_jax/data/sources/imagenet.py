@@ -19,7 +19,7 @@ How to get it, once:
        ILSVRC2012_img_train.tar (138 GB), ILSVRC2012_img_val.tar (6.3 GB)
   2. Prepare them (only this step needs TensorFlow, and another 150 GB of disk):
        {install}
-       {program} data prepare imagenet --manual_dir=ARCHIVES --data_dir={root}
+       {program} data prepare imagenet --manual-dir=ARCHIVES --data-dir={root}
   3. Run the same command again. A copy elsewhere is named by data.data_dir or TFDS_DATA_DIR."""
 
 
@@ -54,9 +54,9 @@ def check_archives(folder: str | None) -> None:
       NotFound: no folder is given, or an archive is missing or not readable.
     """
     if folder is None:
-        raise NotFound(f"imagenet: give --manual_dir, the folder with {' and '.join(ARCHIVES)}")
+        raise NotFound(f"imagenet: give --manual-dir, the folder with {' and '.join(ARCHIVES)}")
     for archive in ARCHIVES:
-        path = expand_user(folder, "--manual_dir") / archive
+        path = expand_user(folder, "--manual-dir") / archive
         if not path.is_file():
             raise NotFound(
                 f"{path}: no such file; it comes from https://image-net.org/download-images, "

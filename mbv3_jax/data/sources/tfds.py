@@ -18,11 +18,11 @@ HELD_OUT = ("validation", "test")  # the first that exists, unless one is named
 _HOW_TO_GET = """\
 How to get it, once (only this step needs TensorFlow):
   {install}
-  {program} data prepare {name} --data_dir={root}
+  {program} data prepare {name} --data-dir={root}
 A copy elsewhere is named by data.data_dir or TFDS_DATA_DIR."""
 _CONVERT = """\
 Add the format that is read here to the existing copy (needs no TensorFlow, and as much disk again):
-  {program} data prepare {name} --data_dir={root}"""
+  {program} data prepare {name} --data-dir={root}"""
 
 
 @source("tfds/NAME", default_recipe="modest")
