@@ -206,3 +206,13 @@ def test_configurations_build_a_network(path, argument):
 def test_unknown_arguments_are_refused(argument):
     with pytest.raises(UsageError, match=r"argument .*(expected one of|takes recipe=)"):
         parse_config(f"{ROOT / 'configs' / 'small.py'}:{argument}")
+
+
+def test_a_file_of_tests_can_be_collected_alone():
+    """Pytest adds only its own folder to sys.path; what folders share lies in tests/support."""
+    tests = sorted((ROOT / "tests").rglob("test_*.py"))
+    folder = {path.stem: path.parent for path in tests}
+    for path in tests:
+        for name, _ in imports(path):
+            module = name.partition(".")[0]
+            assert folder.get(module, path.parent) == path.parent, f"{path} imports {module}"

@@ -1,62 +1,16 @@
 import io
 import json
-import struct
 import subprocess
 import sys
 import types
 
 import pytest
+from event_files import events, from_records, scalars
 from paths import ROOT
 from rich.console import Console
 
 from mbv3_jax.run import metrics
-from mbv3_jax.run.metrics import (
-    Event,
-    Metrics,
-    ProgressBar,
-    SessionLog,
-    best_record,
-    masked_crc32c,
-    read_metrics,
-)
-
-
-def events(run):
-    """All events of a folder, file after file, as TensorBoard reads them; checks the checksums."""
-    found = []
-    for path in sorted(run.glob("*tfevents*")):
-        content = path.read_bytes()
-        while content:
-            (size,) = struct.unpack("<Q", content[:8])
-            length, crc, data, data_crc = (
-                content[a:b] for a, b in ((0, 8), (8, 12), (12, 12 + size), (12 + size, 16 + size))
-            )
-            assert struct.unpack("<I", crc) == (masked_crc32c(length),)
-            assert struct.unpack("<I", data_crc) == (masked_crc32c(data),)
-            found.append(Event.FromString(data))
-            content = content[16 + size :]
-    return found
-
-
-def scalars(run):
-    """(step, tag) -> value, with what a later session purges left out."""
-    values = {}
-    for event in events(run):
-        if event.session_log.status == SessionLog.START:
-            values = {k: v for k, v in values.items() if k[0] < event.step}
-        for value in event.summary.value:
-            assert (event.step, value.tag) not in values
-            values[event.step, value.tag] = value.simple_value
-    return values
-
-
-def from_records(run):
-    return {
-        (record["step"], f"{record['kind']}/{name}"): pytest.approx(value, rel=1e-6)
-        for record in read_metrics(run)
-        for name, value in record.items()
-        if name not in ("step", "kind")
-    }
+from mbv3_jax.run.metrics import Metrics, ProgressBar, best_record, read_metrics
 
 
 def test_records_and_events_agree(tmp_path):

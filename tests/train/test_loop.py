@@ -4,9 +4,9 @@ import shutil
 
 import numpy as np
 import pytest
+from event_files import from_records, scalars
 from PIL import Image
 from run_checks import assert_same_end, assert_same_records, checkpoint_steps
-from test_metrics import from_records, scalars
 
 from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.run.checkpoint import Progress
