@@ -98,3 +98,20 @@ def test_the_file_with_an_optimizer_a_schedule_and_a_loss(tmp_path):
     assert (options[0]["b2"], options[1]["epsilon"]) == (0.98, 0.5)
     rates = [float(experiment.schedule(step)) for step in (0, experiment.data.total_steps)]
     assert rates[1] == 0 and 0 <= rates[0] <= 3e-4
+
+
+def test_a_teacher_that_jax_export_writes(tmp_path, monkeypatch, tiny_config):
+    pytest.importorskip("flatbuffers", reason="jax.export needs the extra export")
+    (text,) = (b for b in blocks(ROOT / "docs" / "distillation.md", "python") if "export" in b)
+    weights = np.random.default_rng(0).standard_normal((3, 10)).astype(np.float32)
+
+    def logits_of(images):
+        return images.mean((1, 2)) @ weights
+
+    monkeypatch.chdir(tmp_path)
+    exec(compile(text, "distillation.md", "exec"), {"logits_of": logits_of})  # as if copied
+    teaching = make_experiment(tiny_config("--config.teacher=large.stablehlo")).teaching
+    images = np.random.default_rng(1).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
+    answers, _ = teaching.answers(teaching.variables, images)
+    resized = jax.image.resize(images, (3, 224, 224, 3), "bilinear")
+    np.testing.assert_allclose(answers, logits_of(resized), rtol=1e-4, atol=1e-4)
