@@ -186,11 +186,12 @@ def default(network: str) -> ConfigDict:
         **_options(SCHEDULES),
     )
     config.loss = dict(
-        # cross_entropy, focal, binary_cross_entropy, bce (for several labels an image)
+        # cross_entropy, focal, binary_cross_entropy, bce (for several labels an image),
+        # semantic_softmax (for a hierarchy of classes)
         name="cross_entropy",
         # "balanced" (images / (classes * images of the class)), or a number for each class; None: 1
         class_weights=placeholder(object),
-        # gamma, target_threshold
+        # gamma, target_threshold, hierarchy (a CSV table: child,parent)
         **_options(LOSSES, without=("label_smoothing",)),
     )
     config.label_smoothing = 0.0  # of losses that have it

@@ -299,8 +299,9 @@ def miil(config: ConfigDict) -> ConfigDict:
     """Pretraining on ImageNet-21k-P, from weights of ImageNet-1k (config.init): 11,221 classes.
 
     The accuracy is that on ImageNet-1k after fine-tuning, of which only Adam at about 2e-4 is
-    published. Differences from the source: its loss is a softmax over each level of WordNet, ours
-    one over all classes, as in its train_single_label.py; a larger teacher adds to the published
+    published. The loss here is one softmax over all classes, as in its train_single_label.py; the
+    source's, a softmax over each level of WordNet, is loss.name=semantic_softmax with a file of the
+    levels (loss.hierarchy). Differences from the source: a larger teacher adds to the published
     figures; it stretches whole images, cuts a box out of them and leaves them from 0 to 1, where
     ours are cropped and normalised.
     """

@@ -67,6 +67,7 @@ ROOMS = {
     ],
     "train": [
         "mbv3_jax.train.losses",
+        "mbv3_jax.train.hierarchy",
         "mbv3_jax.train.distillation",
         "mbv3_jax.train.hints",
         "mbv3_jax.train.schedules",

@@ -37,6 +37,7 @@ EVAL_METRICS = {
     **dict.fromkeys(("auc", "average_precision"), True),
     **dict.fromkeys(("loss", "ece"), False),
     "mean_average_precision": True,  # of several labels an image
+    "semantic_accuracy": True,  # of a hierarchy of classes
 }
 # Those of several labels an image.
 MULTI_LABEL_METRICS = (
@@ -155,7 +156,9 @@ def default_metric(*, multi_label: bool) -> str:
 def main_value(evaluation: Mapping[str, Any]) -> str:
     """What a line about an evaluation says first: top-1, or of several labels an image the mAP."""
     if "top1" in evaluation:
-        return f"top-1 {evaluation['top1']:.2%}"
+        semantic = evaluation.get("semantic_accuracy")
+        more = "" if semantic is None else f", semantic accuracy {semantic:.2%}"
+        return f"top-1 {evaluation['top1']:.2%}{more}"
     if (value := evaluation.get("mean_average_precision")) is not None:
         return f"mean average precision {value:.2%}"
     return f"right labels {evaluation['label_accuracy']:.2%}"  # no class has an image

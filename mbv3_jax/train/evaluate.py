@@ -11,7 +11,15 @@ from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.errors import RunError, counted
 from mbv3_jax.nn import functional
 from mbv3_jax.nn.modules import Compute
-from mbv3_jax.train.losses import bce, class_numbers, correct, cross_entropy, label_accuracy
+from mbv3_jax.train.hierarchy import Hierarchy
+from mbv3_jax.train.losses import (
+    bce,
+    class_numbers,
+    correct,
+    cross_entropy,
+    label_accuracy,
+    semantic_hits,
+)
 from mbv3_jax.train.measures import batch_values, class_counts, measures, multi_label_measures
 from mbv3_jax.train.sharding import batch_sharded, put_batch, replicated
 
@@ -25,6 +33,7 @@ def make_eval_step(
     mesh: Mesh,
     compute: Compute = Compute(),  # noqa: B008 (frozen)
     multi_label: bool = False,
+    hierarchy: Hierarchy | None = None,
 ) -> EvalStep:
     """Builds the jitted evaluation of one batch.
 
@@ -35,13 +44,15 @@ def make_eval_step(
       compute: types and forms of computation.
       multi_label: whether an image has several labels; its labels are then float32
         [batch, classes], and the sums are count, loss (binary cross-entropy) and label_accuracy.
+      hierarchy: of the classes of a network that was trained by it; None for none.
 
     Returns:
       step(variables, batch) -> float32 sums over the examples whose mask is 1: count, loss
       (cross-entropy), top1, and top5 if there are more than five classes; and, if the batch has
       "unreadable", the number of examples that were left out because they cannot be read. Also
       "classes", see `measures.class_counts`, to be added up too, and "batch", see
-      `measures.batch_values`, which is not.
+      `measures.batch_values`, which is not. With a hierarchy also semantic_hits and
+      semantic_levels, see `losses.semantic_hits`.
     """
 
     def step(variables, batch):
@@ -60,6 +71,9 @@ def make_eval_step(
         sums["top1"] = jnp.sum(correct(logits, labels, 1) * mask)
         if spec.num_classes > 5:
             sums["top5"] = jnp.sum(correct(logits, labels, 5) * mask)
+        if hierarchy is not None:
+            hits, levels = semantic_hits(logits, labels, hierarchy)
+            sums |= {"semantic_hits": hits @ mask, "semantic_levels": levels @ mask}
         return {
             **sums,
             "classes": class_counts(logits, labels, mask),
@@ -89,7 +103,8 @@ def evaluate(
 
     Returns:
       count (an int), mean loss, and the fractions top1 and top5 (if counted); and, if some
-      examples could not be read, their number "unreadable" (an int), which is not in the count.
+      examples could not be read, their number "unreadable" (an int), which is not in the count;
+      and with a hierarchy semantic_accuracy, the fraction of the levels on which they are right.
       Then what `measures.measures` or `measures.multi_label_measures` returns.
 
     Raises:
@@ -112,8 +127,10 @@ def evaluate(
         raise RuntimeError(f"evaluation counted {count + unreadable} examples of {expected}")
     if not count:
         raise RunError(f"none of {counted(expected, 'image')} to evaluate on could be read")
+    hits, levels = (totals.pop(f"semantic_{of}", 0.0) for of in ("hits", "levels"))
+    semantic = {"semantic_accuracy": hits / levels} if levels else {}
     left_out = {"unreadable": unreadable} if unreadable else {}
-    values = {"count": count, **left_out, **{k: v / count for k, v in totals.items()}}
+    values = {"count": count, **left_out, **{k: v / count for k, v in totals.items()}, **semantic}
     if counts is None:
         return values | multi_label_measures(jax.device_get(values_of_batches))
     return values | measures(counts, jax.device_get(values_of_batches), count)

@@ -31,6 +31,7 @@ from mbv3_jax.nn.modules import Compute
 from mbv3_jax.train.distillation import Teaching
 from mbv3_jax.train.evaluate import EvalStep, evaluate, make_eval_step
 from mbv3_jax.train.finetune import frozen_stages, rate_factors, scale_rates
+from mbv3_jax.train.hierarchy import Hierarchy, read_hierarchy
 from mbv3_jax.train.losses import Loss, class_weights, make_loss
 from mbv3_jax.train.optimizers import make_optimizer
 from mbv3_jax.train.plan import Plan, read_plan
@@ -348,12 +349,22 @@ def _make_optimizer(
 def training_loss(plan: Plan, data: Data) -> Loss:
     """The loss that a plan trains with; raises ValueError where an option of it is wrong."""
     counts, num_classes = data.training.counts(), data.training.num_classes
+    options = dict(plan.loss.options)
+    if hierarchy := _hierarchy(plan, data):
+        options["hierarchy"] = hierarchy
     return make_loss(
         plan.loss.name,
         label_smoothing=plan.label_smoothing,
         class_weights=class_weights(plan.class_weights, num_classes=num_classes, counts=counts),
-        **plan.loss.options,
+        **options,
     )
+
+
+def _hierarchy(plan: Plan, data: Data) -> Hierarchy | None:
+    """The classes' hierarchy, if the loss has one; ValueError if its file is wrong."""
+    if plan.loss.name != "semantic_softmax" or not (file := plan.loss.options.get("hierarchy")):
+        return None
+    return read_hierarchy(file, data.training.class_names)
 
 
 def _assemble(
@@ -398,5 +409,11 @@ def _assemble(
         eval_preprocess=eval_preprocess,
         teaching=teaching,
         train_step=train_step,
-        eval_step=make_eval_step(spec, preprocess=eval_preprocess, mesh=mesh, **options),
+        eval_step=make_eval_step(
+            spec,
+            preprocess=eval_preprocess,
+            mesh=mesh,
+            hierarchy=_hierarchy(plan, data),
+            **options,
+        ),
     )

@@ -10,6 +10,7 @@ import numpy as np
 from mbv3_jax.core.checks import check_number, choose
 from mbv3_jax.core.packages import LazyModule
 from mbv3_jax.core.registry import Registry, option_names
+from mbv3_jax.train.hierarchy import Hierarchy, Level
 
 if TYPE_CHECKING:
     import jax
@@ -253,6 +254,91 @@ def _focal(log_p: jax.Array, gamma: float) -> jax.Array:
     # expm1 keeps the digits of a small 1 - p, which is never quite 0: a root has no slope there.
     not_p = jnp.maximum(-jnp.expm1(log_p), jnp.finfo(jnp.float32).tiny)
     return -(not_p**gamma) * log_p
+
+
+@LOSSES.register("semantic_softmax")
+def semantic_softmax(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    hierarchy: str | Hierarchy,
+    label_smoothing: float = 0.0,
+) -> jax.Array:
+    """A softmax over the classes of each level of a hierarchy (Ridnik et al., arXiv 2104.10972).
+
+    The loss is the sum over levels of weight * cross-entropy between the logits of the level's
+    classes and the one of them that the label is or lies below, smoothed over these classes; a
+    level below that of the label counts nothing. Weights and their source are in `hierarchy.py`.
+    The mean over a batch is what Alibaba-MIIL/ImageNet21K computes
+    (src_files/semantic/semantic_loss.py), whose code leaves out the deepest level.
+
+    Args:
+      logits: [batch, classes], any float type.
+      labels: [batch] class numbers, or [batch, classes] distributions, over which the loss of each
+        class is averaged.
+      hierarchy: of the configuration, the path of a file, which `experiment.training_loss` reads;
+        here what it holds.
+      label_smoothing: s, from 0 to below 1, over the classes of a level.
+
+    Returns:
+      float32 [batch]. NaN for a class number out of range, as `cross_entropy`.
+
+    Raises:
+      ValueError: the shapes or types are others, or the smoothing is out of range.
+    """
+    check_number("label_smoothing", label_smoothing, at_least=0, below=1)
+    _check_shapes(logits, labels)
+    if isinstance(hierarchy, str) or hierarchy.num_classes != logits.shape[-1]:
+        got = hierarchy if isinstance(hierarchy, str) else f"{hierarchy.num_classes} classes"
+        raise ValueError(f"loss.hierarchy: got {got}, expected one of {logits.shape[-1]} classes")
+    loss = jnp.zeros(len(logits), jnp.float32)
+    for level in hierarchy.levels:
+        log_p = jax.nn.log_softmax(logits[:, level.classes].astype(jnp.float32), axis=-1)
+        targets = _at_level(labels, level)
+        share = jnp.sum(targets, axis=-1)  # of the label that is on this level or below it
+        of_level = (1 - label_smoothing) * jnp.sum(targets * log_p, axis=-1)
+        of_level += label_smoothing * share * jnp.mean(log_p, axis=-1)
+        loss -= level.weight * of_level
+    if labels.ndim == 1:
+        loss = jnp.where((labels >= 0) & (labels < logits.shape[-1]), loss, jnp.nan)
+    return loss
+
+
+def _at_level(labels: jax.Array, level: Level) -> jax.Array:
+    """Labels, [batch] or [batch, all classes], as float32 [batch, classes of the level]."""
+    count = len(level.classes)
+    if labels.ndim == 1:
+        return jax.nn.one_hot(jnp.asarray(level.position)[labels], count)  # zeros of -1
+    rows = np.where(level.position < 0, count, level.position)
+    summed = jax.ops.segment_sum(labels.astype(jnp.float32).T, rows, num_segments=count + 1)
+    return summed[:count].T
+
+
+def semantic_hits(
+    logits: jax.Array, labels: jax.Array, hierarchy: Hierarchy
+) -> tuple[jax.Array, jax.Array]:
+    """On how many levels each example is right, and on how many its label has a class.
+
+    An example is right on a level if the largest logit of the level's classes is that of the one
+    that the label is or lies below. As `correct` has it, the lower of equal ones counts, and a NaN
+    among the logits makes it wrong.
+
+    Args:
+      logits: [batch, classes], any float type.
+      labels: [batch] class numbers.
+      hierarchy: of these classes.
+
+    Returns:
+      float32 [batch] both.
+    """
+    hits = levels = jnp.zeros(len(logits), jnp.float32)
+    valid = ~jnp.any(jnp.isnan(logits), axis=-1)
+    for level in hierarchy.levels:
+        wanted = jnp.asarray(level.position)[labels]
+        found = jnp.argmax(logits[:, level.classes], axis=-1)
+        hits += (found == wanted) & valid
+        levels += wanted >= 0
+    return hits, levels
 
 
 def correct(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:

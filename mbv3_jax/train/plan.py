@@ -430,6 +430,8 @@ def check_metrics(plan: Plan, num_classes: int) -> None:
             )
         if metric == "mean_average_precision" and not plan.multi_label:
             raise ValueError(f"{field}: got {metric!r}, which is of several labels an image")
+        if metric == "semantic_accuracy" and plan.loss.name != "semantic_softmax":
+            raise ValueError(f"{field}: got {metric!r}, which is of loss.name='semantic_softmax'")
         if metric == "top5" and num_classes <= 5:
             raise ValueError(f"{field}: got 'top5', expected top1 for {num_classes} classes")
         if metric in ("auc", "average_precision") and num_classes != 2:

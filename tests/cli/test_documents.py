@@ -14,6 +14,7 @@ from mbv3_jax.run.config import parse_config
 from mbv3_jax.run.model import Model, Preprocessing, save_model
 from mbv3_jax.train.experiment import make_experiment
 from mbv3_jax.train.finetune import frozen_stages
+from mbv3_jax.train.hierarchy import read_hierarchy
 from mbv3_jax.train.losses import LOSSES
 from mbv3_jax.train.optimizers import OPTIMIZERS
 from mbv3_jax.train.plan import read_plan
@@ -115,3 +116,15 @@ def test_a_teacher_that_jax_export_writes(tmp_path, monkeypatch, tiny_config):
     answers, _ = teaching.answers(teaching.variables, images)
     resized = jax.image.resize(images, (3, 224, 224, 3), "bilinear")
     np.testing.assert_allclose(answers, logits_of(resized), rtol=1e-4, atol=1e-4)
+
+
+def test_the_conversion_of_a_hierarchy(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch", reason="the document's conversion needs PyTorch")
+    (text,) = blocks(ROOT / "docs" / "imagenet.md", "python")
+    names = ["n1", "n2", "n3", "n4"]
+    chains = [[0], [1], [2, 0], [3, 2, 0]]
+    monkeypatch.chdir(tmp_path)
+    torch.save({"class_list": names, "class_tree_list": chains}, "imagenet21k_miil_tree.pth")
+    exec(compile(text, "imagenet.md", "exec"), {})
+    (level,) = read_hierarchy("tree.csv", names).levels
+    assert level.position.tolist() == [0, 1, 0, 0]

@@ -143,6 +143,7 @@ def test_another_loss_is_one_entry(with_focal):
     assert with_focal.fields() == {
         "label_smoothing": float,
         "target_threshold": float,
+        "hierarchy": str,
         "gamma": float,
     }
     logits, labels = jnp.asarray(LOGITS), jnp.asarray(LABELS)
