@@ -1,8 +1,8 @@
-"""The page of `benchmarks.search` and `benchmarks.toy_search`: tables and plots of what was run.
+"""Writes the page and the plots from the rows of `benchmarks.search` and `benchmarks.toy_search`.
 
-python -m benchmarks.search_page --rows=search.jsonl --page=benchmarks/SEARCH.md
-  benchmarks/search.jsonl has the rows of the page in the repository; the rows and the table of
-  `benchmarks.toy_search` are those that stand beside it.
+python -m benchmarks.search_page --rows=benchmarks/search.jsonl --page=benchmarks/SEARCH.md
+  writes the page in the repository. The rows and the table of `benchmarks.toy_search` are always
+  read from the folder benchmarks/.
 """
 
 import argparse
@@ -22,7 +22,7 @@ class Results:
     def __init__(self, rows: Sequence[dict]):
         done = {(row["seed"], row["setting"]) for row in rows}
         seeds = {seed for seed, _ in done}
-        # Only those of which every setting was run.
+        # Only the seeds for which every setting has been run.
         self.seeds = [
             s for s in sorted(seeds) if all((s, setting) in done for setting in search.SETTINGS)
         ]
@@ -33,7 +33,7 @@ class Results:
         return 100 * np.array([row[key] for row in rows])
 
     def against(self, setting: str, method: str, budget: int, other: str, key: str) -> np.ndarray:
-        """How much more a method has than another, seed by seed."""
+        """Returns by how much a method exceeds another, seed by seed."""
         ours = self.values(setting, method, budget, key)
         return ours - self.values(setting, other, budget, key)
 
@@ -42,37 +42,52 @@ class Results:
 
 
 def interval(values) -> str:
-    """A mean and half of its 95% interval (Student's t)."""
+    """Formats a mean and the half-width of its 95% interval (Student's t)."""
     return f"{np.mean(values):.2f} ± {half_width(values):.2f}"
 
 
 PAGE = """# Comparison of searchers
+
+How good is the network that a searcher finds with a given number of trainings? The first sections
+search a space of 10^11 networks, in which predictors stand in for training. The [last
+one](#on-networks-that-were-all-trained) searches a space of 128 networks, every one of which has
+been trained.
 
     mbv3 search table accel_nasbench --out=accel_nasbench.json
     export OPENBLAS_NUM_THREADS=1
     python -m benchmarks.search --table=accel_nasbench.json --out=search.jsonl
     python -m benchmarks.search_page --rows=search.jsonl --page=benchmarks/SEARCH.md
 
-On the table of Accel-NASBench: ImageNet top-1 after a short recipe, and times on devices. It
-has 5,138 results of 5,125 networks, of a space of 10^11. A search is told the accuracy of any
-network of the space by a predictor that is fitted to one half of the table, with the noise of
-one training ({noise} points; `benchmarks/search.py` says where it is from). Nothing that it was
-told judges what it found:
+## How the searchers are compared
 
-- *regret* is by the same predictor without noise, the mean of all seeds there could be: how many
-  points the best network of the space has more, as far as any search has found it.
-- *by the other half* is by a predictor of the networks that the first has not seen.
+**Data.** The table of Accel-NASBench has 5,138 results for 5,125 networks: ImageNet top-1 after a
+short recipe, and throughput or latency on several devices. Each seed splits the table into two
+random halves, and fits a predictor of top-1 to each half.
 
-{seeds} seeds, each with halves, noise and a search of its own; means with 95% intervals (Student's
-t), differences in pairs of a seed. All seeds halve one table, so that the intervals are of searches
-and halves, not of tables. The world is a predictor's: smoother than real trainings, and of the kind
-that the proxy is.
+**Training.** When a search trains a network, it gets the prediction of the first half, plus noise
+with the standard deviation of one training ({noise} points; `benchmarks/search.py` gives the
+source).
 
-*With proxy* trains in rounds (`mbv3_jax.search.rounds`): a quarter of the networks are random, and
-the searcher proposes the others on a predictor of what was trained before (1,024 evaluations,
-refined by 1,024 of a local search; `random` too). The choice is the best trained network by the
-predictor; the front is of all networks that the searcher visits in the end. Without, every network
-that a searcher asks for is trained, and the best training is the choice.
+**Judging.** The network that a search chooses is judged by two figures that the search never saw:
+
+- *Regret* is how many points the choice falls short of the best network of the space. Both are
+  predicted from the first half without noise, which is the mean over all training seeds. The best
+  network is the best that any search has found, including a long one.
+- *By the other half* is the prediction of the second half, whose networks the search never saw.
+
+**Intervals.** There are {seeds} seeds, each with its own halves, noise and search. The figures are
+means with 95% intervals (Student's t); differences are taken within each seed. The intervals do not
+cover the choice of the table, because all seeds split the same one. Predictions are smoother than
+real trainings, and come from the same kind of model as the proxy below.
+
+**With proxy**, a search trains in rounds (`mbv3_jax.search.rounds`). The first quarter of the
+networks is random. After each round a predictor, the proxy, is fitted to all networks trained so
+far. On the proxy the searcher evaluates 1,024 networks, and a local search 1,024 more; the best are
+trained next. "random" has the local search too. The search chooses the trained network that the
+proxy rates best.
+
+**Without a proxy**, every network that the searcher evaluates is trained, and the search chooses
+the one with the best training.
 
 ## Without a constraint
 
@@ -80,7 +95,7 @@ Regret in points of top-1:
 
 {regret}
 
-Points above random search, by the other half:
+Points of top-1 more than random search without a proxy, by the other half:
 
 {over_random}
 
@@ -88,20 +103,23 @@ Points above random search, by the other half:
 
 ## At a target cost
 
-The reward is accuracy {exponent} |cost / target - 1|; targets are {part} of the space's median. Of
-two costs the mean of the relative ones counts. Regret in points of reward at {last} trainings:
+The reward is accuracy {exponent} |cost / target - 1|. The target is {part} times the median cost of
+the space. With two costs, cost / target is the mean of both ratios. Regret in points of reward at
+{last} trainings:
 
 {at_targets}
 
-Points of reward above the best of as many random networks within {near}% of the target, by the
+Points of reward more than the best of as many random networks within {near}% of the target, by the
 other half, at {last} trainings:
 
 {over_cost}
 
 ## The front of accuracy and cost
 
-The area that the front of a search dominates ({two}), by the other half: in points above {worst}%
-top-1, times relative cost below {most}.
+This section compares Pareto fronts of accuracy and cost ({two}). With proxy, a front is
+chosen from all networks that the searcher visits on the last proxy, otherwise from the trained
+ones. Its accuracies are those by the other half. The figure is the area that the front dominates,
+above {worst}% top-1 and below {most} times the target cost, in points times relative cost.
 
 {areas}
 
@@ -115,7 +133,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def document(rows: Sequence[dict]) -> str:
-    """The page, from what was run."""
+    """Returns the first part of the page, from the rows of `benchmarks.search`."""
     results = Results(rows)
     free, *targets = search.SETTINGS
     budgets = search.BUDGETS[free]
@@ -157,7 +175,7 @@ def document(rows: Sequence[dict]) -> str:
     return PAGE.format(
         noise=f"{100 * search.NOISE:.2f}",
         seeds=len(results.seeds),
-        exponent=search.EXPONENT,
+        exponent=f"- {-search.EXPONENT:g}",
         part=search.PART,
         near=f"{100 * search.NEAR:.0f}",
         last=last,
@@ -185,32 +203,43 @@ TOYS = """
     python -m benchmarks.toy_truth && python -m benchmarks.toy_supernet
     python -m benchmarks.toy_search
 
-Here nothing is predicted: a space of 128 networks for the embedded letters at 32 pixels, trained
-one by one. {described}
+Here nothing is predicted. Every one of the {networks} networks of a small space has been trained on
+the embedded letters at 32 pixels:
 
-A search is told the validation accuracy of one training of a network, which its seed draws among
-{trainings}; the mean test accuracy of the others judges it. The reward is accuracy {exponent}
-|MAdds / target - 1|, and {near} networks cost within {part}% of the three targets. {seeds} seeds,
-{some} of the supernets; means with 95% intervals (Student's t), which are of searches, and not of
-tables. Regret is in points against the network that the judge holds for the best, which is in part
-noise of its own: no search can be expected to have none.
+{described}
+
+When a search trains a network, it gets the validation accuracy of one of that network's {trainings}
+trainings, which the seed of the search draws. The mean test accuracy of the other trainings judges
+the choice. The reward is accuracy {exponent} |MAdds / target - 1|; {near} networks cost within
+{part}% of the three targets. There are {seeds} seeds, and {some} for the supernets. The figures are
+means with 95% intervals (Student's t), which cover the searches but not the choice of the table.
+
+Regret, in points of reward, is relative to the network that is judged best. That network owes part
+of its lead to the noise of its trainings, so no search can be expected to reach 0.
+
+A supernet takes as many steps as {shared} trainings. It serves all three targets, but each of them
+is charged for the whole of it. *Its controller* chooses the network that the controller of the
+target ends with; *its weights*, the network that the finished shared weights rate best.
+*Corrected, with finalists* trains some networks to correct that rating, and then the best by the
+corrected rating.
 
 {regret}
 
-Points of reward above the best of as many random networks near the target cost, mean of the three
-targets, in pairs of a seed; a supernet counts as {shared} trainings, all of it for each target, and
-is compared with the next larger number:
+Points of reward more than the best of as many random networks near the target cost, mean of the
+three targets, taken within each seed:
 
 {over}
 
-Spearman's correlation with the truth, mean over the seeds (from the lowest to the highest):
+Spearman's correlation of an estimate with the judged accuracy over all networks, mean over the
+seeds (lowest to highest). "even" and "controllers" are the supernets drawn evenly and with
+controllers:
 
 {correlations}
 """
 
 
 def toy_part(rows: Sequence[dict], table: ToyTable) -> str:
-    """The part of the page about `benchmarks.toy_search`, from what was run."""
+    """Returns the part of the page about `benchmarks.toy_search`, from its rows."""
     found = {(r["method"], r["budget"], r["target"], r["seed"]): 100 * r["regret"] for r in rows}
     seeds = sorted({r["seed"] for r in rows})
     shared = sorted({r["seed"] for r in rows if r["method"] in toy_search.SUPERNETS})
@@ -248,10 +277,11 @@ def toy_part(rows: Sequence[dict], table: ToyTable) -> str:
     ]
     near = [str(len(tasks[0].near(t))) for t in toy_truth.TARGETS]
     return TOYS.format(
+        networks=len(table.points),
         described=table.describe(),
         trainings=table.test.shape[1],
-        exponent=toy_supernet.EXPONENT,
-        near=" / ".join(near),
+        exponent=f"- {-toy_supernet.EXPONENT:g}",
+        near=f"{', '.join(near[:-1])} and {near[-1]}",
         part=f"{100 * toy_search.NEAR:.0f}",
         seeds=len(seeds),
         some=len(shared),

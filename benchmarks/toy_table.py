@@ -49,16 +49,21 @@ class ToyTable:
         return Table(dict(zip(self.points, self.validation.tolist(), strict=True)))
 
     def describe(self) -> str:
-        """Describes spread and reliability, in Markdown."""
+        """Describes spread and reliability, as a list in Markdown."""
         mean, n = self.test.mean(1), self.brief.shape[1]
         of_seeds = self.test.std(1, ddof=1).mean()
         one = [agreement(self.brief[:, i], mean).spearman for i in range(n)]
         return (
-            f"{len(self.points)} networks, {self.test.shape[1]} seeds of {self.steps} steps and "
-            f"{n} of {self.brief_steps}. Test accuracy {mean.min():.1%} to {mean.max():.1%}, "
-            f"deviation {mean.std():.1%} between networks and {of_seeds:.1%} between seeds of one. "
-            f"Split-half reliability: test {split_half_reliability(self.test):.3f}, validation "
-            f"{split_half_reliability(self.validation):.3f}. Spearman of one brief training with "
-            f"the mean test accuracy: {np.mean(one):.3f}; of mean validation: "
-            f"{agreement(self.validation.mean(1), mean).spearman:.3f}."
+            f"- {self.test.shape[1]} trainings of each network take {self.steps} steps, and {n} "
+            f"brief ones {self.brief_steps}.\n"
+            f"- Test accuracy ranges from {mean.min():.1%} to {mean.max():.1%}. Its standard "
+            f"deviation is {mean.std():.1%}\n  between networks, and {of_seeds:.1%} between the "
+            "seeds of a network.\n"
+            f"- Split-half reliability is {split_half_reliability(self.test):.3f} for test "
+            f"accuracy and {split_half_reliability(self.validation):.3f} for\n  validation "
+            "accuracy.\n"
+            "- Spearman's correlation with the mean test accuracy is "
+            f"{np.mean(one):.3f} for one brief training and\n"
+            f"  {agreement(self.validation.mean(1), mean).spearman:.3f} for the mean validation "
+            "accuracy."
         )
