@@ -9,7 +9,7 @@
     print(mbv3_jax.cost.madds(spec))
     model = mbv3_jax.load("runs/small")
 
-Importing the package imports only the standard library, and little of that; JAX follows at the
+Importing the package imports only a small part of the standard library. JAX is imported by the
 first call of `init`, `apply`, `features` or `load`.
 """
 
@@ -40,7 +40,7 @@ def __getattr__(name: str) -> Any:
 
 
 def init(spec: NetSpec, key: jax.Array) -> Variables:
-    """Draws fresh variables of a network, in one compiled program for each spec.
+    """Initialises the variables of a network, in one compiled program for each spec.
 
     Args:
       spec: the network, see `build`.
@@ -72,8 +72,8 @@ def apply(
       spec: the network.
       variables: from `init`, or the `variables` of a `load`ed model.
       images: normalised images [batch, height, width, channels].
-      train: whether to normalise by the batch's own statistics, move the running ones and drop
-        out.
+      train: whether to normalise by the statistics of the batch, update the running ones, and use
+        dropout.
       key: randomness for dropout and drop-path; training with either needs it.
       compute: types and forms of computation; None for float32.
 

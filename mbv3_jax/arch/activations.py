@@ -2,7 +2,7 @@
 
 To add one, add an entry below; nothing else needs to change. Building, training, counting,
 quantizing, exporting, pricing and searching all read `ACTIVATIONS` and `GATES`, and an entry that
-lacks anything they need is refused when it is registered.
+lacks anything that they need is refused when it is registered.
 
 The two hard functions are those of MobileNetV3 section 5.2: hard_sigmoid(x) = relu6(x + 3) / 6 and
 h_swish(x) = x * hard_sigmoid(x). (Keras' former hard sigmoid, 0.2x + 0.5, is another function.)
@@ -68,14 +68,14 @@ class Activation(_Entry):
       name: what a spec or a configuration calls it.
       fn: the elementwise JAX function. It imports JAX only when called.
       onnx: the nodes that compute it.
-      tflite: the operations that the TFLite converter must leave for each layer with it, with
-        their number; empty if the converter fuses it into the convolution. Leave out operations
-        that the network uses elsewhere too (MUL, ADD): an exported file is checked against this.
+      tflite: the operations, with their number, that each layer with it must have after the TFLite
+        converter; empty if the converter fuses it into the convolution. Leave out operations that
+        the network also uses elsewhere (MUL, ADD): exported files are checked against this.
       homogeneous: whether fn(a * x) = a * fn(x) for every a > 0, so that cross-layer equalisation
         may rescale the channels before and after it.
       passes: how often a runtime reads and writes the whole feature map to compute it after the
-        convolution; 0 if it is fused. The latency model prices an activation that its table
-        never measured by this number.
+        convolution; 0 if it is fused. The latency model uses this number for an activation that is
+        not in its table.
       gate: the name of the gate g with fn(x) = x * g(x), or None. An int8 runtime without an
         operation for `fn` stores this gate and multiplies.
     """
@@ -180,7 +180,7 @@ def fixed_range(tensor: str) -> tuple[float, float] | None:
 
 
 def _jax_nn(name: str) -> Callable[[Any], Any]:
-    """`jax.nn.name`, imported at the first call: this room needs only the standard library."""
+    """`jax.nn.name`, imported at the first call: this package needs only the standard library."""
 
     def function(x):
         import jax

@@ -155,7 +155,7 @@ class NetSpec:
     """A whole classifier: stem, blocks, last 1x1, global average pool, head, dropout, logits.
 
     Attributes:
-      name: the table that the network comes from, or a name of its own.
+      name: the table that the network comes from, or another name.
       stem, blocks, last: see `ConvSpec` and `BlockSpec`.
       head: the layer between pooling and logits; None for networks without one (MobileNetV2).
       resolution: of the input image in pixels: the side of a square, or (height, width).

@@ -2,8 +2,8 @@
 
 `traverse(spec)` lists what a forward pass does, each operation with its shapes, the tensors that it
 reads and the parameters that it uses. Costs, folding, quantization, exports, latency tables,
-summaries and parameter names all come from this list. `nn/modules.py` writes the same network as
-Flax modules, which are written to be read; tests compare the two operation by operation.
+summaries and parameter names all come from this list. `nn/modules.py` has the same network as Flax
+modules, for people to read; tests compare the two operation by operation.
 """
 
 import dataclasses

@@ -1,1 +1,1 @@
-"""What every room uses: argument checks, errors, atomic files, optional packages."""
+"""What all other packages use: argument checks, errors, atomic files, optional packages."""

@@ -1,4 +1,4 @@
-"""Checks of values that a person typed: each returns the value, or says what would be right."""
+"""Checks of values that users give: each returns the value, or raises with what is expected."""
 
 import math
 import numbers

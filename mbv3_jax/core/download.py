@@ -1,4 +1,4 @@
-"""Downloads that end: with a deadline, a limit of size, progress, and what was cut off resumed."""
+"""Downloads with a deadline, a size limit and progress, which resume after an interruption."""
 
 import contextlib
 import os
@@ -26,21 +26,21 @@ _LINE_S = 10.0  # between lines of progress, where there is no terminal
 
 
 class DownloadError(Exception):
-    """Something was not downloaded; the message says why, in one line.
+    """A download failed; the message says why, in one line.
 
     Attributes:
-      answer: What the server has answered instead, its code and its headers; None if it did not.
+      answer: The code and the headers of the server's answer; None if it did not answer.
     """
 
     answer: urllib.error.HTTPError | None = None
 
 
 class _CutOff(Exception):
-    """The connection ended before all had arrived."""
+    """The connection ended before everything had arrived."""
 
 
 def cache_folder() -> Path:
-    """Returns the folder for files that were downloaded, and for the beginnings of others."""
+    """Returns the folder of downloaded files, and of those that are partly downloaded."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "mbv3_jax"
 
@@ -48,15 +48,15 @@ def cache_folder() -> Path:
 def within_deadline(call: Callable[[], T], so_far: Callable[[], str] = lambda: "") -> T:
     """Returns what a download returns, unless it takes longer than the limit `DEADLINE`.
 
-    It runs in a thread of its own. A server that sends a byte a second ends every wait for the next
-    byte in time, and most of these waits are inside of libraries.
+    The call runs in a thread of its own, because timeouts of single reads do not suffice: a server
+    that sends one byte per second meets all of them, and most reads happen inside libraries.
 
     Args:
       call: The download.
-      so_far: Returns how far it is, for the message.
+      so_far: Returns the progress, for the message.
 
     Raises:
-      DownloadError: The time is over. The thread is left to itself.
+      DownloadError: The deadline has passed. The thread keeps running.
       BaseException: What `call` raises.
     """
     seconds = limit(DEADLINE)
@@ -92,23 +92,23 @@ def download(
 ) -> bytes:
     """Downloads a file.
 
-    If the connection breaks, the rest is asked for: at once, and by the next call, for which what
-    has arrived is kept in the cache as NAME.part.
+    If the connection breaks, the rest is requested: at once, and by the next call if that fails.
+    For the next call, the data that has arrived is kept in the cache as NAME.part.
 
     Args:
-      url: Where it is.
-      name: What it is called in the cache, and where progress is printed.
-      max_bytes: How large it may be.
-      is_right: Whether this is the file that is wanted, by its hash. Without it nothing is resumed,
-        because the file may have changed since it was begun.
-      token: A secret that the server may ask for. Only the host of the URL is given it, not one to
-        which it redirects.
+      url: The address of the file.
+      name: Its name in the cache and in the line of progress.
+      max_bytes: The largest size that is accepted.
+      is_right: Returns whether the bytes are those of the wanted file, by their hash. Without it
+        nothing is resumed, because the file on the server may have changed in the meantime.
+      token: A secret that the server may require. It is sent only to the host of the URL, not to
+        one that it redirects to.
 
     Returns:
-      The file. It may be a wrong one, but is not put together from two.
+      The file. `is_right` may not hold for it, but it is never pieced together from two files.
 
     Raises:
-      DownloadError: It cannot be downloaded, is too large, or takes longer than `DEADLINE`.
+      DownloadError: The file cannot be downloaded, is too large, or takes longer than `DEADLINE`.
     """
     part = cache_folder() / f"{name}.part"
     transfer = _Transfer(url, name, max_bytes, resume=is_right is not None, token=token)
@@ -179,7 +179,7 @@ class _Transfer:
         raise AssertionError("the last attempt returns or raises")
 
     def so_far(self) -> str:
-        """How far it is, for a message."""
+        """The progress, for a message."""
         if not self.data:
             return ", and nothing has arrived"
         resumed = "; the same command asks for the rest" if self._resume else ""

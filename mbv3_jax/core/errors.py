@@ -1,4 +1,4 @@
-"""What can go wrong in a run, by who has to act. Messages are one line for a person."""
+"""The errors of a run, by who has to act. Each message is one line."""
 
 # "Saved; start me again": sysexits.h's EX_TEMPFAIL. See docs/many_machines.md.
 EXIT_RESTART = 75
@@ -28,9 +28,9 @@ class Preempted(Exception):
 
 
 def printable(text: str) -> str:
-    """Returns a text of one line, in which what is no visible character is written as an escape.
+    """Returns a text as one line, with escapes in place of characters that are not visible.
 
-    Names of files and classes may hold line ends, terminal escapes, marks that turn the direction
+    Names of files and classes may hold line ends, terminal escapes, marks that change the direction
     of writing, and bytes that are not UTF-8.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
@@ -48,7 +48,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def plain(value: float, digits: int = 4) -> str:
-    """Returns a number with so many digits, and large ones with all and no exponent: "1,000,000".
+    """Returns a number with `digits` digits, but large ones with all of theirs: "1,000,000".
 
     `format(value, ".4g")` writes 1e+06 for it.
     """

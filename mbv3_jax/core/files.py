@@ -1,4 +1,4 @@
-"""Files that a reader, or a kill, finds whole."""
+"""Reading and writing files: what is written here is complete or absent, even after a kill."""
 
 import contextlib
 import errno
@@ -24,15 +24,15 @@ _BUCKETS = ("az", "gs", "hf", "s3")  # the schemes of etils.epath, through which
 def check_storable(
     folder: Path, advice: str = "choose another folder", *, read_only: bool = False
 ) -> None:
-    """Checks that Orbax uses this folder, where it is told to, and not another one.
+    """Checks that Orbax would use the folder at this path, and not another one.
 
-    TensorStore, to which Orbax passes paths, reads a backslash as a slash: arrays for `a\\b` land
-    in `a/b`, and nobody finds them again, or finds those of another network. All other characters
+    TensorStore, to which Orbax passes paths, reads a backslash as a slash: arrays for `a\\b` end up
+    in `a/b`, and are not found again, or those of another network are found. All other characters
     that a name can have in UTF-8 were tried, and are stored as they are.
 
     Args:
       folder: the path of a folder, which need not exist.
-      advice: what a person can do, for the message.
+      advice: what the user can do, for the message.
       read_only: whether it is only read, for which a pattern will do: older versions of Orbax look
         for what they have written by one.
 
@@ -68,14 +68,14 @@ def _is_utf8(text: str) -> bool:
 
 
 def write_atomically(path: Path, contents: str | bytes) -> None:
-    """Writes a file so that a reader, or a kill, finds the old contents or the new ones whole."""
+    """Writes a file atomically: even after a kill it has the old contents or the new ones."""
     with open_atomically(path) as file:
         file.write(contents.encode() if isinstance(contents, str) else contents)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a name for a file or a folder that is made in the block, and replaces `path` then.
+    """Yields a name for a file or folder to make in the block, which then replaces `path`.
 
     It is a hidden name beside `path` that nobody else uses, so no file of the user, and no file of
     another process that writes the same `path`, is touched. After an error `path` is as it was and
@@ -123,7 +123,7 @@ def is_temporary(name: str, of: Collection[str], *, older: bool = True) -> bool:
 
 
 def remove_temporaries(folder: Path, of: Collection[str], *, older: bool = False) -> None:
-    """Removes what a process that was killed left; only for a folder that this process has locked.
+    """Removes what a killed process has left; only for a folder that this process has locked.
 
     Args:
       folder: Where to look.
@@ -147,16 +147,17 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
 
 
 def check_can_be_written(option: str, path: Path) -> None:
-    """Finds what is wrong with a file to write before the work whose result it is to hold.
+    """Checks that a file can be written, before the work whose result it will hold.
 
-    Whether the system lets a file be made can only be told by making one.
+    Whether the system lets a file be made can only be found out by making one.
 
     Args:
       option: where the file was named, for the message.
       path: the file.
 
     Raises:
-      UsageError: its folder does not exist or takes no file, or it is a folder itself.
+      UsageError: its folder does not exist or does not accept a file, or the path is a folder
+        itself.
     """
     probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -184,7 +185,7 @@ _KINDS = {
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Opens a file for reading in binary mode if it is a regular file, after following links.
 
-    A FIFO or a device may never end, so whatever reads a file that somebody names opens it here.
+    A FIFO or a device may never end, so every file that a user names is opened here.
 
     Raises:
       OSError: It cannot be opened or is something else; `strerror` says which, for a message.
@@ -193,7 +194,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Returns what a file holds.
+    """Returns the contents of a file.
 
     Raises:
       OSError: As for `open_regular`, or it is larger than the limit MBV3_MAX_FILE_BYTES.
@@ -270,13 +271,13 @@ def read_file(
     error: type[Exception] = RunError,
     advice: str = "",
 ) -> T:
-    """Reads a file and makes something of it.
+    """Reads and parses a file.
 
     Args:
       path: the file.
       parse: from its bytes to the result; ValueError means that the file is damaged.
       error: the class of what is raised.
-      advice: what a person can do about a damaged file, for the message.
+      advice: what the user can do about a damaged file, for the message.
 
     Raises:
       error: the file cannot be read or parsed; the message has its path and the reason.

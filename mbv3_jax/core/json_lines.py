@@ -1,7 +1,7 @@
 """Files that grow by lines of JSON.
 
-A kill can cut the last line short: then it has no newline, and nothing is lost by leaving it out.
-Any other line that cannot be read is damage, which a reader names and goes past.
+A kill can cut the last line short: it then has no newline, and can be left out. Any other line that
+cannot be read is damaged; a reader names it and continues after it.
 """
 
 import json
@@ -20,7 +20,7 @@ _NAMED = 3  # bad lines that a note names, of perhaps many
 
 
 def say(text: str) -> None:
-    """Prints a note for a person on standard error."""
+    """Prints a note for the user on standard error."""
     print(f"note: {text}", file=sys.stderr)
 
 
@@ -32,7 +32,7 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
 def read_lines(
     path: Path, parse: Callable[[bytes], T], *, note: Callable[[str], None] = say
 ) -> list[T]:
-    """Reads the lines of a file, which may be missing, without a last one that was cut short.
+    """Reads the lines of a file, which may be missing, except for a last line that was cut short.
 
     Args:
       path: the file.
@@ -58,7 +58,7 @@ def read_lines(
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Adds the line of a value, whatever a kill has left at the end of the file."""
+    """Appends the line of a value, whatever a kill has left at the end of the file."""
     mend(path)
     with path.open("a") as file:
         file.write(json.dumps(value) + "\n")

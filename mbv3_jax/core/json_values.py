@@ -1,7 +1,7 @@
 """JSON, read as the values that the program expects; nothing else in the package parses it.
 
 A file may have been cut short by a kill, changed by hand or written by another program. Whatever is
-wrong with it is one line: which file, which field, what is there, and what was expected. A type
+wrong is reported in one line: the file, the field, what it holds, and what was expected. A type
 says what is expected:
 
 int, float, str, bool, None       float takes whole numbers too, and NaN, which diverged runs have
@@ -98,7 +98,7 @@ def parse_json(text: str | bytes, kind: type[T], path: str = "") -> T:
 
 
 def as_type(value: Any, kind: type[T], path: str = "") -> T:
-    """What `parse_json` makes of a value that has been parsed as `Any` before.
+    """Does what `parse_json` does, for a value that has already been parsed as `Any`.
 
     Args:
       value, kind, path: as for `parse_json`.

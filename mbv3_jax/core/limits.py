@@ -1,4 +1,4 @@
-"""How large the things may be that files declare, checked before anything of that size is made.
+"""Limits on the sizes that files declare, checked before anything of that size is allocated.
 
 A file of a few kilobytes can declare an image, a tensor or a network of terabytes. Each limit is
 far above what MobileNets need, and an environment variable of the same name raises it.
@@ -52,7 +52,7 @@ def limit(name: str) -> int:
       name: One of `LIMITS`.
 
     Raises:
-      OverLimit: The environment sets it to something else than a positive whole number.
+      OverLimit: The environment sets it to something other than a positive whole number.
     """
     text = os.environ.get(name)
     if not text:
@@ -87,7 +87,7 @@ def check_limit(name: str, size: int, what: str) -> None:
 
 
 class Total:
-    """A sum of sizes that is held to a limit.
+    """A sum of sizes that must not exceed a limit.
 
     Args:
       name, what: As for `check_limit`.

@@ -1,4 +1,4 @@
-"""Packages imported only when they are used, and how this one is called and installed."""
+"""Optional packages, imported only when used, and how this package is called and installed."""
 
 import contextlib
 import importlib
@@ -19,7 +19,7 @@ IS_CHECKOUT = (CHECKOUT / "pyproject.toml").is_file() and (CHECKOUT / "main.py")
 
 
 def install(extra: str) -> str:
-    """The command that installs an extra of pyproject.toml from this folder, for messages."""
+    """The command that installs an extra of this package, for messages."""
     if not IS_CHECKOUT:
         return f"pip install 'mbv3_jax[{extra}]'"
     where = "." if Path.cwd() == CHECKOUT else CHECKOUT
@@ -57,7 +57,7 @@ def need(module: str, what: str, extra: str) -> ModuleType:
 
 @contextlib.contextmanager
 def hidden(package: str) -> Iterator[None]:
-    """Makes a package look as if it were not installed, for others that import it on the side."""
+    """Makes a package look as if it were not installed to packages that import it if they can."""
     if package in sys.modules:
         yield
         return

@@ -1,7 +1,7 @@
 """Registries: functions that a configuration chooses by name, with options that are checked.
 
-One decorated factory is a complete entry. What the code supplies is positional in its signature,
-what a person may set is keyword-only; the signature is the only list of options:
+One decorated factory is a complete entry. Parameters that the code supplies are positional in its
+signature, and those that users may set are keyword-only; the signature is the only list of options:
 
     SCHEDULES = Registry("schedule")
 
@@ -40,7 +40,7 @@ class Registry(Mapping[str, Factory], Generic[Factory]):
     """Factories by name, in the order of their registration.
 
     Args:
-      path: where the choice stands in a configuration, for messages: "schedule".
+      path: the place of the choice in a configuration, for messages: "schedule".
     """
 
     def __init__(self, path: str):
@@ -49,12 +49,12 @@ class Registry(Mapping[str, Factory], Generic[Factory]):
         self._fields: dict[str, type] = {}
 
     def register(self, name: str) -> Callable[[Factory], Factory]:
-        """The decorator that adds a factory under a name.
+        """Returns a decorator that adds a factory under a name.
 
         A configuration file is executed again for every configuration that is read from it, so a
         factory replaces an earlier one that was defined at the same place. An entry of a user's own
-        file also replaces one of this package, so that the file goes on working when the package
-        gets an entry of that name.
+        file also replaces one of this package, so that the file keeps working when the package gets
+        an entry of that name.
 
         Raises:
           ValueError: the name is taken, or an option has no type that a field can have, or another
@@ -201,7 +201,8 @@ def _field_type(hint: Any) -> type | None:
 
 
 def pickle_by_value(module: str) -> None:
-    """Has the classes of a module sent to worker processes whole, if those cannot import it.
+    """Makes the classes of a module be pickled by value, for worker processes that cannot import
+    it.
 
     The worker processes of the loader are spawned and import a class by the name of its module.
     A file that was loaded by its path, as a configuration file is, has a name that only this

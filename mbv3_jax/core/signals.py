@@ -1,6 +1,6 @@
 """The signals that announce the end of a machine.
 
-This module is imported before all others, when a training starts; hence only `signal`.
+This module is imported before all others when a training starts, so it imports only `signal`.
 """
 
 import signal
@@ -11,9 +11,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def hold_stop_signals() -> None:
-    """Lets these signals wait until `run.interrupt.stops_at_once` can answer them.
+    """Holds these signals until `run.interrupt.stops_at_once` can handle them.
 
-    Without it one that comes while Python imports ends the process with 143, not with 75. They
-    wait also while the process starts itself again, see `cli.use_huge_pages`.
+    Otherwise one that arrives while Python imports would end the process with 143, not with 75.
+    They are also held while the process starts itself again, see `cli.use_huge_pages`.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

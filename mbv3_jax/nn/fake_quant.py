@@ -1,4 +1,4 @@
-"""The network in simulated int8: training sees the rounding that a phone's integers cause.
+"""The network in simulated int8: training sees the rounding of integer arithmetic on a phone.
 
 The arithmetic is TFLite's (its quantization specification). Kernels are int8, symmetric, -127 to
 127, with a scale for each output channel; activations are int8 with a scale and a zero point for
@@ -204,7 +204,7 @@ class TrainingForward(FastForward):
         return jnp.where(self.on > 0, fake, x)
 
     def observed(self, name: str, x: jax.Array) -> jax.Array:
-        """Moves the range of a tensor, and rounds the tensor by it."""
+        """Updates the range of a tensor, and rounds the tensor by it."""
         i, expected = next(self.names)
         if name != expected:
             raise AssertionError(f"got the tensor {name}, expected {expected}")

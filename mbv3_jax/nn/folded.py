@@ -200,7 +200,7 @@ class FoldedForward:
         return x
 
     def operation(self, op: Operation, inputs: Sequence[Tensor], factor: float) -> Tensor:
-        """Computes one operation; a linear convolution's output is to have `factor`."""
+        """Computes one operation; the output of a linear convolution has `factor`."""
         x = inputs[0]
         match op:
             case Convolution(gate=str()):

@@ -73,8 +73,8 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: jax.Array, train: bool, act: str | None) -> jax.Array:
         """Normalises [N, H, W, C], then applies the activation `act`, if any.
 
-        Training normalises by the batch's statistics and moves the running ones. It applies the
-        activation inside the normalisation, which keeps nothing more in memory for the gradient.
+        Training normalises by the statistics of the batch and updates the running ones. It applies
+        the activation inside the normalisation, so nothing more is kept in memory for the gradient.
         """
         scale, bias, mean, var = self.scale[...], self.bias[...], self.mean[...], self.var[...]
         function = ACTIVATIONS[act].fn if act else None

@@ -1,8 +1,8 @@
 """BatchNorm with float32 statistics, together with the nonlinearity that follows it.
 
 The gradients are written out. They keep only the layer's input; the normalised values are computed
-again, which costs less than storing and loading them. Each statistic is a plain sum of its own:
-XLA on CPU runs plain sums through a library at the speed of memory, but compiles a reduction of
+again, which costs less than storing and loading them. Each statistic is a separate plain sum: XLA
+on CPU hands plain sums to a library, which runs at the speed of memory, but compiles a reduction of
 several operands to scalar code.
 """
 

@@ -1,7 +1,7 @@
 """Dropout and drop-path, and the random keys that a network's layers draw from.
 
 A training step has one key; `dropout_key` and `block_key` derive each layer's own from it. They
-refuse a missing key: only training with neither dropout nor drop-path can do without.
+refuse a missing key: only training with neither dropout nor drop-path needs none.
 """
 
 import jax
