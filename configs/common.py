@@ -106,7 +106,7 @@ def default(network: str) -> ConfigDict:
         image_column=placeholder(str),  # table: path or image; huggingface: that of type Image
         label_column=placeholder(str),  # table: label; huggingface: that of type ClassLabel
         split_column=placeholder(str),  # table: split
-        # table, huggingface, webdataset: single, multi (several labels an image), soft
+        # table, huggingface, webdataset: single, multi (several labels per image), soft
         # (probabilities); None: single
         labels=placeholder(str),
         num_classes=placeholder(int),  # synthetic
@@ -186,7 +186,7 @@ def default(network: str) -> ConfigDict:
         **_options(SCHEDULES),
     )
     config.loss = dict(
-        # cross_entropy, focal, binary_cross_entropy, bce (for several labels an image),
+        # cross_entropy, focal, binary_cross_entropy, bce (for several labels per image),
         # semantic_softmax (for a hierarchy of classes)
         name="cross_entropy",
         # "balanced" (images / (classes * images of the class)), or a number for each class; None: 1

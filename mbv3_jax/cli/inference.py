@@ -127,7 +127,7 @@ def _print_evaluation(values: dict) -> None:
     from rich.table import Table
 
     by_class, count = values["per_class"], values["count"]
-    several = "average_precision" in by_class  # labels an image
+    several = "average_precision" in by_class  # labels per image
     columns = (*(["average_precision"] if several else []), "precision", "recall", "f1")
     of_classes = (by_class[column] for column in (*columns, "images"))
     rows = [  # data may have few of the classes that a network knows
@@ -209,7 +209,7 @@ def _predict(flags, overrides: Sequence[str]) -> int:
         _note(note)
     several, threshold = inference.model.multi_label, THRESHOLD
     if several:
-        _note(f"several labels an image: those with a probability of at least {threshold:.0%}")
+        _note(f"several labels per image: those with a probability of at least {threshold:.0%}")
     table = None if flags.json else _table()
     sheet: list[tuple] = []
     for path, view, found in results:

@@ -64,8 +64,8 @@ def add_parsers(commands) -> None:
     take.add_argument(
         "--labels",
         choices=("single", "multi"),
-        help="multi for a network of several labels an image, whose classes are by sigmoids, which "
-        "a file does not tell; default single",
+        help="multi for a network of several labels per image, with a sigmoid per class, which "
+        "a file does not say; default single",
     )
     take.add_argument(
         "--hidden",

@@ -85,7 +85,7 @@ def import_weights(
       width: the scaling argument of torchvision or Keras; None tries `networks.WIDTHS`.
       classes: a file of class names; not for a network without a head. With two names, a network of
         one output becomes one of two classes.
-      labels: "multi" for a network of several labels an image, whose classes are by sigmoids; None
+      labels: "multi" for a network of several labels per image, whose classes are by sigmoids; None
         for "single". A file does not tell.
       hidden: the activation between the two dense layers of a head that is not the library's.
       view: "resolution", "crop_fraction", "interpolation", "mean" and "std" of the images; those

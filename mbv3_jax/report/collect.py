@@ -332,7 +332,7 @@ def _read_run(folder: Path) -> Run:
     records = read_metrics(folder)
     if any("label_accuracy" in record for record in records):
         raise ValueError(
-            f"{folder}: a report compares top-1, which networks of several labels an image do not "
+            f"{folder}: a report compares top-1, which networks of several labels per image do not "
             "have"
         )
     return Run(

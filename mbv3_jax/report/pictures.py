@@ -107,7 +107,8 @@ def _letters(font: str) -> frozenset[str]:
 def plot_curves(run: Path) -> Figure:
     """Loss on the left and top-1 on the right, by training step.
 
-    With several labels an image the mean average precision of evaluations takes the place of top-1.
+    With several labels per image, the mean average precision of evaluations takes the place of
+    top-1.
 
     Raises:
       ValueError: the folder is not a run folder, or has no training record yet.

@@ -1,12 +1,12 @@
-"""Checkpoints by Orbax: everything that a run is, in one atomic step, written in the background.
+"""Checkpoints by Orbax: the whole state of a run in one atomic step, written in the background.
 
 A step holds `state` (parameters, BatchNorm statistics, optimizer, average), `position` (how far
 training has come in the data), `spec` (the network) and `config`, and checksums of their files.
 Orbax writes into a temporary folder and renames it when it is complete, so that a killed writer
 leaves nothing that looks like a checkpoint.
 
-The storage below Orbax checks its own indices, but not the bytes of arrays: with a bit flipped in
-one of them a run would silently resume from other weights. Hence the checksums.
+The storage below Orbax checks its own indices, but not the bytes of arrays: a run would silently
+resume from other weights if one of their bits had flipped. Hence the checksums.
 """
 
 import contextlib
@@ -45,11 +45,11 @@ State = Any  # what the trainer trains: a pytree of arrays with a field `step`
 class Progress:
     """How far training has come; with it a resumed run sees exactly the data that was next.
 
-    examples: how many the run has seen, over all epochs and processes.
+    examples: the number of examples that the run has seen, over all epochs and processes.
     fingerprint: of the training source; a different one means that the data has changed.
-    unlogged: metrics of the latest steps, which the next record is to average.
+    unlogged: metrics of the latest steps, which the next record will average.
     evaluation_due: whether the run was preempted before or while it evaluated this step.
-    extra: what else the training program must remember, as JSON can hold it.
+    extra: what else the training program must remember, as JSON values.
     held_out: fingerprint of the held-out source; "" in checkpoints of older versions.
     """
 
@@ -65,7 +65,8 @@ class Progress:
     def check_data(self, now: "Progress", where: str) -> None:
         """Checks that a run would resume on the data that it was trained on.
 
-        Other held-out data is only mentioned: it changes what is reported, not what is learnt.
+        If the held-out data differs, a message only says so: it changes what is reported, not what
+        is learnt.
 
         Args:
           now: how far the run would have come on the data as it is now.
@@ -94,7 +95,7 @@ class Progress:
 def best_metric(config: ConfigDict) -> str:
     """The metric that chooses the best checkpoint of a run; older versions knew top-1 only.
 
-    Without one it is top-1, or with several labels an image the mean average precision.
+    Without one it is top-1, or with several labels per image the mean average precision.
 
     Raises:
       ValueError: there is no such metric.
@@ -155,7 +156,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def find(self, step: int | str | None) -> int:
-        """The step that is meant by a number, by None (the newest checkpoint) or by "best".
+        """The step that is chosen by a number, by None (the newest checkpoint) or by "best".
 
         Raises:
           RunError: there is no checkpoint yet.
@@ -193,7 +194,7 @@ class Checkpoints:
                 self._manager.delete(later)
 
     def damage(self, step: int) -> str | None:
-        """What is wrong with the files of a checkpoint; None if they are what was written."""
+        """What is wrong with the files of a checkpoint; None if they are intact."""
         try:
             check_digests(self.folder / str(step))
         except ValueError as e:  # an OSError is of the disk, and may pass
@@ -201,7 +202,7 @@ class Checkpoints:
         return None
 
     def set_aside(self, step: int) -> Path:
-        """Moves a checkpoint to where it is not looked for; returns its new folder."""
+        """Moves a checkpoint out of the way; returns its new folder."""
         folder = Path(self.folder.parent) / DAMAGED
         folder.mkdir(exist_ok=True)
         names = itertools.chain([str(step)], (f"{step}-{n}" for n in itertools.count(2)))
@@ -211,7 +212,7 @@ class Checkpoints:
         return kept
 
     def look_again(self) -> None:
-        """Looks which checkpoints there are: another process has moved some."""
+        """Reads again which checkpoints exist: another process has moved some."""
         self._manager.reload()
 
     def save(self, state: State, progress: Progress, spec: NetSpec, config: ConfigDict) -> None:
@@ -322,7 +323,7 @@ class Checkpoints:
         return described
 
     def _check_step(self, step: int, found: Any) -> None:
-        """Holds the step that is in the state, under its checksum, to the name of the folder.
+        """Checks that the step in the state, under its checksum, is the name of the folder.
 
         The folders of two checkpoints of a run are alike in everything else.
         """
@@ -349,10 +350,10 @@ class Checkpoints:
 
 
 def newest_intact(runs: Sequence[Checkpoints], *, note: Callable[[str], None] = say) -> int | None:
-    """The newest step of which all runs have a checkpoint whose files are what was written.
+    """The newest step of which all runs have a checkpoint with intact files.
 
-    Later ones are set aside where they are damaged. If none is intact nothing is moved, and the
-    newest step is returned: reading it says what is wrong with it.
+    Damaged later ones are set aside. If none is intact nothing is moved, and the newest step is
+    returned: reading it will report what is wrong.
 
     Args:
       runs: one or more, in the only process, or the first one.

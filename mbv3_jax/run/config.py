@@ -47,7 +47,7 @@ UNITS = ("steps", "epochs", "examples")
 
 @dataclasses.dataclass(frozen=True)
 class Duration:
-    """How long something lasts, in the unit that its author prefers; see `to_steps`.
+    """A length of training, in whatever unit it was given; see `to_steps`.
 
     name: what lasts, for messages: "warmup".
     steps, epochs, examples: one of them; the others are None.
@@ -110,9 +110,9 @@ def to_steps(
 ) -> int:
     """Converts a duration, given in exactly one unit, to steps.
 
-    Epochs and examples are rounded up to whole steps: a run sees at least as much as was asked
-    for, and no duration above zero becomes zero steps. The arithmetic is exact, on the decimal
-    number as written: 2.4 epochs of 1000 examples are 2400 examples, never 2400.0000000000005.
+    Epochs and examples are rounded up to whole steps: a run sees at least what was asked for, and
+    no duration above zero becomes zero steps. The arithmetic is exact, on the decimal number as
+    written: 2.4 epochs of 1000 examples are 2400 examples, never 2400.0000000000005.
 
     Args:
       name: what lasts, for messages: "warmup" stands for the fields warmup_steps,
@@ -154,8 +154,8 @@ def parse_config(config: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Args:
       config: name of a shipped file, or path of a Python file with `get_config(argument: str)`,
         and after a colon the argument: "small", "configs/small.py" or "small:imagenet".
-      overrides: flags such as "--config.seed=1" or "--config.net.width=0.5". Fields that need
-        not be given take "None" too.
+      overrides: flags such as "--config.seed=1" or "--config.net.width=0.5". Optional fields also
+        take "None".
 
     Returns:
       The configuration, locked.
@@ -221,7 +221,7 @@ _ELSEWHERE = {
 
 
 def _near(path: Sequence[str], fields: Sequence[str]) -> str:
-    """The flag of the field that was probably meant by a path that is none; "" if none is near."""
+    """The flag of the field that an unknown path probably means; "" if none is near."""
 
     def plain(name: str) -> str:
         return name.replace(".", "").replace("_", "").lower()
@@ -267,7 +267,7 @@ def _clears(override: str, config: ConfigDict) -> bool:
 
 
 def _wrong_value(message: str, config: ConfigDict) -> str:
-    """The message of absl for a value that it cannot parse, with the type that it should have."""
+    """Absl's message for a value that it cannot parse, with the type that the value should have."""
     match = re.match(r"flag (--\S+?)=(.*?): ", message)
     if not match:
         return message
@@ -314,7 +314,7 @@ class _Augment(TypedDict):
 
 
 class _Training(TypedDict):
-    """What readers of a run ask for, other than `train.plan`, which says itself what it misses."""
+    """The fields that readers of a run need; `train.plan` itself reports what it lacks."""
 
     seed: int
     seeds: NotRequired[list[int] | None]
@@ -343,7 +343,7 @@ class _Search(TypedDict):
 
 
 def complete_config_from_json(text: str | bytes) -> ConfigDict:
-    """As `config_from_json`, of a configuration that is used, and not only compared.
+    """Like `config_from_json`, for a configuration that is used, and not only compared.
 
     Raises:
       ValueError: the text is not such a JSON object; the message names the field.
@@ -354,7 +354,7 @@ def complete_config_from_json(text: str | bytes) -> ConfigDict:
 
 
 def _upgrade(tree: dict[str, Any]) -> None:
-    """Fills in what a training configuration of an older version lacks, also one within a search.
+    """Fills in what a training configuration of an older version lacks, also within a search.
 
     Fields that have been added since get their defaults here unless that is None: an absent field
     and None are the same, see `config_differences`.
@@ -384,13 +384,13 @@ def flatten_config(config: ConfigDict) -> dict[str, object]:
 
 
 def is_multi_label(config: ConfigDict) -> bool:
-    """Whether a run has several labels an image, for which its loss is the binary cross-entropy."""
+    """Whether a run has several labels per image: its loss is then binary cross-entropy."""
     loss = config.get("loss")  # of a search there is none
     return loss is not None and loss.get("name") == "bce"
 
 
 def need_one_label(config: ConfigDict, what: str) -> None:
-    """Checks that a run has one label an image, whose top-1 something compares.
+    """Checks that a run has one label per image, because something compares its top-1.
 
     Args:
       config: of the run.
@@ -402,12 +402,12 @@ def need_one_label(config: ConfigDict, what: str) -> None:
     if is_multi_label(config):
         raise UsageError(
             f"config: loss.name: got 'bce', but {what} compares top-1, which networks of several "
-            "labels an image do not have"
+            "labels per image do not have"
         )
 
 
 def same_fields(config: ConfigDict, other: ConfigDict) -> bool:
-    """Whether two configurations have the same values, in whatever order; None is "not given"."""
+    """Whether two configurations have the same values, in any order; None means "not given"."""
     first, second = (
         {path: value for path, value in flatten_config(one).items() if value is not None}
         for one in (config, other)

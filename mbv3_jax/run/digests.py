@@ -1,4 +1,4 @@
-"""Checksums of the files of a folder, noted in the folder itself."""
+"""Checksums of the files of a folder, stored in the folder itself."""
 
 import json
 import zlib

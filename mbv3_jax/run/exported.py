@@ -29,7 +29,7 @@ _BUILT = {"0.10.2": datetime.date(2026, 6, 17), "0.12.0.1": datetime.date(2026, 
 
 
 class Promise(TypedDict):
-    """What the metadata of a file says of its age; days as YYYY-MM-DD."""
+    """What the metadata of a file says about its age; days are YYYY-MM-DD."""
 
     jax: str
     jaxlib: str
@@ -54,7 +54,7 @@ class _Metadata(TypedDict):
 def promise() -> Promise:
     """The promise for a file that is exported now.
 
-    SOURCE_DATE_EPOCH, in seconds, takes the place of the clock, as other programs have it
+    SOURCE_DATE_EPOCH, in seconds, takes the place of the clock, as in other programs
     (https://reproducible-builds.org/specs/source-date-epoch).
     """
     seconds = float(os.environ.get("SOURCE_DATE_EPOCH") or time.time())

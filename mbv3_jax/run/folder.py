@@ -88,7 +88,7 @@ class Measures(TypedDict):
 
     count: int
     loss: Number
-    top1: NotRequired[Number]  # in every evaluation with one label an image
+    top1: NotRequired[Number]  # in every evaluation with one label per image
     top5: NotRequired[Number]
     unreadable: NotRequired[int]
     balanced_accuracy: NotRequired[Number]
@@ -179,8 +179,8 @@ def claim_folder(
       teachers: what teacher.json is to hold, for a run that learns from others.
 
     Returns:
-      A context manager at whose end another command may use the folder; so it may when this
-      process has died, in whatever way.
+      A context manager. After its end another command may use the folder, and also after this
+      process has died in any way.
 
     Raises:
       UsageError: the path is not a folder, cannot be written, cannot hold checkpoints, is in use by
@@ -242,7 +242,7 @@ def is_before_config(name: str) -> bool:
 
 
 def write_format(folder: Path) -> None:
-    """Notes in a folder that is being made that it is of `FORMAT_VERSION`."""
+    """Records `FORMAT_VERSION` in a folder that is being made."""
     write_atomically(folder / FORMAT_FILE, json.dumps({"version": FORMAT_VERSION}))
 
 
@@ -352,10 +352,11 @@ def _check_same_teachers(folder: Path, teachers: Sequence[dict], advice: str) ->
 
 
 def hold_teachers(folder: Path, teachers: Sequence[dict], advice: str) -> None:
-    """Notes the teachers of a run or a search in its folder, or checks that they are the same.
+    """Records the teachers of a run or a search in its folder, or checks that they are the same.
 
     Raises:
-      UsageError: they are others, or the note is damaged; `advice` says what else can be done.
+      UsageError: the teachers differ, or the record is damaged; `advice` says what else can be
+        done.
     """
     _check_same_teachers(folder, teachers, advice)
     _note_teachers(folder, teachers)

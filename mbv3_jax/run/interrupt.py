@@ -1,4 +1,4 @@
-"""Ctrl-C and preemption as requests that are answered between steps."""
+"""Ctrl-C and preemption as requests that are handled between steps."""
 
 import contextlib
 import signal
@@ -46,8 +46,8 @@ class Interrupt:
     signal of `STOP_SIGNALS` the next check raises Preempted, with several processes the same
     check in all of them.
 
-    An exception in the middle of anything could leave the threads that write checkpoints and read
-    ahead waiting for each other.
+    An exception at an arbitrary place could leave the threads that write checkpoints and read ahead
+    waiting for each other.
 
     Args:
       peers: the other processes of the run, if there are any.

@@ -36,10 +36,10 @@ EVAL_METRICS = {
     **{f"{m}_{of}": True for m in ("macro", "weighted") for of in ("precision", "recall", "f1")},
     **dict.fromkeys(("auc", "average_precision"), True),
     **dict.fromkeys(("loss", "ece"), False),
-    "mean_average_precision": True,  # of several labels an image
+    "mean_average_precision": True,  # of several labels per image
     "semantic_accuracy": True,  # of a hierarchy of classes
 }
-# Those of several labels an image.
+# Those of several labels per image.
 MULTI_LABEL_METRICS = (
     *("loss", "mean_average_precision", "macro_precision", "macro_recall", "macro_f1"),
 )
@@ -72,10 +72,10 @@ class Record(TypedDict):
 class Metrics:
     """Appends records to `metrics.jsonl` and to TensorBoard events in the same folder.
 
-    A record is {"step": int, "kind": "train", "eval" or "test", ...floats}; that of the tests is of
-    the step whose weights were chosen. A run that resumes at a step
-    drops the later records, which it is about to write again: no step has two records of a kind.
-    What cannot be read is kept in another file, and what is missing is said.
+    A record is {"step": int, "kind": "train", "eval" or "test", ...floats}; the record of the test
+    split has the step whose weights were chosen. A run that resumes at a step drops the later
+    records, which it is about to write again: no step has two records of a kind. Lines that cannot
+    be read are kept in another file, and a message says what is missing.
 
     Args:
       run: the run folder.
@@ -149,12 +149,12 @@ def means(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def default_metric(*, multi_label: bool) -> str:
-    """What evaluations are compared by unless something else is asked for."""
+    """The metric that compares evaluations unless another is chosen."""
     return "mean_average_precision" if multi_label else "top1"
 
 
 def main_value(evaluation: Mapping[str, Any]) -> str:
-    """What a line about an evaluation says first: top-1, or of several labels an image the mAP."""
+    """What a line about an evaluation begins with: top-1, or of several labels the mAP."""
     if "top1" in evaluation:
         semantic = evaluation.get("semantic_accuracy")
         more = "" if semantic is None else f", semantic accuracy {semantic:.2%}"
@@ -197,7 +197,8 @@ class _Events:
     """A TensorBoard event file.
 
     tensorboardX writes in a thread of its own: a kill loses what is queued for it, and a full disk
-    ends it, after which the next events wait for ever. So this takes its formats, not its thread.
+    ends it, after which further events wait for ever. So this class uses its formats, but not its
+    thread.
     """
 
     def __init__(self, run: Path, *, purge_step: int):

@@ -1,12 +1,12 @@
-"""A trained network with all that its use needs, read from a run folder or an import folder.
+"""A trained network with all that is needed to use it, from a run folder or an import folder.
 
-An import folder holds weights that come from elsewhere, or go there:
+An import folder holds weights that come from another program, or go to one:
 
 format.json          the version of what is in the folder; imports of version 1 have no such file
 spec.json            the network
 classes.json         the names of the classes, by label
 preprocessing.json   how an image becomes its input
-labels.json          "multi" for several labels an image; with one label there is no such file
+labels.json          "multi" for several labels per image; with one label there is no such file
 origin.json          where the weights come from; only printed, never parsed
 weights/             parameters and BatchNorm statistics, as Orbax stores them
 digests.json         checksums of the files in weights/
@@ -114,7 +114,7 @@ class Model:
     spec: the network.
     variables: {"params", "batch_stats"}, float32 arrays of NumPy or JAX.
     preprocessing: from an image file to its input.
-    multi_label: whether an image has several labels: a logit is that of a sigmoid.
+    multi_label: whether an image has several labels; each logit then belongs to a sigmoid.
     class_names: one per label; none for a network without a head, whose logits mean nothing yet.
     """
 
@@ -146,14 +146,14 @@ class Model:
 
     @property
     def probabilities(self) -> str:
-        """How the logits become probabilities, for people."""
+        """How the logits become probabilities, for messages."""
         if self.multi_label:
             return "sigmoid gives the probability of each class, of which an image may have several"
         return "softmax gives the classes"
 
     @property
     def sigmoid_note(self) -> str:
-        """What a person should know of two classes that were imported from one output; else empty.
+        """A note on two classes that were imported from one output; else empty.
 
         The first logit of such a network is zero, and the softmax gives the sigmoid of the second.
         """
@@ -186,7 +186,7 @@ class Model:
 
 
 def save_model(folder: Path, model: Model, *, origin: Mapping) -> None:
-    """Writes an import folder, whole or not at all.
+    """Writes an import folder atomically.
 
     Args:
       folder: a path that does not exist yet, or an empty folder.
@@ -342,7 +342,7 @@ class _Normalization(TypedDict):
 
 
 def _preprocessing(tree: dict[str, Any], path: str = "") -> Preprocessing:
-    """Raises ValueError for what no version has written; the defaults are not for a lost field."""
+    """Raises ValueError for what no version has written: a lost field must not become a default."""
     as_type(tree, _Normalization, path)
     return as_type(tree, Preprocessing, path)
 

@@ -3,8 +3,7 @@
 All processes run the same command and see the same run folder. Only the first one writes the
 configuration, metrics and summary, and prints; checkpoints are written by all together.
 
-A process learns where the others are from the first of these that it finds; without any of them it
-runs alone:
+A process finds the others by the first of these that is present; without any of them it runs alone:
 
 flags      --coordinator=HOST:PORT --num-processes=N --process-id=I, all three
 variables  JAX_COORDINATOR_ADDRESS, with JAX_NUM_PROCESSES or NNODES, and JAX_PROCESS_ID,

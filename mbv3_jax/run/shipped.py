@@ -1,4 +1,4 @@
-"""Configuration and sweep files: found by name or path, and run.
+"""Configuration and sweep files: how they are found, by name or path, and run.
 
 A checkout has the shipped files in `configs/`; the wheel installs that folder as
 `mbv3_jax/_shipped/configs`. They are found by name from any working directory: "small",

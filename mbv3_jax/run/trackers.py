@@ -1,8 +1,8 @@
 """Trackers: services and programs that keep the records of many runs; none by default.
 
 `config.tracker` names one, which then gets what metrics.jsonl and TensorBoard get. Where it keeps
-that is up to its own environment variables (`WANDB_MODE`, `MLFLOW_TRACKING_URI`, `TRACKIO_DIR`, and
-so on). A tracker that fails is given up with one line: it never ends a run.
+the records is set by its own environment variables (`WANDB_MODE`, `MLFLOW_TRACKING_URI`,
+`TRACKIO_DIR`, and so on). If a tracker fails, one line says so, and the run continues without it.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ class Tracker(Protocol):
     """The record of one run.
 
     Attributes:
-      identity: what a later session needs to go on in the same record.
-      where: where a person finds it.
+      identity: what a later session needs to continue the same record.
+      where: where the user finds it.
     """
 
     identity: str
@@ -135,7 +135,7 @@ TRACKERS: dict[str, Callable[[Path, str | None, Mapping[str, object]], Tracker]]
 
 
 class Tracking:
-    """Passes the records of one run on to a tracker, as long as that works.
+    """Passes the records of a run to a tracker, until it fails.
 
     Args:
       name: a key of `TRACKERS`.
@@ -173,4 +173,4 @@ class Tracking:
         except Exception as e:  # whatever other people's libraries and servers come up with
             self._tracker = None
             kind = type(e).__name__
-            say(printable(f"{self._name}: {kind}: {first_line(e)}; the run goes on without it"))
+            say(printable(f"{self._name}: {kind}: {first_line(e)}; the run continues without it"))

@@ -1,4 +1,4 @@
-"""Knowledge distillation: losses by name that pull a network towards what its teacher answers.
+"""Knowledge distillation: losses by name that pull a network towards its teacher's predictions.
 
 The loss of a run with a teacher (`config.teacher`, see `teacher.py`) is
 
@@ -6,7 +6,7 @@ The loss of a run with a teacher (`config.teacher`, see `teacher.py`) is
 
 where the first is that of `losses.py`. Class weights, label smoothing and focal loss belong to it,
 and after mixup its labels are mixed. The teacher sees the mixed image itself.
-What is learnt from maps inside the teacher is added to it, see `hints.py`.
+The loss of hints from feature maps of the teacher is added to it, see `hints.py`.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Teaching:
       mean over the teachers, and the maps of `hints.of_teacher`.
     loss: (student's logits, teacher's logits) -> the loss of each example.
     weight: of this loss, from above 0 to 1; that of the labels has the rest.
-    hints: maps that the student learns from besides; None for none.
-    description: for a person, one line.
+    hints: feature maps that the student also learns from; None for none.
+    description: one line for the user.
     record: what teacher.json of the run folder holds: a dict for each teacher.
     """
 
@@ -82,8 +82,9 @@ def kl(logits: jax.Array, teacher_logits: jax.Array, *, temperature: float = 3.0
 
         loss = T**2 * sum_k p[k] * (log p[k] - log q[k]).
 
-    The gradient falls with T**2, which the factor makes up for, so that weights keep their meaning.
-    It is that of Hinton's cross-entropy, from which this differs by the entropy of the teacher.
+    The gradient shrinks with T**2, for which the factor compensates, so that weights keep their
+    meaning. It is that of Hinton's cross-entropy, from which this differs by the entropy of the
+    teacher.
 
     Args:
       logits: [batch, classes], the student's, any float type.

@@ -4,9 +4,9 @@
     data = open_data(plan)                       # sources.py: classes, durations in steps
     experiment = compile_experiment(plan, data)  # mesh, optimizer, jitted steps, abstract state
 
-Each step is a function of its arguments and changes nothing. What does not train stops earlier: a
-summary of the network needs a plan, an export looks at the data, and `compile_evaluation` leaves
-out all that is only for training.
+Each step is a function of its arguments and changes nothing. Programs that do not train stop
+earlier: a summary of the network needs only a plan, an export also the data, and
+`compile_evaluation` leaves out everything that only training needs.
 """
 
 import collections
@@ -78,7 +78,7 @@ class Evaluation:
 
         Args:
           variables: of the network.
-          wrap_batches: called with the batches, as `Interrupt.checked` can be.
+          wrap_batches: called with the batches, for instance `Interrupt.checked`.
           source: other examples than the held-out ones.
         """
         if self.plan.compute.shard_optimizer:  # the average may be in parts
@@ -101,7 +101,7 @@ class Evaluation:
 class Experiment(Evaluation):
     """A plan and its data with the programs that train and evaluate.
 
-    frozen: the stages that stay as they are.
+    frozen: the stages that are not trained.
     tx: the optimizer.
     schedule: its learning rate.
     preprocess: for training; see `augment.make_preprocess`.
@@ -225,8 +225,8 @@ def make_experiment(config: ConfigDict, run: Path | None = None) -> Experiment:
 
     Raises:
       RunError: the folder that the run starts from, or that of its teacher, is damaged.
-      UsageError: a field of the configuration is wrong; the message names it, what it got and
-        what would be right. Also if the data does not exist, with how to get it.
+      UsageError: a field of the configuration is wrong; the message names it, what it got and what
+        was expected. Also if the data does not exist, with how to get it.
     """
     plan = read_plan(config, run)
     return compile_experiment(plan, open_data(plan))

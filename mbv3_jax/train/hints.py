@@ -2,8 +2,8 @@
 
 Romero et al. (arXiv 1412.6550, section 2.2) train a layer of the student so that a regressor on it
 gives the map of a layer of the teacher. The regressor, a 1x1 convolution here, is trained with the
-student and not used afterwards. As in today's code bases there is no stage of training before the
-others: the loss of the hints is added to that of labels and logits.
+student and not used afterwards. The paper trains the hints in a stage of its own first. Here, as in
+current code bases, the loss of the hints is added to those of labels and logits.
 """
 
 import dataclasses
@@ -47,8 +47,8 @@ class Hints:
     def init(self, key: jax.Array) -> dict[str, Any]:
         """The projections before training: {"kernel": [1, 1, in, out], "bias": [out]} by stage.
 
-        The stage is the student's. Kernels are drawn with variance 1 / fan-in, so that what they
-        predict is as large as what they see; biases are zero.
+        The stage is the student's. Kernels are drawn with variance 1 / fan-in, so that their
+        outputs are as large as their inputs; biases are zero.
         """
         keys = jax.random.split(key, len(self.stages))
         return {
@@ -60,7 +60,7 @@ class Hints:
         }
 
     def loss(self, projections: Mapping[str, Any], student: Maps, teacher: Maps) -> jax.Array:
-        """Half the mean square of what the projections miss, a float32 scalar.
+        """Half the mean squared error of the projections, a float32 scalar.
 
         Equation 3 of the paper, as the mean over images, positions and channels, and over the
         stages. A teacher's map of another height or width is resized to the student's.

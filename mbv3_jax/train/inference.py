@@ -1,7 +1,6 @@
 """Using a trained network: predictions and embeddings of image files, predictions.npz.
 
-predictions.npz of a run folder has what the last weights of the run predict for every held-out
-image:
+predictions.npz of a run folder holds the predictions of the last weights for every held-out image:
 
 step               the checkpoint
 label              int32 [images], -1 for an image that could not be read
@@ -115,7 +114,7 @@ class Results:
     """Iterates over image files in order: (path, view, result or None).
 
     The view, uint8 [height, width, channels], is what the network saw. The result is None for a
-    file that cannot be read, and where the network computes no finite number.
+    file that cannot be read, or if the result is not finite.
 
     Attributes:
       problems: path -> the reason, for the files that cannot be read or have no result.
@@ -203,7 +202,7 @@ def save_predictions(
     step: int,
     wrap_batches: Callable[[Iterable[dict]], Iterable[dict]] = iter,
 ) -> None:
-    """Predicts every held-out image and writes predictions.npz, whole or not at all.
+    """Predicts every held-out image and writes predictions.npz atomically.
 
     Args:
       run_folder: the folder of the run.

@@ -2,24 +2,24 @@
 
 Where a run starts. The rules apply in this order, and the code below follows them:
 
-1. The configuration has to be valid, and its data has to open. If not, nothing is written.
+1. The configuration must be valid, and its data must open. Otherwise nothing is written.
 2. The run folder is claimed (`run/folder.py`). It is refused, and left as it is, if it holds
    something that is not a run, a run of another configuration, of another network, with another
    teacher or of a newer version of this code, or if another command uses it.
 3. A run that has finished is not trained again: its summary is returned. With several seeds, some
    of which finished by themselves, the command is refused.
 4. A run that has a checkpoint resumes from the newest one that is complete; what a killed process
-   has half written does not count. With several seeds it is the newest that all of them have, and
-   later ones are deleted. Checkpoints whose files are damaged are moved to the folder `damaged`,
-   which is said, and the run resumes from the last intact one; with `config.on_damaged` "refuse",
-   or if none is intact, the run is refused (`run/checkpoint.py`): the message says which to remove.
-   So is a checkpoint of a network of another shape, or one that was trained on other data. None is
-   ever skipped silently.
+   has only partly written does not count. With several seeds it is the newest that all of them
+   have, and later ones are deleted. Checkpoints whose files are damaged are moved to the folder
+   `damaged`, with a message, and the run resumes from the last intact one; with `config.on_damaged`
+   "refuse", or if none is intact, the run is refused (`run/checkpoint.py`): the message says which
+   to remove. So is a checkpoint of a network of another shape, or one that was trained on other
+   data. None is ever skipped silently.
 5. A run without a checkpoint whose configuration names a folder to start from (`config.init`)
    takes the weights of that folder (`train/warm_start.py`). If the run has started before, the
    weights must still be the same ones. It writes a checkpoint of step 0 first, so that rule 4
    applies from then on and the folder is not needed any more.
-6. Any other run starts from fresh weights, which follow from its seed.
+6. Any other run starts from random weights, which follow from its seed.
 """
 
 import collections
@@ -83,7 +83,7 @@ def train(
         nothing was changed.
       RunError: the loss is not finite, or the folder can be neither read nor written; earlier
         checkpoints are intact.
-      Preempted: there was a signal that announces the end; the state between two steps is saved.
+      Preempted: a signal announced the end of the machine; the state between two steps is saved.
       KeyboardInterrupt: Ctrl-C was pressed; raised between two steps or two evaluation batches,
         with the state saved if this is the only process, or at once after a second time.
     """
@@ -123,7 +123,7 @@ def train(
 
 
 def opening(experiment: Experiment, workdir: Path) -> list[str]:
-    """What a person should see before the first step: data, network and length, a line each."""
+    """What to print before the first step: data, network and length, a line each."""
     data, spec, plan = experiment.data, experiment.spec, experiment.plan
     training = data.training
     devices = jax.devices()
@@ -157,7 +157,7 @@ def opening(experiment: Experiment, workdir: Path) -> list[str]:
 
 
 def on_data(experiment: Experiment) -> list[str]:
-    """What a person should know of the data, for what trains many networks on it; a line each."""
+    """Notes on the data, for commands that train many networks on it; a line each."""
     return [*_data_lines(experiment), *_data_notes(experiment)]
 
 

@@ -1,4 +1,4 @@
-"""Training losses by name, the weights of classes, and the counting of correct answers."""
+"""Training losses by name, class weights, and counting correct predictions."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def class_weights(
       float32 [classes]; None if none are given.
 
     Raises:
-      ValueError: it is something else, or "balanced" without known counts.
+      ValueError: `given` is something else, or "balanced" without known counts.
     """
     field = "loss.class_weights"
     if given is None:
@@ -153,7 +153,7 @@ def cross_entropy(
 def bce(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
     """Binary cross-entropy with sigmoids, averaged over the classes, in float32.
 
-    For several labels an image: each class is a decision of its own, with p = sigmoid(logit).
+    For several labels per image: each class is decided separately, with p = sigmoid(logit).
     Smoothing mixes each label with 1/2.
 
     Args:
@@ -170,7 +170,7 @@ def bce(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -
     check_number("label_smoothing", label_smoothing, at_least=0, below=1)
     _check_shapes(logits, labels)
     if labels.ndim == 1:
-        raise ValueError("loss.name: got 'bce', which is for several labels an image")
+        raise ValueError("loss.name: got 'bce', which is for several labels per image")
     logits = logits.astype(jnp.float32)
     labels = (1 - label_smoothing) * labels.astype(jnp.float32) + label_smoothing / 2
     return jnp.mean(jax.nn.softplus(logits) - labels * logits, axis=-1)
@@ -184,14 +184,14 @@ def binary_cross_entropy(
     label_smoothing: float = 0.0,
     target_threshold: float | None = None,
 ) -> jax.Array:
-    """Each class as a question of its own (Wightman et al., arXiv 2110.00476), in float32.
+    """Each class decided separately (Wightman et al., arXiv 2110.00476), in float32.
 
-    For one label an image, which mixup may mix with another; several have `bce`. With
+    For one label per image, which mixup may mix with another; several have `bce`. With
     p = sigmoid(logits) and targets t, which are the labels smoothed as by `cross_entropy`,
 
         loss = -mean_k (t[k] * log p[k] + (1 - t[k]) * log(1 - p[k])),
 
-    the mean over classes, as in timm; so it is small, and gradients with it.
+    the mean over classes, as in timm, so the loss and its gradients are small.
 
     Args:
       logits: [batch, classes], any float type.
@@ -227,8 +227,9 @@ def binary_cross_entropy(
 def focal(logits: jax.Array, labels: jax.Array, *, gamma: float = 2.0) -> jax.Array:
     """Focal loss of each example (Lin et al., arXiv 1708.02002, section 3.2), in float32.
 
-    With p = softmax(logits), loss = -(1 - p[label])**gamma * log p[label]: examples that are right
-    already count less. The paper's alpha, a factor for each class, is `class_weights` here.
+    With p = softmax(logits), loss = -(1 - p[label])**gamma * log p[label]: examples that are
+    already classified well count less. The paper's alpha, a factor for each class, is
+    `class_weights` here.
 
     Args:
       logits: [batch, classes], any float type.
@@ -344,9 +345,9 @@ def semantic_hits(
 def correct(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     """Whether each label is among the k largest logits.
 
-    Among equal logits the lower class number ranks first, as in `argmax`. So constant logits
-    score 1/K on balanced labels: neither everything nor nothing. A row that holds a NaN is
-    wrong, although `argmax` would return the position of the NaN, and so is a label out of range.
+    Among equal logits the lower class number ranks first, as in `argmax`. So constant logits score
+    1/K on balanced labels, neither 1 nor 0. A row that holds a NaN counts as wrong, although
+    `argmax` would return the position of the NaN, and so does a label out of range.
 
     Args:
       logits: [batch, classes], any float type.
@@ -374,7 +375,7 @@ def correct(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
 
 
 def label_accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The fraction of the classes that are decided right at a probability of one half.
+    """The fraction of the classes that are decided correctly at a probability of one half.
 
     Args:
       logits: [batch, classes], of sigmoids.

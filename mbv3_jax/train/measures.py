@@ -1,8 +1,8 @@
 """Measures of an evaluation by class, averaged over classes, and of its calibration.
 
-The device adds up what is small: three counts for each class and the gaps of 15 bins. Only with two
-classes one number for each example reaches the host, for the measures that depend on the order of
-all examples. No logits are collected, so 1,000 classes and 50,000 images cost next to nothing.
+The device sums only small arrays: three counts per class and the gaps of 15 bins. Only with two
+classes does one number per example reach the host, for the measures that depend on the order of all
+examples. No logits are collected, so 1,000 classes and 50,000 images cost next to nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -116,9 +116,9 @@ def measures(
 
 
 def multi_label_measures(batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    """The measures of a whole evaluation with several labels an image.
+    """The measures of a whole evaluation with several labels per image.
 
-    Each class is a decision of its own. Precision, recall and F1 are those at a probability of one
+    Each class is decided separately. Precision, recall and F1 are those at a probability of one
     half, as in `measures`.
 
     Args:

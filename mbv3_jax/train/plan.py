@@ -87,8 +87,8 @@ class DataPlan:
 class FinetunePlan:
     """What learns, and how fast; see `finetune.py`.
 
-    frozen: the stages that stay as they are, as text.
-    freeze_bn: whether all BatchNorm uses its running statistics, which then stay.
+    frozen: the stages that are not trained, as text.
+    freeze_bn: whether every BatchNorm uses its running statistics, which are then not updated.
     backbone_lr_factor: of everything except the logits.
     lr_factors: (regular expression, factor) pairs.
     """
@@ -110,7 +110,7 @@ class QuantPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComputePlan:
-    """How it is computed; see `mbv3_jax.nn.modules.Compute`.
+    """How the network is computed; see `mbv3_jax.nn.modules.Compute`.
 
     batch_norm: one of `BATCH_NORMS`.
     shard_optimizer: whether each device keeps a part of the optimizer's state and the average.
@@ -126,8 +126,8 @@ class ComputePlan:
 class EarlyStop:
     """When a run ends before its last step.
 
-    patience: after how many evaluations in a row that are not better.
-    metric: what they are compared by, a key of `metrics.EVAL_METRICS`.
+    patience: the number of evaluations in a row that are not better.
+    metric: the metric that compares them, a key of `metrics.EVAL_METRICS`.
     """
 
     patience: int
@@ -136,13 +136,13 @@ class EarlyStop:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillationPlan:
-    """What else the network learns from; see `teacher.py` and `distillation.py`.
+    """What the network learns from besides labels; see `teacher.py` and `distillation.py`.
 
     teachers: run folders, import folders and StableHLO files, as given.
     loss: a name of `distillation.DISTILLATION`.
     weight: of this loss, above 0 and at most 1; that of the labels has the rest.
     dtype: that teachers compute in; None for float32.
-    features: strides of the maps that it learns from besides, see `hints.py`.
+    features: strides of the feature maps that it also learns from, see `hints.py`.
     features_weight: of their loss.
     """
 
@@ -162,7 +162,7 @@ class Plan:
     spec: the network; the data and the durations in steps complete it, see `sources.Data`.
     num_classes: how many the data must have; None for any number.
     preprocessing: in evaluation.
-    warm_start: the weights that the run starts from; None for fresh ones.
+    warm_start: the weights that the run starts from; None for random ones.
     augment: options of `data.augment.make_preprocess`.
     class_weights: as given, see `losses.class_weights`.
     distillation: None to learn from the labels alone.
@@ -230,8 +230,8 @@ def read_plan(config: ConfigDict, run: Path | None = None) -> Plan:
       run: the run folder, which need not exist; for a run that starts from trained weights.
 
     Raises:
-      UsageError: a field of the configuration is wrong; the message names it, what it got and
-        what would be right.
+      UsageError: a field of the configuration is wrong; the message names it, what it got and what
+        was expected.
       RunError: the folder that the run starts from is damaged.
     """
     try:
@@ -416,7 +416,7 @@ def _early_stop(config: ConfigDict) -> EarlyStop | None:
 
 
 def check_metrics(plan: Plan, num_classes: int) -> None:
-    """Checks that evaluations of so many classes have the metrics that the plan goes by.
+    """Checks that evaluations with this number of classes have the metrics that the plan uses.
 
     Raises:
       ValueError: they do not; the message names the field.
@@ -426,17 +426,17 @@ def check_metrics(plan: Plan, num_classes: int) -> None:
         if metric is not None and plan.multi_label and metric not in MULTI_LABEL_METRICS:
             expected = ", ".join(MULTI_LABEL_METRICS)
             raise ValueError(
-                f"{field}: got {metric!r}, expected one of {expected} for several labels an image"
+                f"{field}: got {metric!r}, expected one of {expected} for several labels per image"
             )
         if metric == "mean_average_precision" and not plan.multi_label:
-            raise ValueError(f"{field}: got {metric!r}, which is of several labels an image")
+            raise ValueError(f"{field}: got {metric!r}, which is for several labels per image")
         if metric == "semantic_accuracy" and plan.loss.name != "semantic_softmax":
             raise ValueError(f"{field}: got {metric!r}, which is of loss.name='semantic_softmax'")
         if metric == "top5" and num_classes <= 5:
             raise ValueError(f"{field}: got 'top5', expected top1 for {num_classes} classes")
         if metric in ("auc", "average_precision") and num_classes != 2:
             raise ValueError(
-                f"{field}: got {metric!r}, which is of two classes, but the data has {num_classes}"
+                f"{field}: got {metric!r}, which is for two classes, but the data has {num_classes}"
             )
 
 
@@ -452,13 +452,13 @@ def check_labels(plan: Plan, kind: str) -> None:
     """
     if plan.multi_label and kind != "multi":
         raise ValueError(
-            "loss.name: got 'bce', which is for several labels an image, but the data has "
+            "loss.name: got 'bce', which is for several labels per image, but the data has "
             f"{'probabilities' if kind == 'soft' else 'one'}; data.labels=multi reads several of a "
             "table"
         )
     if kind == "multi" and not plan.multi_label:
         raise ValueError(
-            f"loss.name: got {plan.loss.name!r}, expected 'bce' for several labels an image"
+            f"loss.name: got {plan.loss.name!r}, expected 'bce' for several labels per image"
         )
     weights = plan.class_weights
     refused = {
@@ -473,7 +473,7 @@ def check_labels(plan: Plan, kind: str) -> None:
     }
     for field, (value, unfit) in refused.items():
         if value and unfit:
-            what = "several labels an image" if kind == "multi" else "probabilities as labels"
+            what = "several labels per image" if kind == "multi" else "probabilities as labels"
             cleared = False if isinstance(value, bool) else None
             raise ValueError(
                 f"{field}: got {value!r}, which does not go with {what}; expected {cleared}"

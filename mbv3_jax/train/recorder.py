@@ -149,7 +149,7 @@ class Recorder:
         """Evaluates, writes the record and returns it.
 
         Raises:
-          RunError: it lacks what the best checkpoint or early stopping goes by.
+          RunError: it lacks the metric of the best checkpoint or of early stopping.
         """
         started = time.perf_counter()
         values = means(self._evaluate(state.for_evaluation))
@@ -174,10 +174,10 @@ class Recorder:
         return from_first(lambda: best_record(self.run.folder, metric))
 
     def reason_to_stop(self, step: int) -> str | None:
-        """Why the run ends after this step, before its last one; None if it goes on.
+        """Why the run ends after this step, before its last one; None if it continues.
 
-        It follows from the records of the evaluations up to here, which a resumed run has as well:
-        so it ends at the same step.
+        It follows from the records of the evaluations up to here, which a resumed run has too, so
+        that it ends at the same step.
         """
         early = self._early
         if early is None or step == self._data.total_steps:

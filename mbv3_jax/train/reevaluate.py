@@ -41,7 +41,8 @@ def evaluate_on(
       data: `config.data`, or a part of it. All images of a folder of class folders without splits
         are evaluated, unless "split_fraction" is given.
       step, weights, batch: as for `Inference`.
-      report: called with each note on the network and on the data, such as what is not read there.
+      report: called with each note on the network and on the data, for instance on files that are
+        not read.
 
     Returns:
       {"folder", "data", "split", "labels": "by name" or "by order"}, the values of
@@ -120,7 +121,7 @@ def evaluate_on(
 
 
 def map_labels(labels: np.ndarray, mapping: np.ndarray, classes: int) -> np.ndarray:
-    """The labels of data as those of a network of so many classes; `mapping` is of `label_map`."""
+    """The labels of data as those of a network; `mapping` is from `label_map`."""
     if labels.ndim == 1:
         return mapping[labels]
     mapped = np.zeros((len(labels), classes), labels.dtype)

@@ -11,7 +11,7 @@ instead of 1, which differs by 0.013% for its cosine over 700 epochs with 5 of w
 With the option `noise` the learning rate of each epoch in a part of the run is multiplied by a
 random factor around 1, as timm's --lr-noise does.
 
-From where `factor` counts is the option `decay_from` of the decaying schedules:
+The option `decay_from` of the decaying schedules says where `factor` starts to count:
   "start"       from step 0: slim, the model garden, timm. The default.
   "warmup_end"  from the end of warm-up: optax's `warmup_*_schedule`, and the recipes built on it.
 """
@@ -46,7 +46,7 @@ SCHEDULES: Registry[Callable[..., Factor]] = Registry("schedule")
 
 
 class Course(NamedTuple):
-    """The course of the run that a schedule is laid over."""
+    """The lengths of a run that a schedule depends on."""
 
     total_steps: int
     warmup_steps: int
@@ -87,8 +87,9 @@ def make_schedule(
       seed: of the noise; that of the run.
       noise: (first, last) part of the run in which the learning rate is noisy, from 0 to 1, as
         (0.42, 0.9); None for no noise. Each epoch draws one factor, 1 + a normal number.
-      noise_limit: what that number stays below, drawn again if need be; None takes timm's 0.67.
-      noise_std: its standard deviation before that; None takes timm's 1.
+      noise_limit: the number is drawn again until its magnitude is below this; None takes timm's
+        0.67.
+      noise_std: its standard deviation before this limit; None takes timm's 1.
       **options: of the schedule, see its entry; None counts as not given.
 
     Returns:
@@ -201,8 +202,8 @@ def cosine(
 ) -> Factor:
     """Half a cosine from 1 to final_lr_factor, which it reaches at total_steps and keeps.
 
-    With cooldown_epochs it gets there so many epochs earlier, and the run ends at a constant rate,
-    as with timm's --cooldown-epochs.
+    With cooldown_epochs it gets there that many epochs earlier, and the run ends at a constant
+    rate, as with timm's --cooldown-epochs.
     """
     check_number("schedule.final_lr_factor", final_lr_factor, at_least=0, at_most=1)
     check_number("schedule.cooldown_epochs", cooldown_epochs, at_least=0)

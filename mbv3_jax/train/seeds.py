@@ -1,10 +1,10 @@
-"""Several seeds at once: as many runs, trained together by one program, for error bars.
+"""Several seeds at once: one run per seed, trained together by one program, for error bars.
 
-The step has a further axis over the seeds (`jax.vmap`). First weights, the order of the data, and
-what augmentation and dropout draw are those of each run alone; only sums may be added in another
-order, so that trained weights agree up to float32 rounding. WORKDIR/seed0, WORKDIR/seed1, ... are
-run folders like any other, with the configuration of a run of that seed alone;
-WORKDIR/summary.json has the mean and the standard deviation over them.
+The step has a further axis over the seeds (`jax.vmap`). Initial weights, the order of the data,
+augmentation and dropout are those of each run alone. Only the order of sums may differ, so that
+trained weights agree up to float32 rounding. WORKDIR/seed0, WORKDIR/seed1, ... are run folders like
+any other, with the configuration of a run of that seed alone; WORKDIR/summary.json has the mean and
+the standard deviation over them.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ class TrainBatches(Protocol):
 
 
 class Stack:
-    """Joins and splits what belongs to several runs; of one run everything stays as it is.
+    """Joins and splits what belongs to several runs; with a single run it changes nothing.
 
     Args:
       experiment: what is trained; its plan says with how many seeds.

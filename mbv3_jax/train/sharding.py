@@ -56,7 +56,7 @@ def spread(tree: Tree, mesh: Mesh) -> Tree:
     """Shardings in which every device holds a part of each array that can be cut evenly.
 
     The longest axis that the number of devices divides is cut; an array without one is small, and
-    is replicated. This is for what only the update needs, the optimizer's state and the average
+    is replicated. It is used for what only the update needs: the optimizer's state and the average
     (ZeRO stage 1, Rajbhandari et al. 2019, arXiv 1910.02054).
 
     Args:

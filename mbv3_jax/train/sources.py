@@ -29,7 +29,7 @@ class Data:
 
     @property
     def notes(self) -> list[str]:
-        """What a person should know about the data before it is used, a line each."""
+        """Notes on the data before it is used, a line each."""
         return [printable(note) for note in (*self.training.notes, *self.held_out.notes)]
 
 

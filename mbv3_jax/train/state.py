@@ -1,8 +1,8 @@
 """Everything that training changes, as one pytree: what a step takes, returns and checkpoints.
 
 The moving average covers parameters and BatchNorm statistics, both by the same functions with the
-same decay: averaged weights with the latest statistics, or with statistics of another horizon, are
-not a network that anybody trained.
+same decay: averaged weights with the latest statistics, or with statistics of another horizon,
+would not be a network that was trained.
 """
 
 import dataclasses
@@ -87,8 +87,8 @@ def create_state(
       tx: the optimizer.
       seed: of the run.
       with_ema: whether the run keeps a moving average.
-      initial: variables to start from; the stages that it does not have are initialized.
-      hints: what it learns from besides; with them it is a `HintedState`.
+      initial: variables to start from; stages that are not in it are initialised.
+      hints: the hints that the network also learns from; with them the state is a `HintedState`.
     """
     key = jax.random.fold_in(jax.random.key(seed), INIT_STREAM)
     variables = functional.init(spec, key)

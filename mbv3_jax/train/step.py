@@ -67,15 +67,15 @@ def make_train_step(
         as many runs are trained at once: state, batch and metrics have a first axis over them.
       compute: types and forms of computation.
       ema_decay: of the moving average; None for no such average.
-      average_from: how many updates the mean of all later ones leaves out, see `state.mean_decay`;
-        None for no such mean. Without either average `TrainState.ema` is None.
+      average_from: the number of updates before the mean over all later ones begins, see
+        `state.mean_decay`; None for no such mean. Without either average `TrainState.ema` is None.
       accum_steps: into how many parts a batch is cut.
       frozen: stages for which no gradient is computed; `tx` must leave them as they are, see
         `finetune.scale_rates`.
       shard_optimizer: whether every device keeps and updates only a part of the optimizer's state
         and of the average, see `sharding.spread`.
       teaching: the teacher that the network also learns from; None for none. All seeds have one.
-      multi_label: whether an image has several labels, each a decision of its own.
+      multi_label: whether an image has several labels, which are decided separately.
 
     Returns:
       step(state, batch) -> (state, metrics), a `functools.partial` of the jitted function

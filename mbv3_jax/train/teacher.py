@@ -2,10 +2,10 @@
 
 A teacher is a run folder or an import folder, or a StableHLO file: any function from images to
 logits. It sees what the student sees, in the same compiled step, after augmentation and mixing: at
-its own resolution, normalised as it was trained. BatchNorm uses its running statistics, nothing is
-dropped, and no gradient reaches it. The weights of a folder are an input of the step; those of a
-file are constants in it. No checkpoint holds them. teacher.json of the run folder has their digest,
-so that a run does not resume with another teacher.
+its own resolution, normalised as it was trained. BatchNorm uses its running statistics, there is no
+dropout, and no gradient reaches the teacher. The weights of a folder are an input of the step;
+those of a file are constants in it. No checkpoint holds them. teacher.json of the run folder has
+their digest, so that a run does not resume with another teacher.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ class Teacher:
     """One teacher.
 
     path: the folder or the file.
-    what: its network, for a person.
+    what: its network, for messages.
     num_classes: how many logits it has.
     class_names: by label; none if it does not say.
     size: height and width of the images that it takes, in pixels.
@@ -213,7 +213,7 @@ def read_teacher(given: str, dtype: str | None = None) -> Teacher:
       dtype: that a network of a folder computes in, a key of `modules.DTYPES`; None for float32.
 
     Raises:
-      UsageError: there is no such thing, it is of another kind, or the option does not apply.
+      UsageError: the teacher does not exist, is of another kind, or the option does not apply.
       RunError: it is damaged.
       ValueError: the type is unknown.
     """
@@ -371,7 +371,7 @@ def _signature(path: Path, exported: jax.export.Exported) -> tuple[tuple[int, in
 def _by_seeds(call: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
     """The function with a rule for `jax.vmap`, which exported functions do not have.
 
-    Several seeds at once see so many batches: these become one.
+    Several seeds at once have several batches, which become one.
     """
     wrapped = jax.custom_batching.custom_vmap(call)
 

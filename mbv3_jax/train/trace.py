@@ -1,4 +1,4 @@
-"""A trace of some steps, as XProf and TensorBoard's profile page open it."""
+"""A trace of some steps, for XProf or TensorBoard's profile page."""
 
 import contextlib
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Trace:
         self._since: int | None = None
 
     def before(self, step: int) -> None:
-        """Begins the trace if the step is one of them; a run may have resumed in their middle."""
+        """Begins the trace if the step is one of them; a run may resume in the middle of them."""
         if self._steps and self._since is None and self._steps[0] <= step <= self._steps[1]:
             jax.profiler.start_trace(str(self._folder))
             self._since = step

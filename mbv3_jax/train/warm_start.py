@@ -1,6 +1,6 @@
 """Starting from trained weights: `config.init`, a run folder or an import folder.
 
-The folder is read once, before step 0. What the run needs of it is kept in the run's own folder:
+The folder is read once, before step 0. What the run needs from it is kept in the run's own folder:
 spec.json (the network, with as many classes as the data has), init.json (where the weights came
 from, what is new, the preprocessing) and a checkpoint of step 0.
 """

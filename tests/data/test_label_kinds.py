@@ -1,4 +1,4 @@
-"""Several labels an image, and probabilities, in tables, Parquet, Hugging Face folders and tars."""
+"""Several labels per image, and probabilities, in tables, Parquet, Hugging Face data and tars."""
 
 import io
 import json

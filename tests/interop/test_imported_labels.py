@@ -1,4 +1,4 @@
-"""Networks of several labels an image: imports are told, and what leaves says it."""
+"""Networks of several labels per image: imports are told, and what leaves says it."""
 
 import dataclasses
 

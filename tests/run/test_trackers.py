@@ -82,7 +82,7 @@ def test_what_fails_is_one_line_and_the_run_goes_on(tiny_config, tmp_path, monke
     summary = loop.train(config, tmp_path / "run")
     assert summary["steps"] == 6
     lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("note: mlflow: ")]
-    assert len(lines) == 1 and lines[0].endswith("; the run goes on without it")
+    assert len(lines) == 1 and lines[0].endswith("; the run continues without it")
     assert ("Max retries exceeded" if find_spec("mlflow") else "[mlflow]") in lines[0]
     assert not (tmp_path / "run" / "tracker.json").exists()
 

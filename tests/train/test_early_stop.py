@@ -141,7 +141,7 @@ WRONG = [
     ),
     (
         "early_stop.patience=1 early_stop.metric=auc",
-        "early_stop.metric: got 'auc', which is of two classes, but the data has 10",
+        "early_stop.metric: got 'auc', which is for two classes, but the data has 10",
     ),
     ("early_stop.patience=1 seeds=0,1", "early_stop.patience: got 1, but seeds are trained togeth"),
     ("keep_best_metric=loss", "keep_best_metric: got 'loss', but keep_best is False"),

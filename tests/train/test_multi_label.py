@@ -1,4 +1,4 @@
-"""Networks of several labels an image, and of probabilities: loss, measures, refusals, a run."""
+"""Networks of several labels per image, and of probabilities: loss, measures, refusals, a run."""
 
 import json
 
@@ -135,7 +135,7 @@ BCE = ("data.labels=multi", "loss.name=bce")
         ([*BCE, "loss.class_weights=1,2,3"], "loss.class_weights: got (1, 2, 3), which does not"),
         ([*BCE, "data.balanced=True"], "data.balanced: got True, which does not go with several"),
         ([*BCE, "save_predictions=True"], "save_predictions: got True, which does not go with"),
-        ([*BCE, "seeds=0,1"], "seeds: got (0, 1), which does not go with several labels an image"),
+        ([*BCE, "seeds=0,1"], "seeds: got (0, 1), which does not go with several labels per image"),
         (
             [*BCE, "teacher=large"],
             "teacher: got ('large',), which does not go with several labels an image; expected N",
@@ -155,7 +155,7 @@ BCE = ("data.labels=multi", "loss.name=bce")
         ),
         (
             ["data.labels=soft", "keep_best=True", "keep_best_metric=mean_average_precision"],
-            "keep_best_metric: got 'mean_average_precision', which is of several labels an image",
+            "keep_best_metric: got 'mean_average_precision', which is for several labels per image",
         ),
     ],
 )
@@ -205,7 +205,7 @@ def test_a_run_resumes_evaluates_and_predicts(table, tmp_path, capsys):
     assert set(probabilities) == set(NAMES)
     chosen = {name for name, probability in probabilities.items() if probability >= 0.5}
     assert set(predicted["labels"]) == chosen
-    assert "several labels an image: those with a probability of at least 50%" in err
+    assert "several labels per image: those with a probability of at least 50%" in err
     assert main(["report", str(run), f"--out={tmp_path / 'report.html'}"]) == 2
     assert "a report compares top-1, which networks of several labels" in capsys.readouterr().err
 

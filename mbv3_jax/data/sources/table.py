@@ -51,7 +51,7 @@ def open_table(
       path: the file; .parquet and .pq are Parquet, anything else is text in UTF-8.
       resolution: of the images in pixels: the side of squares, or (height, width).
       image_column: of the images; None for "path", "image" or "file_name", in any case.
-      label_column: of the labels; None for "label". With several labels an image, or with
+      label_column: of the labels; None for "label". With several labels per image, or with
         probabilities, also one for each class, separated by commas; None then also for "p_NAME".
       split_column: of the names of splits; None for "split", if there is such a column.
       labels: one of `source.LABEL_KINDS`; None for "single".
