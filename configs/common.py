@@ -91,7 +91,7 @@ def default(network: str) -> ConfigDict:
         dtype="float32",  # float32, bfloat16 (weights and BatchNorm stay float32)
         depthwise="auto",  # auto, grouped, shifted
         batch_norm="cross_device",  # cross_device, per_device
-        shard_optimizer=False,  # spreads optimizer state and average over devices (ZeRO-1)
+        shard_optimizer=False,  # spread optimizer state and average over the devices (ZeRO-1)
     )
 
     # See mbv3_jax.data.source. An option that the source does not have must be None.
@@ -102,7 +102,7 @@ def default(network: str) -> ConfigDict:
         data_dir=placeholder(str),  # imagenet, tfds: where TFDS keeps prepared data
         train_split=placeholder(str),  # of files: train
         eval_split=placeholder(str),  # of files: validation, val, valid or test; clutter: test
-        split_fraction=placeholder(float),  # of files: hold out a part of train
+        split_fraction=placeholder(float),  # of files: hold out this fraction of train
         image_column=placeholder(str),  # table: path or image; huggingface: that of type Image
         label_column=placeholder(str),  # table: label; huggingface: that of type ClassLabel
         split_column=placeholder(str),  # table: split
@@ -112,7 +112,7 @@ def default(network: str) -> ConfigDict:
         num_classes=placeholder(int),  # synthetic
         num_examples=placeholder(int),  # synthetic
         balanced=placeholder(bool),  # True: training sees every class equally often
-        repeats=placeholder(int),  # 3: so many views of each image in its batch; None: 1
+        repeats=placeholder(int),  # views of each image in its batch; None: 1
         on_error="raise",  # raise, skip: for an example that cannot be read
         # Of image files: the crop; mbv3_jax.data.decode.decode_view has the defaults.
         area=placeholder(tuple),  # (0.08, 1): of the training crop
@@ -122,9 +122,9 @@ def default(network: str) -> ConfigDict:
         central=placeholder(str),  # square, stretch
         exif_rotate=placeholder(bool),  # False for imagenet and tfds, else True
         # How the data is read, which does not change what is read.
-        num_workers=placeholder(int),  # processes that decode; None: one per core if it helps
-        num_threads=1,  # that read, in each process
-        prefetch_batches=4,  # read ahead of the device
+        num_workers=placeholder(int),  # processes that decode; None: one per core, if needed
+        num_threads=1,  # threads that read, in each process
+        prefetch_batches=4,  # batches that are read ahead
     )
 
     # Augmentation on the device; see mbv3_jax.data.augment.make_preprocess.
@@ -194,24 +194,24 @@ def default(network: str) -> ConfigDict:
         # gamma, target_threshold, hierarchy (a CSV table: child,parent)
         **_options(LOSSES, without=("label_smoothing",)),
     )
-    config.label_smoothing = 0.0  # of losses that have it
+    config.label_smoothing = 0.0  # for losses that have it
 
-    # A trained network that this one learns from besides the labels: a run folder, an import folder
-    # or a .stablehlo file; or several, whose logits are averaged, as ("runs/a", "runs/b").
+    # A trained network that this one also learns from: a run folder, an import folder or a
+    # .stablehlo file; or several, whose logits are averaged, as ("runs/a", "runs/b").
     config.teacher = placeholder(object)
     # How it learns from it; all None without a teacher. See mbv3_jax.train.distillation.
     config.distillation = dict(
         name=placeholder(str),  # None: kl; js, symmetric_kl, hard
-        weight=placeholder(float),  # None: 0.5; the loss by the labels has the rest
-        dtype=placeholder(str),  # that a teacher computes in: None: float32; bfloat16
-        features=placeholder(tuple),  # (16,): also from maps of these strides; None: from none
-        features_weight=placeholder(float),  # None: 1; of their loss, which is added
+        weight=placeholder(float),  # None: 0.5; the label loss has the rest
+        dtype=placeholder(str),  # of the teacher: float32, bfloat16; None: float32
+        features=placeholder(tuple),  # (16,): the strides of maps to learn from too; None: none
+        features_weight=placeholder(float),  # of the loss of these maps, which is added; None: 1
         # temperature
         **_options(DISTILLATION),
     )
 
     config.ema_decay = placeholder(float)  # of weights and BatchNorm statistics; None: no average
-    # Instead of a moving average the mean over so many last epochs (SWA); None: no such mean.
+    # How many last epochs to average over, instead of a moving average (SWA); None: none.
     config.average_epochs = placeholder(float)
 
     config.log_every_steps = 10  # a record is the mean of the steps since the last one
@@ -224,21 +224,22 @@ def default(network: str) -> ConfigDict:
     config.checkpoint_every_epochs = placeholder(float)  # the same in epochs
     config.checkpoint_every_examples = placeholder(int)  # the same in examples
     config.keep_checkpoints = 3  # the newest ones
-    # A damaged newest checkpoint: earlier (go on from the last intact one), refuse; None: earlier.
+    # If the newest checkpoint is damaged: earlier (continue from the last intact one) or refuse;
+    # None: earlier.
     config.on_damaged = placeholder(str)
-    config.keep_best = False  # also the checkpoint of the best evaluation: --step=best
+    config.keep_best = False  # also keep the checkpoint of the best evaluation, for --step=best
     # None: top1; else loss, ece, top5, balanced_accuracy, macro_f1, weighted_f1, ..., or of two
     # classes auc, average_precision; see mbv3_jax.run.metrics.EVAL_METRICS.
     config.keep_best_metric = placeholder(str)
-    # Ends the run after so many evaluations in a row that are not better than those before them.
+    # Ends the run after `patience` evaluations in a row that are not better than those before them.
     # The learning rate still follows the schedule of the whole run.
     config.early_stop = dict(
         patience=placeholder(int),  # None: never
         metric=placeholder(str),  # as keep_best_metric
     )
     config.profile = placeholder(tuple)  # (11, 20): trace these steps, for XProf or TensorBoard
-    config.tracker = placeholder(str)  # wandb, mlflow, trackio: gets the metrics too
-    config.save_predictions = False  # of every held-out image, at the end: predictions.npz
+    config.tracker = placeholder(str)  # wandb, mlflow or trackio, which gets the metrics too
+    config.save_predictions = False  # write predictions.npz for every held-out image, at the end
     return config.lock()
 
 

@@ -1,4 +1,4 @@
-"""A small and a large network, found in minutes by what others have trained and measured.
+"""A small and a large network, found in minutes from what others have trained and measured.
 
 python main.py --config=configs/search/proxy.py
   A reinforcement-learning controller in the space of Accel-NASBench, rewarded by the ImageNet
@@ -11,7 +11,7 @@ python main.py --config=configs/search/proxy.py --config.cost=a100_throughput,ma
     --config.relative_to=space --config.targets.small=0.5 --config.targets.large=1.0
   For the time on an A100, as a fraction of that of the median network of the space.
 python main.py --config=configs/search/proxy.py --config.proxy.table=FILE.json
-  By a table of your own (docs/architecture_search.md).
+  With a table of your own (docs/architecture_search.md).
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,7 @@ from configs import found
 
 
 def get_config(argument: str = "imagenet"):
-    """`argument`: what the networks are trained on where that is asked for, as for found.py."""
+    """`argument`: what the networks are trained on if `train` is True, as for found.py."""
     config = ConfigDict()
     config.program = "search"  # what main.py runs
     config.seed = 0
@@ -42,9 +42,9 @@ def get_config(argument: str = "imagenet"):
         threads=1,
         max_error=10.0,
     )
-    # The costs of each network to find: those of a published network by its name, or a number that
-    # is a fraction of the median of the space ("space") or of the network `relative_to`, or, if
-    # that is None, in the unit of the cost.
+    # The costs of each network to find: those of a published network by its name, or a number: a
+    # fraction of the median of the space ("space") or of the network `relative_to`, or, if that is
+    # None, in the unit of the cost.
     config.relative_to = placeholder(str)
     # By the name of the network.
     config.targets = dict(small=placeholder(object), large=placeholder(object))
@@ -63,10 +63,10 @@ def get_config(argument: str = "imagenet"):
         tournament=placeholder(int),
         changes=placeholder(int),
     )
-    # Afterwards the best network is improved, in so many rounds of 16 networks that differ from the
-    # best so far by one or two decisions.
+    # Afterwards the best network is improved, in this many rounds of 16 networks that differ from
+    # the best so far by one or two decisions.
     config.refine_rounds = 100
-    # Whether the networks and the references are trained in the end, as `final` says.
+    # Whether the networks and the references are trained at the end, as `final` says.
     config.train = False
     # NetAdapt narrows trained networks; configs/search/small.py says what the fields mean.
     config.netadapt = dict(

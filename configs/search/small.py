@@ -9,11 +9,11 @@ python main.py --config=configs/search/small.py --config.searcher.name=evolution
   Regularised evolution in place of the policy gradient; local_search, random and nsga2 too.
 python main.py --config=configs/search/small.py --config.evaluator=supernet \
     --config.space.name=letters
-  By weights that all networks share. With --config.controller.points=2 a controller for each
+  With weights that all networks share. With --config.controller.points=2 a controller for each
   target decides which of them are trained, as in TuNAS.
 python main.py --config=configs/search/small.py:imagenet
-  TuNAS's space at 224 pixels, for about the latency of MobileNetV3-Small and -Large. Nobody has
-  run it yet.
+  TuNAS's space at 224 pixels, for about the latency of MobileNetV3-Small and -Large. It has not
+  been run yet.
 """
 
 from ml_collections import ConfigDict, FieldReference
@@ -35,8 +35,8 @@ def get_config(argument: str = "clutter"):
     # The cost: "madds", or "ms" by a latency table. The table is measured first, or is the file
     # latency.table from `latency measure`, or from a phone's figures by `latency csv`.
     config.cost = "ms"
-    # target: litert or xla; None: LiteRT if it is installed. networks, check: how many random ones
-    # are measured for the model to learn from and to be checked by. threads: that run them.
+    # target: litert or xla; None: LiteRT if it is installed. networks, check: how many random
+    # networks are measured to fit the model to and to check it on. threads: that run them.
     config.latency = dict(
         table=placeholder(str), target=placeholder(str), networks=12, check=8, threads=1
     )
@@ -54,16 +54,16 @@ def get_config(argument: str = "clutter"):
     # "surrogate": a predictor that is fitted to trainings of candidates, in rounds.
     # "supernet": weights that all networks share.
     config.evaluator = "surrogate"
-    # For the surrogate: the number of random networks at first, and of those in each round that a
-    # searcher proposes by the rounds before.
+    # For the surrogate: the number of random networks at first, the number that a searcher proposes
+    # in each round, and the number of rounds.
     config.rounds = dict(first=12, per_round=4, rounds=4)
-    # For a supernet: the number of random networks that are trained, to find out how far it may be
-    # trusted and to correct it.
+    # For a supernet: the number of random networks that are trained to check and to correct its
+    # estimates.
     config.check = 24
     config.finalists = 3  # for a supernet: how many of the best for each target are trained too
     # points: networks that each controller of a supernet draws in a step, to learn from; with 0
-    # all networks are trained alike, and the finished weights are searched. learning_rate: None
-    # suits the number of steps, "tunas" is TuNAS's. policy, steps, batch: the policy gradient on a
+    # networks are drawn uniformly, and the finished weights are searched. learning_rate: None suits
+    # the number of steps, "tunas" is TuNAS's. policy, steps, batch: the policy gradient on a
     # surrogate or on finished weights, unless `searcher` says otherwise.
     config.controller = dict(
         points=0, learning_rate=placeholder(object), policy="factorised", steps=300, batch=16

@@ -19,8 +19,8 @@ LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 def quieten_xla() -> None:
     """Hides what XLA logs in a process alone on a CPU, unless the user has set `LOG_LEVEL`.
 
-    All that is wrong there is raised as an exception too. Errors of accelerators and between
-    processes are not, and stay. It has an effect only before JAX is imported.
+    In such a process every error is raised as an exception too. Errors of accelerators and between
+    processes are not, so they are not hidden. This has an effect only before JAX is imported.
     """
     platforms = os.environ.get("JAX_PLATFORMS")
     on_cpu = platforms == "cpu" if platforms else not any(map(find_spec, ("jax_plugins", "libtpu")))

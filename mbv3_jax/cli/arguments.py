@@ -15,7 +15,7 @@ from mbv3_jax.core.packages import program
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, and name the option that a misspelled one resembles."""
+    """A parser whose errors are one line, and suggest an option for a misspelled one."""
 
     def parse_known_args(self, args=None, namespace=None):
         self._given = list(sys.argv[1:] if args is None else args)
@@ -43,7 +43,7 @@ def no_more(overrides: Sequence[str], command: str) -> None:
 
 
 def positive(text: str) -> int:
-    """Converts what was typed to a positive whole number, for `add_argument(type=...)`."""
+    """Converts text to a positive whole number, for `add_argument(type=...)`."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a positive number")
     return int(text)

@@ -1,9 +1,9 @@
 """Compiled programs are kept between commands, by JAX's persistent compilation cache.
 
-The cache is JAX's own; this module chooses its folder and its size, and sees to it that no state of
-the folder ends a command. JAX's key of a program has the computation, XLA's flags and the version
-of jaxlib. It does not have to be trusted with the CPU: each kind of CPU has a folder of its own, as
-has each version of jaxlib, because a program that was made for another CPU may compute other bits
+The cache is JAX's own. This module chooses its folder and its size, and makes sure that no state of
+the folder can end a command. JAX's key of a program has the computation, XLA's flags and the
+version of jaxlib. The key need not identify the CPU: each kind of CPU and each version of jaxlib
+has a folder of its own, because a program that was compiled for another CPU may compute other bits
 or end with SIGILL (https://github.com/jax-ml/jax/issues/38445).
 """
 
@@ -46,7 +46,7 @@ _CPU_FIELDS = (
 def keep_programs() -> None:
     """Lets JAX keep compiled programs in the user's cache folder; call it before JAX is imported.
 
-    A JAX_COMPILATION_CACHE_DIR that the user has set stays as it is, and
+    A JAX_COMPILATION_CACHE_DIR that the user has set is respected, and
     JAX_ENABLE_COMPILATION_CACHE=false switches the cache off. If the folder cannot be used, one
     line says so, and programs are compiled as if there were no cache.
     """
@@ -88,9 +88,9 @@ def host_digest() -> str:
 
 
 def _tidy(folder: Path) -> None:
-    """Removes what was not written to its end, and folders that nobody uses any more.
+    """Removes programs that are not complete, and folders that are no longer used.
 
-    JAX writes a program and then the time of its use. Where a kill or a full disk came between,
+    JAX writes a program and then the time of its use. If a kill or a full disk comes in between,
     JAX would find a damaged program, and could not write any other.
     """
     with FileLock(folder / ".lockfile", timeout=_LOCK_SECONDS):  # JAX's

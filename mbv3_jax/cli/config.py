@@ -1,6 +1,6 @@
 """mbv3 config: every field of a configuration, with its value, who set it and what it means.
 
-The meanings are those that stand in the code: the comments of the configuration files, and the
+The meanings are taken from the code: from the comments in the configuration files, and from the
 docstrings of the functions that take the fields as arguments.
 """
 
@@ -62,13 +62,13 @@ def _run(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _defaults() -> dict[str, object]:
-    """The fields of a training that no network and no recipe has changed."""
+    """The fields of a training with their values before a network or a recipe has changed them."""
     common = run_file(_COMMON)
     return flatten_config(common.default("mobilenet_v3_small"))
 
 
 def meanings_of(config: str, fields: Sequence[str]) -> dict[str, str]:
-    """What each field of a configuration means; "" where nothing is said of it or of its group.
+    """What each field of a configuration means; "" if the code does not say.
 
     Args:
       config: the configuration, as --config takes it.

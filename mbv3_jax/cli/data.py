@@ -17,11 +17,11 @@ def add_parsers(commands) -> None:
     folder = "where TFDS keeps data sets; default TFDS_DATA_DIR or ~/tensorflow_datasets"
 
     make = actions.add_parser(
-        "prepare", help="make a TFDS data set readable, once", allow_abbrev=False
+        "prepare", help="convert a TFDS data set, once, for training", allow_abbrev=False
     )
     make.add_argument("name", help="imagenet or tfds/NAME")
     _option(make, "data-dir", help=folder)
-    _option(make, "manual-dir", help="the folder of archives that you downloaded yourself")
+    _option(make, "manual-dir", help="the folder of the archives that you have downloaded")
     make.set_defaults(run_command=_run, run_data=_prepare)
 
     check = actions.add_parser(
@@ -32,11 +32,11 @@ def add_parsers(commands) -> None:
     _option(check, "train-split", help="the split to train on, as config.data.train_split")
     _option(check, "eval-split", help="the split to evaluate on")
     _option(check, "split-fraction", type=float, help="hold out this fraction of train")
-    _option(check, "image-column", help="of a table, the column of the images")
+    _option(check, "image-column", help="the column of the images in a table")
     _option(check, "label-column", help="the column of the labels")
-    _option(check, "labels", help="single, multi (several an image) or soft (probabilities)")
+    _option(check, "labels", help="single, multi (several per image) or soft (probabilities)")
     _option(check, "split-column", help="the column of the names of splits")
-    _option(check, "on-error", help="skip leaves out what cannot be used, and says what")
+    _option(check, "on-error", help="skip: leave out what cannot be used, with a message")
     _option(check, "num-classes", type=positive, help="of a source that makes its images")
     _option(check, "num-examples", type=positive, help="of a source that makes its images")
     _option(check, "sample", type=positive, default=200, help="images to decode in each split")

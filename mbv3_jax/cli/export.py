@@ -24,7 +24,10 @@ def add_parsers(commands) -> None:
     add_model(export)
     export.add_argument("--format", required=True, choices=_FORMATS, help="the kind of file")
     export.add_argument(
-        "--precision", choices=_PRECISIONS, default="float32", help="of the file; default float32"
+        "--precision",
+        choices=_PRECISIONS,
+        default="float32",
+        help="the precision of the file; default float32",
     )
     export.add_argument(
         "--out",
@@ -44,18 +47,18 @@ def add_parsers(commands) -> None:
         "--input",
         choices=_BOUNDARY,
         help="float32 for normalised images, uint8 for pixels that the file normalises, int8 for "
-        "normalised images by the scale of an int8 file's input; default float32, and int8 of an "
-        "int8 file",
+        "normalised images quantized for an int8 file; default float32, or int8 for an int8 "
+        "file",
     )
     export.add_argument(
         "--output",
         choices=_BOUNDARY,
-        help="of an int8 file, whether logits are integers with a scale or float32; default int8",
+        help="the logits of an int8 file: integers with a scale, or float32; default int8",
     )
     export.add_argument(
         "--resolution",
         choices=("any",),
-        help="any: the ONNX file takes images of every height and width; default the network's",
+        help="any: the ONNX file takes images of any height and width; default the network's size",
     )
     export.add_argument(
         "--opset",
@@ -148,7 +151,7 @@ def _print(report, target, out: Path) -> None:
     if report.what:
         print(f"checked in {_RUNTIMES[target.file_format]} on {report.what}")
     else:
-        print("checked by its operations, not run: Core ML exists on Apple's systems only")
+        print("checked by its operations, not run: Core ML exists only on Apple's systems")
     if report.quantization:
         print(f"ranges: {report.quantization}")
     for name, comparison in report.comparisons.items():

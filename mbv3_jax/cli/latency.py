@@ -58,21 +58,21 @@ def _add_runtime(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("float32", "int8"),
         default="float32",
-        help="of networks that are not files; default float32",
+        help="the precision of networks that are not files; default float32",
     )
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="default 1")
     parser.add_argument(
         "--seconds",
         type=positive_number,
         default=1.0,
-        help="measure each network for so long at least; default 1",
+        help="the minimum time to measure each network for; default 1",
     )
     parser.add_argument(
         "--runs",
         type=positive,
         default=50,
         metavar="N",
-        help="run each network so often at least; default 50",
+        help="the minimum number of runs of each network; default 50",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the results as JSON")
 
@@ -141,7 +141,7 @@ def _precision(flags: argparse.Namespace, source) -> str | None:
 
 def _add_table_parsers(actions) -> None:
     measure = actions.add_parser(
-        "measure", help="make a latency table, from which searches predict", allow_abbrev=False
+        "measure", help="measure a latency table for searches", allow_abbrev=False
     )
     measure.add_argument(
         "--target", choices=("litert", "xla"), default="litert", help="the runtime; default litert"
@@ -160,14 +160,14 @@ def _add_table_parsers(actions) -> None:
         type=positive,
         default=40,
         metavar="N",
-        help="measure the pieces of so many random networks; default 40",
+        help="the number of random networks whose pieces are measured; default 40",
     )
     measure.add_argument(
         "--check",
         type=positive,
         default=20,
         metavar="N",
-        help="measure so many whole networks to check the predictions; default 20",
+        help="the number of further networks to check the predictions on; default 20",
     )
     measure.add_argument("--threads", type=positive, default=1, metavar="N", help="default 1")
     measure.add_argument(
@@ -175,7 +175,7 @@ def _add_table_parsers(actions) -> None:
         type=Path,
         required=True,
         metavar="TABLE.json",
-        help="the table; a table that exists is extended",
+        help="the table; an existing table is extended",
     )
     measure.add_argument("--files", type=Path, metavar="DIR", help="keep the models in this folder")
     measure.add_argument(
@@ -334,7 +334,7 @@ def _add_phone_parsers(actions) -> None:
         type=positive,
         default=100,
         metavar="N",
-        help="run the network so often at least; default 100",
+        help="the minimum number of runs; default 100",
     )
     android.add_argument(
         "--adb", action="store_true", help="run the commands with adb, and read their output"

@@ -50,7 +50,7 @@ def add_parsers(commands) -> None:
     report.add_argument(
         "--compare", nargs=2, type=Path, metavar=("A", "B"), help="compare two run folders"
     )
-    report.add_argument("--out", type=Path, metavar="FILE", help="default: the terminal")
+    report.add_argument("--out", type=Path, metavar="FILE", help="a file; default: the terminal")
     report.add_argument(
         "--format",
         choices=("html", "md", "csv", "json", "latex"),

@@ -16,8 +16,8 @@ def add_parsers(commands) -> None:
     """Adds `search` to the subparsers; `run_command(flags, overrides)` runs it."""
     search = commands.add_parser(
         "search",
-        help="list spaces, describe tables, narrow a network, or help a search",
-        description="A whole search is a configuration of train.",
+        help="list spaces, describe tables, narrow a network, or help with a search",
+        description="A whole search is started by `train`, with a search configuration.",
     )
     actions = search.add_subparsers(dest="what", metavar="ACTION", required=True)
     spaces = actions.add_parser(
@@ -41,7 +41,7 @@ def add_parsers(commands) -> None:
         "--out",
         type=Path,
         metavar="FILE.json",
-        help="where to write accel_nasbench; default accel_nasbench.json",
+        help="the file to write accel_nasbench to; default accel_nasbench.json",
     )
     table.add_argument(
         "--archive",
@@ -53,7 +53,7 @@ def add_parsers(commands) -> None:
 
     proxy = actions.add_parser(
         "proxy",
-        help="predict networks from a table of trained ones, and how well that works",
+        help="predict networks from a table of trained ones, and say how well that works",
         description="Fits a model of accuracy and of every cost to a part of a table, and predicts "
         "networks that were held out; or, with --spec, fits it to all and predicts those networks.",
         allow_abbrev=False,
@@ -63,35 +63,35 @@ def add_parsers(commands) -> None:
         "--train",
         type=int,
         metavar="N",
-        help="learn from so many networks; default 400, or four fifths of a smaller table",
+        help="the number of networks to learn from; default 400, or four fifths of a smaller table",
     )
     proxy.add_argument(
         "--held-out",
         type=int,
         metavar="N",
-        help="predict so many others; default 1000, or all the others",
+        help="the number of other networks to predict; default 1000, or all others",
     )
     proxy.add_argument(
-        "--seeds", type=int, default=5, metavar="N", help="so many random splits; default 5"
+        "--seeds", type=int, default=5, metavar="N", help="the number of random splits; default 5"
     )
     proxy.add_argument(
         "--column",
         action="append",
         metavar="NAME",
-        help="only this column of the table; may be given again",
+        help="only this column of the table; may be repeated",
     )
     proxy.add_argument(
         "--spec",
         action="append",
         type=Path,
         metavar="FILE.json",
-        help="predict this network; may be given again",
+        help="predict this network; may be repeated",
     )
     proxy.set_defaults(run_command=_proxy)
 
     netadapt = actions.add_parser(
         "netadapt",
-        help="narrow a trained network, layer by layer, down to a cost",
+        help="narrow a trained network, layer by layer, down to a target cost",
         allow_abbrev=False,
     )
     netadapt.add_argument(
@@ -99,11 +99,9 @@ def add_parsers(commands) -> None:
     )
     target = netadapt.add_mutually_exclusive_group(required=True)
     target.add_argument(
-        "--target-madds", type=float, metavar="N", help="narrow it to so many multiply-adds"
+        "--target-madds", type=float, metavar="N", help="the target, in multiply-adds"
     )
-    target.add_argument(
-        "--target-ms", type=float, metavar="MS", help="narrow it to so many milliseconds"
-    )
+    target.add_argument("--target-ms", type=float, metavar="MS", help="the target, in milliseconds")
     netadapt.add_argument(
         "--table",
         type=Path,
@@ -118,7 +116,7 @@ def add_parsers(commands) -> None:
         type=int,
         default=50,
         metavar="N",
-        help="fine-tune each proposal for so many steps; default 50",
+        help="the number of steps to fine-tune each proposal for; default 50",
     )
     netadapt.add_argument(
         "--rate",
@@ -130,7 +128,7 @@ def add_parsers(commands) -> None:
         type=float,
         default=0.01,
         metavar="PART",
-        help="the part of the cost that each step cuts; default 0.01",
+        help="the fraction of the initial cost that each step saves; default 0.01",
     )
     netadapt.add_argument(
         "--divisor",
@@ -143,7 +141,7 @@ def add_parsers(commands) -> None:
         "--max-proposals",
         type=int,
         metavar="N",
-        help="try so many random proposals in each step; default all",
+        help="the number of random proposals to try in each step; default all",
     )
     netadapt.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
     netadapt.add_argument(
@@ -154,7 +152,7 @@ def add_parsers(commands) -> None:
     netadapt.set_defaults(run_command=_netadapt)
 
     worker = actions.add_parser(
-        "worker", help="train candidates of a search that runs elsewhere", allow_abbrev=False
+        "worker", help="train candidates for a running search", allow_abbrev=False
     )
     worker.add_argument(
         "--run", type=Path, required=True, metavar="DIR", help="the folder of the search"

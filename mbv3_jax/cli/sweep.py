@@ -67,21 +67,21 @@ Options of the executors are given as --executor.NAME=VALUE:
         "--seeds",
         type=_seeds,
         metavar="N,N,...",
-        help="only these of the sweep's seeds, to try it first; the default --workdir then ends "
+        help="only these seeds of the sweep, to try it first; the default --workdir then ends "
         "with them",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the command of every trial, start nothing"
+        "--dry-run", action="store_true", help="print the command of every trial, and start nothing"
     )
     parser.add_argument(
-        "--cancel", action="store_true", help="stop the jobs that the engine still runs"
+        "--cancel", action="store_true", help="stop the jobs that the executor still runs"
     )
     parser.add_argument(
         "--max-failures",
         type=int,
         default=2,
         metavar="N",
-        help="give a trial up when it has failed so often; default 2",
+        help="the number of failures after which a trial is not retried; default 2",
     )
     return parser
 

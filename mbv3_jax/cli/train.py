@@ -1,4 +1,4 @@
-"""mbv3 train, and main.py: trains or searches by a configuration."""
+"""mbv3 train, and main.py: trains or searches, as a configuration says."""
 
 import argparse
 import logging
@@ -158,15 +158,17 @@ def _parser() -> argparse.ArgumentParser:
         "several processes",
         "Under srun, in a JobSet and on a TPU pod the processes find each other without these.",
     )
-    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    several.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
-    several.add_argument("--process-id", type=int, metavar="I", help="this one's number, 0 to N-1")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="the address of process 0")
+    several.add_argument("--num-processes", type=int, metavar="N", help="the number of processes")
+    several.add_argument(
+        "--process-id", type=int, metavar="I", help="which process this is, 0 to N-1"
+    )
     several.add_argument(
         "--patience",
         type=float,
         default=PATIENCE,
         metavar="SECONDS",
-        help="exit with code 75 if another process has not answered or advanced for so long; "
+        help="exit with code 75 if another process has been silent or stalled for this long; "
         "default 300",
     )
     return parser

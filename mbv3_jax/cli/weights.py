@@ -36,7 +36,7 @@ def add_parsers(commands) -> None:
         "--from",
         choices=_LIBRARIES,
         dest="library",
-        help="the other library; default, of hf:..., what the repository says, or timm",
+        help="the other library; for hf:... the default is what the repository says, or timm",
     )
     take.add_argument(
         "--weights",
@@ -47,11 +47,11 @@ def add_parsers(commands) -> None:
     where = take.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, metavar="DIR", help="a new folder")
     where.add_argument(
-        "--dry-run", action="store_true", help="say what would be read and left out, write nothing"
+        "--dry-run", action="store_true", help="say what would be read and left out; write nothing"
     )
     take.add_argument(
         "--network",
-        help="the library's name of the network, NETWORK or NETWORK.TAG, if the file does not tell",
+        help="the library's name of the network, NETWORK or NETWORK.TAG, if the file does not say",
     )
     take.add_argument(
         "--width",
@@ -59,7 +59,7 @@ def add_parsers(commands) -> None:
         help="the width (width_mult, alpha) of a network that has no name",
     )
     take.add_argument(
-        "--classes", type=Path, metavar="FILE", help="class names: one a line, or a JSON list"
+        "--classes", type=Path, metavar="FILE", help="class names: one per line, or a JSON list"
     )
     take.add_argument(
         "--labels",
@@ -70,10 +70,10 @@ def add_parsers(commands) -> None:
     take.add_argument(
         "--hidden",
         choices=tuple(ACTIVATIONS),
-        help="the activation between the two dense layers of a new head; files do not tell it",
+        help="the activation between the two dense layers of a new head, which files do not say",
     )
     view = take.add_argument_group(
-        "images, where the file does not tell or tells something else",
+        "images, if the file does not say, or says something else",
     )
     view.add_argument(
         "--resolution",
@@ -92,7 +92,7 @@ def add_parsers(commands) -> None:
         "--crop-fraction",
         type=positive_number,
         metavar="X",
-        help="how much of the shorter side an evaluation sees",
+        help="the fraction of the shorter side that an evaluation sees",
     )
     view.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="of the resizing")
     take.add_argument("--revision", help="the commit on the Hugging Face Hub; default the newest")
@@ -117,7 +117,7 @@ def add_parsers(commands) -> None:
         "--out",
         type=Path,
         metavar="FILE|DIR",
-        help="FILE.pth, FILE.safetensors or FILE.weights.h5; of hf, a new folder; hf:OWNER/NAME "
+        help="FILE.pth, FILE.safetensors or FILE.weights.h5; for hf a new folder; hf:OWNER/NAME "
         "needs none",
     )
     give.add_argument(
