@@ -5,8 +5,8 @@ null: what the library `datasets` of Hugging Face writes. It also writes the typ
 with the names of classes, into the metadata of the files.
 
 Arrow files are mapped into memory, and any image can be read from them alone. In a Parquet file
-images are compressed in row groups, of which one is read whole for any image in it; the latest stay
-in memory.
+images are compressed in row groups, and to read one image its whole row group is read; the latest
+groups stay in memory.
 """
 
 import collections

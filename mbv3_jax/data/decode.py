@@ -71,7 +71,7 @@ _local = threading.local()
 
 
 class ImageError(ValueError):
-    """Some bytes are not an image that can be decoded; the message says why."""
+    """Bytes are not an image that can be decoded; the message says why."""
 
 
 class Encoded(Source):

@@ -1,4 +1,4 @@
-"""Which images are trained on and which are held out, and the numbers of their classes."""
+"""Which images are for training and which are held out, and the numbers of their classes."""
 
 import collections
 import hashlib
@@ -49,7 +49,7 @@ def open_listing(
       split_fraction: hold out this fraction of the training split instead; of a list without
         splits, None is 0.1.
       crop: options of `decode.decode_view`.
-      on_error: "raise" refuses a list of which something is left out; "skip" accepts it.
+      on_error: "raise" refuses a list with entries that are left out; "skip" accepts it.
 
     Raises:
       NotFound: a split does not exist.
@@ -142,8 +142,8 @@ def _choose_splits(
     if train_split is None:
         if TRAIN not in by_role:
             raise NotFound(
-                f"{place}: no split to train on, its splits: {listed}; name one by data.train_split"
-                f"{left_out}"
+                f"{place}: no split to train on, its splits: {listed}; name one with "
+                f"data.train_split{left_out}"
             )
         train_split = choose_split(place, by_role, TRAIN, "data.train_split")
     if split_fraction is not None:
@@ -158,13 +158,13 @@ def _choose_splits(
     others = [name for name in rows if name != train_split]
     raise NotFound(
         f"{place}: no split to evaluate on, expected validation, val, valid or test beside "
-        f"{train_split}, got: {', '.join(others) or 'none'}; name one by data.eval_split, or hold "
-        f"out a part of {train_split} by data.split_fraction=0.1{left_out}"
+        f"{train_split}, got: {', '.join(others) or 'none'}; name one with data.eval_split, or "
+        f"hold out a part of {train_split} with data.split_fraction=0.1{left_out}"
     )
 
 
 def _test_split(rows: Mapping[str, Sequence[int]], opened: Collection[str]) -> str | None:
-    """The split of tests beside those that are opened; None if there is none, or several."""
+    """The test split beside those that are opened; None if there is none, or several."""
     names = [name for name in rows if roles(name) == {TEST} and name not in opened]
     if any(TEST in roles(name) for name in opened):
         return None
@@ -213,7 +213,7 @@ def alike(names: Sequence[str]) -> str:
 
 
 def _classes(listing: Listing, row: int) -> tuple[str, ...]:
-    """The classes that an image is said to be of; probabilities name none."""
+    """The classes that an image has according to its label; probabilities name none."""
     if listing.kind == "soft":
         return ()
     return (listing.labels[row],) if listing.kind == "single" else listing.labels[row]
@@ -266,7 +266,7 @@ def hold_out(
 
 
 def lacking(evaluate: Labelled, train: Labelled, *, held_out: bool) -> tuple[str, ...]:
-    """The classes without images in one of the two splits: what a result does not tell about.
+    """The classes without images in one of the two splits, about which a result says nothing.
 
     Args:
       evaluate, train: the splits.

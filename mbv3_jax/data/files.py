@@ -99,14 +99,14 @@ def _images_in(folder: str, report: Callable[[str], None]) -> list[str]:
 
 
 def packed(magic: bytes) -> str:
-    """What to say of a file that is compressed, by its first bytes; "" for another one."""
+    """A note on a file that is compressed, by its first bytes; "" for any other file."""
     if magic.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd")):
         return "compressed; unpack it"
     return "a zip archive or a spreadsheet" if magic.startswith(b"PK\x03\x04") else ""
 
 
 def endings(names: Iterable[str]) -> str:
-    """How many files have which ending, and what reads those that could be images.
+    """The number of files with each ending, and what reads those that could be images.
 
     Returns:
       ".txt 2, .heic 1; .heic is read with the package pillow-heif".
@@ -133,7 +133,7 @@ class Skipped:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is said about it, a line each."""
+        """Notes on what was left out, a line each."""
         anyway = "to folders not followed, which are read anyway or hold the link"
         return tuple(
             f"{counted(len(paths), noun)} {what}: {', '.join(paths[:3])}"
@@ -207,7 +207,7 @@ def walk(folder: Path, prefix: str, skipped: Skipped | None = None) -> Iterator[
 
 
 def _reads(folder: str, path: str) -> bool:
-    """Whether who walks a real folder comes to the real path, without links and hidden names."""
+    """Whether a walk of a real folder reaches the real path without links and hidden names."""
     return _holds(folder, path) and "/." not in path[len(folder) :]
 
 
@@ -229,7 +229,7 @@ def scan(folder: Path, skipped: Skipped | None = None) -> list[os.DirEntry[str]]
 
     Args:
       folder: the folder.
-      skipped: gets the others, as far as they are images or folders.
+      skipped: gets the hidden entries that are images or folders.
 
     Raises:
       NotFound: there is no such folder, or it cannot be read.

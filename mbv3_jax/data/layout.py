@@ -31,7 +31,7 @@ _NAME = re.compile(f"(?:{_WORD})+")
 
 
 def roles(name: str) -> frozenset[str]:
-    """What a folder is for, by its name, in any case and with the usual synonyms.
+    """The roles that the name of a folder may mean, in any case and with the usual synonyms.
 
     Returns:
       {"train"} for "Training Set" or "train2017", {"train", "validation"} for "TrainVal"; nothing
@@ -94,14 +94,14 @@ def choose_split(root: Path, splits: Mapping[str, Sequence[str]], role: str, fie
     names = splits[role]
     if len(names) > 1 and names[0] not in PLAIN:
         raise ValueError(
-            f"{root}: each of {', '.join(names)} may be the {role} split; say which by "
+            f"{root}: each of {', '.join(names)} may be the {role} split; say which with "
             f"{field}={_quoted(names[0])}"
         )
     return names[0]
 
 
 def check_classes_are_no_splits(root: Path, classes: Sequence[str], files: Iterable[str]) -> str:
-    """Checks that what is taken for classes is not splits whose names are not understood.
+    """Checks that the folders taken for classes are not splits whose names are not understood.
 
     Args:
       root: the folder of the classes.
@@ -109,7 +109,7 @@ def check_classes_are_no_splits(root: Path, classes: Sequence[str], files: Itera
       files: the paths of all images, relative to `root`.
 
     Returns:
-      A remark if the names do not tell, else "".
+      A remark if the names do not decide it, else "".
 
     Raises:
       ValueError: they are splits, or look like them; the message says what to type.
@@ -142,7 +142,7 @@ def check_classes_are_no_splits(root: Path, classes: Sequence[str], files: Itera
         evaluate = f" and data.eval_split={_quoted(others[0])}" if others else ""
         raise ValueError(
             f"{root / mixed[0]}: named like a split, but it is unclear which one; name the splits "
-            f"by data.train_split={_quoted(mixed[0])}{evaluate}, or rename the folder if it is a "
+            f"with data.train_split={_quoted(mixed[0])}{evaluate}, or rename the folder if it is a "
             "class"
         )
     if len(classes) > 1 and all(map(roles, classes)):
@@ -156,7 +156,7 @@ def check_classes_are_no_splits(root: Path, classes: Sequence[str], files: Itera
             f"{', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''} are taken for the "
             f"classes, though the same {len(shared)} folders are in each of them "
             f"({', '.join(sorted(shared)[:3])}{', ...' if len(shared) > 3 else ''}); if they are "
-            f"splits, name them by data.train_split={_quoted(classes[0])} and "
+            f"splits, name them with data.train_split={_quoted(classes[0])} and "
             f"data.eval_split={_quoted(classes[1])}"
         )
     return ""

@@ -1,7 +1,7 @@
-"""Labelled images that something lists: their labels, what is left out, and how they are read.
+"""Lists of labelled images: their labels, what is left out, and how the images are read.
 
-Tables, Hugging Face data sets and WebDataset tars differ in how images are found and stored. What
-is the same is here; `divide` makes splits of a list.
+Tables, Hugging Face data sets and WebDataset tars differ in how images are found and stored. This
+module holds what they share; `divide` makes splits from a list.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ class Names:
 
 
 class LeftOut:
-    """What of a list cannot be used, counted by reason.
+    """The entries of a list that cannot be used, counted by reason.
 
     Args:
       place: the list, for messages.
@@ -73,7 +73,7 @@ class LeftOut:
         self._found.setdefault(reason, []).append((split, place))
 
     def add_gap(self, line: str) -> None:
-        """Notes that nobody knows how many entries are missing, and why."""
+        """Records that an unknown number of entries is missing, and why."""
         self._gaps.append(line)
 
     def lines(self, verb: str = "left out", splits: Collection[str] | None = None) -> list[str]:
@@ -118,8 +118,8 @@ class Listing:
       columns: the classes of a table that has a column for each; else empty.
       splits: the split of each image; empty if there are no splits.
       class_names: by label, if the list has them in an order of its own; else None.
-      left_out: what cannot be used, and is in none of the sequences.
-      notes: other lines that a person should know.
+      left_out: what cannot be used; it is in none of the sequences.
+      notes: other lines for the user.
     """
 
     store: Store
@@ -347,7 +347,7 @@ def usual(names: Sequence[str], header: Sequence[str]) -> str | None:
 
 
 def note_splits(listing: Listing, columns: Mapping[str, Iterable[Any]]) -> None:
-    """Notes which further columns of a table have the names of splits, which nobody reads."""
+    """Notes which columns of a table have the names of splits but are not read."""
     for name, values in columns.items():
         found: set[str] = set()
         for value in values:

@@ -137,7 +137,7 @@ class Batches(Iterator[Batch]):
     """Iterates over batches, assembled from chunks that are read ahead.
 
     Attributes:
-      skipped: message -> how often, for the examples that could not be used so far.
+      skipped: message -> number of times, for the examples that could not be used so far.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The order of the training examples, which depends on the seed and the position alone."""
+"""The order of the training examples, which depends only on the seed and the position."""
 
 import functools
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class EpochOrder:
     Args:
       length: the number of examples.
       seed: of the order.
-      stream: several orders of one seed have a number each, and nothing in common.
+      stream: a number that makes several orders of one seed independent.
     """
 
     def __init__(self, length: int, seed: int, stream: int = 0):
@@ -55,13 +55,13 @@ class EpochOrder:
 
 
 class BalancedOrder:
-    """An order in which every class has the same number of places in each epoch, up to one.
+    """An order in which all classes have the same number of places in each epoch, give or take one.
 
     An epoch is still as long as the data. Its places are shuffled as by `EpochOrder` and dealt to
     the classes in turn; each class fills its places with its own examples, all of them once before
-    any comes again, in an order that changes from round to round. So the examples of a rare class
-    come several times an epoch and those of a frequent one in some epochs only, which over a run
-    are equally many. It depends only on the labels, the seed and the position.
+    any is repeated, in an order that changes from round to round. So the examples of a rare class
+    come several times per epoch, and those of a frequent class only in some epochs, each equally
+    often over a run. It depends only on the labels, the seed and the position.
 
     Args:
       labels: [examples] class numbers; classes without examples get no places.
@@ -93,13 +93,13 @@ class BalancedOrder:
 
 
 class RepeatedOrder:
-    """An order in which every image of a batch comes several times, to be seen in several views.
+    """An order in which every image of a batch is repeated, to be seen in several views.
 
     Repeated augmentation (Hoffer et al. 2020, arXiv 1901.09335; Berman et al. 2019, arXiv
-    1902.05509). A batch has batch_size / repeats different images, rounded up, the next ones of the
-    order below, once all of them and then all of them again; so that neighbours, which mixup
-    blends, are different images. An epoch is still as many images as the data has, and `repeats`
-    epochs go through all of it once. It depends only on the order below and the position.
+    1902.05509). A batch has batch_size / repeats different images, rounded up: the next ones of
+    `order`, all of them once and then all of them again, so that neighbours, which mixup blends,
+    are different images. An epoch still has as many places as the data has images, and `repeats`
+    epochs go through all images once. It depends only on `order` and the position.
 
     Args:
       order: of the different images: positions -> example indices.

@@ -47,7 +47,7 @@ def prepare(
 
     Raises:
       ValueError: the name is neither of these, or TFDS does not know the data set.
-      NotFound: something is missing; the message says what, and what would help.
+      NotFound: something is missing; the message says what, and what to do.
     """
     dataset = _dataset(name)
     root, _ = tfds.data_root(data_dir)

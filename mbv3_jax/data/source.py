@@ -61,7 +61,7 @@ class BadExample(ValueError):
 
 
 class NotFound(FileNotFoundError):
-    """The data is missing or has a format that is not read here; the message says what helps."""
+    """The data is missing or has a format that is not read here; the message says what to do."""
 
 
 class Source(abc.ABC):
@@ -78,14 +78,14 @@ class Source(abc.ABC):
       label_kind: one of `LABEL_KINDS`: "single" unless a source says otherwise. The labels of
         "multi" are float32 [batch, classes], 1 for each class that an image has, and those of
         "soft" the probability of each class.
-      channels: of the images: 3 (RGB) unless a source says otherwise. One that takes the
-        keyword-only option `channels` is told how many the network takes.
+      channels: of the images: 3 (RGB) unless a source says otherwise. A source that takes the
+        keyword-only option `channels` is given the number that the network takes.
       encoded: whether reading an example means decoding it, so that more processes help.
-      test: of held-out examples, those of a third split on which nothing is chosen: what was chosen
-        on the held-out ones is evaluated on it once, at the end; None if there is no such split.
+      test: of held-out examples, the test split, on which nothing is chosen: what was chosen on the
+        held-out examples is evaluated on it once, at the end; None if there is no such split.
       divided: of held-out examples, whether data without splits was divided to hold them out.
-      notes: what a person should know before these examples are used: what lies there and is not
-        read, and how many; a line each.
+      notes: what the user should know before these examples are used, such as the number of files
+        that are not read; a line each.
     """
 
     name: str

@@ -154,7 +154,7 @@ def test_a_row_that_cannot_be_used_is_refused_or_left_out(images, row, reason):
         (
             [(*row[:2], {"train": "x"}.get(row[2], row[2])) for row in rows()],
             "path,label,split",
-            "no split to train on, its splits: x, val; name one by data.train_split",
+            "no split to train on, its splits: x, val; name one with data.train_split",
         ),
     ],
 )

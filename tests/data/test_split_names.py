@@ -97,17 +97,17 @@ def test_plain_names_go_before_others(tmp_path):
 REFUSED = {
     "two to train on": (
         classes_in("train_1", "train_2", "test"),
-        "{root}: each of train_1, train_2 may be the train split; say which by "
+        "{root}: each of train_1, train_2 may be the train split; say which with "
         "data.train_split=train_1",
     ),
     "two in one": (
         classes_in("TrainVal", "other"),
-        "{root}/TrainVal: named like a split, but it is unclear which one; name the splits by "
+        "{root}/TrainVal: named like a split, but it is unclear which one; name the splits with "
         "data.train_split=TrainVal and data.eval_split=other",
     ),
     "own names": (
         classes_in("train A", "train B"),
-        "{root}/train A: named like a split, but it is unclear which one; name the splits by "
+        "{root}/train A: named like a split, but it is unclear which one; name the splits with "
         "data.train_split='train A' and data.eval_split='train B'",
     ),
     "one folder too many": (
@@ -154,7 +154,7 @@ def test_classes_that_share_folders_are_mentioned(tmp_path):
     (remark,) = opened(tmp_path)[0].notes
     assert remark == (
         "lehren, lernen are taken for the classes, though the same 2 folders are in each of them "
-        "(cat, dog); if they are splits, name them by data.train_split=lehren and "
+        "(cat, dog); if they are splits, name them with data.train_split=lehren and "
         "data.eval_split=lernen"
     )
 

@@ -1,7 +1,7 @@
 """Augmentation and normalisation of a batch on the device, inside the jitted step.
 
-Each operation folds a number of its own into the key of the batch, so that switching one operation
-on does not change the draws of the others. An operation consists of a function with explicit
+Each operation folds its own number into the key of the batch, so that switching one operation on
+does not change the draws of the others. An operation consists of a function with explicit
 parameters and a function that draws them. All operations work image by image or within pairs of
 neighbours, so that a batch that is split over devices needs no communication.
 """
@@ -126,8 +126,9 @@ def make_preprocess(
       and `eval_preprocess(images) -> images`, which only normalises.
 
     Raises:
-      ValueError: an unknown name, a number out of range, an option of an operation that is off, one
-        that images of so many channels do not have, or mixing without `num_classes`.
+      ValueError: an unknown name, a number out of range, an option of an operation that is off, an
+        operation that images with this number of channels do not have, or mixing without
+        `num_classes`.
     """
     mean, std = ([255 * v for v in values] for values in normalization(normalize))
     choose("augment.pad", pad, warp.PADS)
@@ -250,8 +251,8 @@ def normalization(
 def for_channels(values: tuple[float, ...], channels: int | None) -> tuple[float, ...]:
     """The mean or the deviation of images of another number of channels.
 
-    Equal values stay what they are. Otherwise each channel gets that of the luminance, which is
-    right for grey images; of other channels nothing better is known.
+    Equal values are kept. Otherwise each channel gets the value of the luminance, which is right
+    for grey images; for other channels nothing better is known.
 
     Args:
       values: of each channel.
@@ -266,7 +267,7 @@ def for_channels(values: tuple[float, ...], channels: int | None) -> tuple[float
 
 
 def _check_colours(channels: int, options: Mapping[str, Any], expected: tuple[int, ...]) -> None:
-    """Refuses operations that images of so many channels do not have."""
+    """Refuses operations that images with this number of channels do not have."""
     for name, value in options.items():
         if value and channels not in expected:
             numbers_of = " or ".join(map(str, expected))

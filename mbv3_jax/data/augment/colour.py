@@ -17,7 +17,7 @@ LEVELS = 256
 def luma(images: jax.Array) -> jax.Array:
     """The grey of RGB images [batch, h, w, 3], as Pillow's convert("L"): int32 [batch, h, w, 1].
 
-    That of grey images [batch, h, w, 1] is what they are.
+    Grey images [batch, h, w, 1] are returned as they are.
     """
     if images.shape[-1] == 1:
         return images.astype(jnp.int32)

@@ -245,10 +245,10 @@ def augmix_strengths(
 def augmix(*, magnitude: float = 3.0, width: int = 3, translate: float | None = None) -> Policy:
     """AugMix (Hendrycks et al. 2020, arXiv 1912.02781) as timm's augmix-m3-w3 has it.
 
-    Each of the chains has 1 to 3 operations, as often each number, at levels that are uniform from
-    0 to the magnitude. The chains are mixed with weights from a Dirichlet distribution, and the
-    result with the image, with a weight from a Beta distribution, both of parameter 1. The loss of
-    the paper that compares several views (JSD) is not part of it.
+    Each of the chains has 1 to 3 operations, with equal probability, at levels that are uniform
+    from 0 to the magnitude. The chains are mixed with weights from a Dirichlet distribution, and
+    the result with the image, with a weight from a Beta distribution, both of parameter 1. The loss
+    of the paper that compares several views (JSD) is not part of it.
 
     Args:
       magnitude: the largest level, 0 to 10.

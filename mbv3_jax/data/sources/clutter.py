@@ -7,9 +7,9 @@ tells the classes apart, and there are 3000 images to train on.
 
 The task is meant for ablations, searches and tests of a network within minutes: the width, the
 kernels, the depth and the resolution of a network make a larger difference than the seed does. It
-is not a stand-in for ImageNet or for any photographs. Its fifteen classes are of one kind, neither
-texture nor context reveals a class, and networks designed for a thousand classes have weights to
-spare. The better of two networks on this task need not be the better one on photographs.
+does not stand for ImageNet or for other photographs. Its fifteen classes are similar, neither
+texture nor context reveals a class, and networks designed for a thousand classes have more weights
+than it needs. The better of two networks on this task need not be the better one on photographs.
 
 Every image is computed by arithmetic that IEEE 754 rounds in only one way (no sines, no sums over
 an axis, no random numbers or fonts of a library), so it has the same bytes on every machine.

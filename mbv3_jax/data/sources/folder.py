@@ -4,11 +4,10 @@ Either with splits,
 
     PATH/train/CLASS/*.jpg   and   PATH/validation/CLASS/*.jpg   (or val, valid, test)
 
-in any case and with the usual synonyms (see `layout.roles`). With a split of tests beside that of
-validation, see `Source.test`, nothing is chosen on it. Or PATH/CLASS/*.jpg alone, of which a
-fraction of each class is then held out. Files may lie deeper inside a class folder. Names that
-begin with a dot are not read. Labels number the class folders of the training split in alphabetical
-order.
+in any case and with the usual synonyms (see `layout.roles`). A test split beside a validation split
+is used only for a last evaluation, see `Source.test`. Or only PATH/CLASS/*.jpg, of which a fraction
+of each class is then held out. Files may lie deeper inside a class folder. Names that begin with a
+dot are not read. Labels number the class folders of the training split in alphabetical order.
 """
 
 import hashlib
@@ -188,11 +187,11 @@ def _test_files(
     classes: Sequence[str],
     strict: bool,
 ) -> tuple[str, list[LabelledFile]] | None:
-    """The split of tests beside the two that are opened, and its files.
+    """The test split beside the two that are opened, and its files.
 
     Returns:
       None if there is no such split, if it is unclear which one it is, or if it is not laid out
-      like the training split, as one without labels is not: `_unread` mentions it then.
+      like the training split, for instance because it has no labels; `_unread` then mentions it.
     """
     names = [name for name in splits.get(TEST, ()) if name not in opened]
     if not names or any(TEST in roles(name) for name in opened):
@@ -223,13 +222,13 @@ def _held_out_split(
     others = [name for name in folders if name != train]
     raise NotFound(
         f"{root}: no split to evaluate on, expected a folder validation, val, valid, test beside "
-        f"{train}, got: {', '.join(others) or 'none'}; name one by data.eval_split, or hold out a "
-        f"part of {train} by data.split_fraction=0.1"
+        f"{train}, got: {', '.join(others) or 'none'}; name one with data.eval_split, or hold out "
+        f"a part of {train} with data.split_fraction=0.1"
     )
 
 
 def _unread(root: Path, splits: Collection[str], folders: Sequence[str]) -> tuple[str, ...]:
-    """What there is beside the splits that are read: each folder with its number of images."""
+    """The folders beside the splits that are read, each with its number of images."""
     notes = []
     for name in folders:
         if name not in splits:

@@ -1,10 +1,10 @@
 """A Hugging Face image data set on disk, read without the library `datasets`.
 
-PATH is a folder that `save_to_disk` has written, with Arrow files, or a data set of the hub as it
-lies there, with Parquet files: a clone, or a snapshot in the cache of `huggingface_hub`. Splits are
-the folders of the first, and are in the names of the files of the second, as in
-`data/train-00000-of-00004.parquet`. Images, labels and their names are found by the types that the
-files have for their columns, or else the README.md of the data set.
+PATH is a folder that `save_to_disk` has written, with Arrow files, or a copy of a data set
+repository of the Hub, with Parquet files: a clone, or a snapshot in the cache of `huggingface_hub`.
+Splits are the folders of the first, and are in the names of the files of the second, as in
+`data/train-00000-of-00004.parquet`. Images, labels and class names are found by the column types
+that are stored in the files, or else in the README.md of the data set.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""ImageNet: TFDS's imagenet2012, whose archives everybody has to download from image-net.org."""
+"""ImageNet: TFDS's imagenet2012, whose archives users download from image-net.org themselves."""
 
 import os
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ How to get it, once:
   2. Prepare them (only this step needs TensorFlow, and another 150 GB of disk):
        {install}
        {program} data prepare imagenet --manual-dir=ARCHIVES --data-dir={root}
-  3. Run the same command again. A copy elsewhere is named by data.data_dir or TFDS_DATA_DIR."""
+  3. Run the same command again. If a copy is elsewhere, set data.data_dir or TFDS_DATA_DIR."""
 
 
 @source("imagenet", default_recipe="paper", num_classes=1000)

@@ -19,7 +19,7 @@ _HOW_TO_GET = """\
 How to get it, once (only this step needs TensorFlow):
   {install}
   {program} data prepare {name} --data-dir={root}
-A copy elsewhere is named by data.data_dir or TFDS_DATA_DIR."""
+If a copy is elsewhere, set data.data_dir or TFDS_DATA_DIR."""
 _CONVERT = """\
 Add the format that is read here to the existing copy (needs no TensorFlow, and as much disk again):
   {program} data prepare {name} --data-dir={root}"""
@@ -91,7 +91,7 @@ def open_prepared(
     if eval_split is None:
         raise NotFound(
             f"{name}: {builder.data_path} has no split to evaluate on ({' or '.join(HELD_OUT)})"
-            f", only: {', '.join(splits)}; name one by data.eval_split, or hold out a part by "
+            f", only: {', '.join(splits)}; name one with data.eval_split, or hold out a part with "
             "data.split_fraction=0.1"
         )
     return (

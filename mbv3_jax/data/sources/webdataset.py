@@ -1,10 +1,9 @@
 """WebDataset tars: samples of neighbouring files with the same key, 000.jpg and 000.cls.
 
-PATH is a tar, a pattern of a shell for several, PATH/train-{000..003}.tar, or a folder of tars. The
-members are indexed once when they are opened, after which every image is read where it lies;
-nothing is unpacked. The label is the text of KEY.cls, or the field "label" of KEY.json. A shard
-belongs to the split in its name or that of its folder; without any, a part of each class is held
-out.
+PATH is a tar, a shell pattern for several, such as PATH/train-{000..003}.tar, or a folder of tars.
+The members are indexed once when they are opened, after which every image is read in place; nothing
+is unpacked. The label is the text of KEY.cls, or the field "label" of KEY.json. A shard belongs to
+the split in its name or that of its folder; without any, a part of each class is held out.
 """
 
 import collections
@@ -53,7 +52,7 @@ def open_webdataset(
     """Opens the splits to train on and to evaluate on.
 
     Args:
-      path: a tar, a pattern of a shell (in braces, or with *, ? and []), or a folder of tars.
+      path: a tar, a shell pattern (with braces, *, ? or []), or a folder of tars.
       resolution: of the images in pixels: the side of squares, or (height, width).
       image_column: the ending of the images, as "jpg", where a sample has several.
       label_column: the field of KEY.json that holds the label; None for KEY.cls, or where there is
