@@ -1,1 +1,1 @@
-"""Post-training quantization: from a float network to one for int8, with a few hundred images."""
+"""Post-training quantization: from a float network to int8, with a few hundred images."""

@@ -38,7 +38,7 @@ def observe(
       batches: normalised images [N, H, W, C]; iterated twice.
       observer: "min_max" takes all values; "percentile" leaves out the outermost
         (100 - percentile) / 2 per cent on each side; "mse" takes the range for which rounding and
-        clipping together have the least mean square error.
+        clipping together have the least mean squared error.
       percentile: for the observer "percentile", above 50 and at most 100.
 
     Returns:

@@ -3,8 +3,8 @@
 The results are those of github.com/afzalxo/Accel-NASBench (Apache-2.0). An accuracy is the top-1
 after a short ImageNet recipe, which ranks networks but is lower than that of a full training. There
 are 5,138 results of 5,125 different networks, 13 of which were trained and measured twice. None of
-it is part of this package: `fetch` downloads the archive, whose hash is pinned, and `convert` makes
-it a `NetworkTable`.
+them are part of this package: `fetch` downloads the archive, whose hash is pinned, and `convert`
+makes a `NetworkTable` of it.
 """
 
 import gzip
@@ -77,7 +77,7 @@ def _is_right(archive: bytes) -> bool:
 
 
 def convert(archive: bytes) -> NetworkTable:
-    """Makes the archive a table; nothing is unpacked to the disk.
+    """Converts the archive to a table; nothing is unpacked to disk.
 
     Args:
       archive: A gzipped tar of JSON files, one for each network.
@@ -128,7 +128,7 @@ def _point(space: Space, architecture: dict[str, Any]) -> Point:
 
 
 def _columns(groups: list[list[dict]]) -> dict[str, Column]:
-    """Returns the columns; each group is what is known of one network."""
+    """Returns the columns; each group is what is known about one network."""
     columns = {
         "top1": Column(
             kind="accuracy",

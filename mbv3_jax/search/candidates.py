@@ -45,8 +45,8 @@ class Trainings:
     Attributes:
       space: The space of the points.
       config: The configuration of a run, as `configs/found.py:spec=,TASK` returns it; `spec` and
-        `seed` are set here. Its data should hold out a split that is made for choosing, not the
-        one that is reported in the end (clutter: data.eval_split=validation).
+        `seed` are set here. Its data should hold out a split for choosing, not the one that is
+        reported at the end (clutter: data.eval_split=validation).
       folder: Holds a run folder for each point and seed. Finished runs are not repeated, and
         interrupted ones are resumed.
       console: Where progress is printed.
@@ -79,7 +79,7 @@ class Trainings:
         return _train_entry(self.config, entry, self.console, self._announce)
 
     def _announce(self, experiment: Experiment, run: Path) -> list[str]:
-        """What all trainings have in common, once."""
+        """Prints, once, what all trainings have in common."""
         lines = [] if self._announced else on_data(experiment)
         self._announced = True
         return lines

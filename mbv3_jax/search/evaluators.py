@@ -35,9 +35,9 @@ class Evaluator(Protocol):
 class Corrected:
     """An evaluator whose estimates are corrected by the accuracies of some trained networks.
 
-    Shared weights know which of two networks of equal cost is better, but not well what cost is
-    worth once a network is trained on its own. A regression of the trained accuracies on the
-    estimate and on the logarithm of the cost tells how much of either to believe.
+    Shared weights tell which of two networks of equal cost is better, but less well how much
+    accuracy a higher cost gains once networks are trained on their own. A regression of the trained
+    accuracies on the estimate and on the logarithm of the cost weighs the two.
 
     Args:
       evaluator: The evaluator.
@@ -125,8 +125,8 @@ class Agreement:
     def interval(self) -> tuple[float, float] | None:
         """The 95% interval of Spearman's correlation; None for fewer than four networks.
 
-        By Fisher's transform, with the variance of Bonett and Wright (Psychometrika 65, 2000). Of
-        10 networks that do not correlate at all, it reaches from about -0.63 to 0.63.
+        By Fisher's transform, with the variance of Bonett and Wright (Psychometrika 65, 2000). For
+        10 networks with a correlation of 0 it reaches from about -0.63 to 0.63.
         """
         if self.count < 4 or not np.isfinite(self.spearman):
             return None
@@ -172,7 +172,7 @@ def agreement(
 
 
 def split_half_reliability(accuracies: np.ndarray) -> float:
-    """Returns how well the mean accuracies over the seeds would repeat with other seeds.
+    """Returns how well the mean accuracies over the seeds would be reproduced with other seeds.
 
     This is the mean correlation between two halves of the seeds over all ways to halve them,
     stepped up to all seeds by the Spearman-Brown formula 2r / (1 + r).

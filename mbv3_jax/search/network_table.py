@@ -1,6 +1,6 @@
 """Tables of networks whose accuracy and cost others have measured, in one neutral format.
 
-A table is a JSON file, so that anyone's results can be used without a line of code:
+A table is a JSON file, so that the results of others can be used without writing code:
 
     {
       "format": "mbv3_jax network table", "version": 1,
@@ -58,7 +58,7 @@ ACCURACY_UNITS = {"%": 0.01, "fraction": 1.0}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Column:
-    """What was measured of every network, in the unit of the file.
+    """The measurements of every network, in the unit of the file.
 
     Attributes:
       kind: One of `KINDS`.
@@ -95,7 +95,7 @@ class Column:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkTable:
-    """Networks with what was measured of them.
+    """Networks with their measurements.
 
     Attributes:
       name, source, license: As in the file.
@@ -141,7 +141,7 @@ def open_network_table(path: Path) -> NetworkTable:
 
 
 def write_network_table(path: Path, table: NetworkTable) -> None:
-    """Writes a table that `open_network_table` reads, whole or not at all."""
+    """Atomically writes a table that `open_network_table` reads."""
     columns: dict[str, dict[str, Any]] = {}
     for name, column in table.columns.items():
         columns[name] = {"kind": column.kind, "unit": column.unit, "about": column.about}

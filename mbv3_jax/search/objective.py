@@ -127,7 +127,7 @@ class Costs:
         return dict(zip(self.functions, rows.T, strict=True))
 
     def _compute(self, function: CostFunction, points: Sequence[Point]) -> np.ndarray:
-        """Returns the costs [N], of all points at once where that is quicker."""
+        """Returns the costs [N], computed for all points at once if that is quicker."""
         if function in (cost.madds, cost.params):
             return self.space.counts(points)[:, 0 if function is cost.madds else 1]
         if isinstance(function, PredictedCost):
@@ -144,7 +144,7 @@ class Problem:
       costs: The costs of points.
       cost_name: The first cost that the rewards take into account, in which costs are reported.
       rewards: One reward for each target, by the target's name.
-      proxy: What the evaluator "proxy" predicts accuracy by; None for another.
+      proxy: The proxy that predicts accuracy; None for other evaluators.
     """
 
     space: Space
@@ -292,16 +292,16 @@ _WIDTHS = (0.25, 3.0, 0.01)  # from, to, step
 def fit_reference(name: str, space: Space, function: CostFunction, target: float) -> NetSpec:
     """Returns a published network made for the images of a space, at the cost of a target.
 
-    A network made for 224 pixels ends with a single pixel at 32. Hence as many of its last strides
-    are left out as give its last maps the size of those of the space's networks, or half of that
-    size if the target is too low for it. Of all widths, also that of the layer before the logits,
-    it takes the one with the cost nearest to the target.
+    At 32 pixels a network made for 224 would end with a single pixel. So its last strides are left
+    out until its last maps are as large as those of the networks of the space, or half as large if
+    the target is too low for that. The width is the one whose cost is nearest to the target; it
+    also scales the layer before the logits.
 
     Args:
-      name: The network.
-      space: Whose resolution, classes, other constants and strides it gets.
-      function: The cost.
-      target: The cost to have.
+      name: The name of the network.
+      space: The space that gives the resolution, classes, other constants and strides.
+      function: The cost function.
+      target: The cost to reach.
 
     Raises:
       ValueError: No network has this name; the message lists the names.

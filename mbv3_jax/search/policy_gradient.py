@@ -173,7 +173,7 @@ class PolicyGradient(Searcher):
 
     Args:
       space, seed: As for `Searcher`.
-      total_steps: How often `tell` will be called.
+      total_steps: The number of calls of `tell`.
       policy: One of `POLICIES`.
       learning_rate: The rate at the start. None is TuNAS's, 3e-4 times batch / 256, which suits
         its tens of thousands of steps. Adam moves a logit by about the rate in each step, and a

@@ -1,9 +1,9 @@
-"""Predicts what was measured of networks: a Gaussian process over their stages.
+"""Predicts measurements of networks with a Gaussian process over their stages.
 
 The covariance of two networks is a sum of three parts: one that is linear in all their features,
-one for how alike the whole networks are, and one for how alike each of their stages is (RBF
-kernels). The last makes a prediction a sum over stages, as latency nearly is. How much each part
-counts is found by the marginal likelihood (Rasmussen and Williams, Gaussian Processes for Machine
+one for the similarity of the whole networks, and one for the similarity of each of their stages
+(RBF kernels). The last makes a prediction a sum over stages, as latency nearly is. The weights of
+the parts maximise the marginal likelihood (Rasmussen and Williams, Gaussian Processes for Machine
 Learning, sections 2.2 and 5.4).
 """
 
@@ -21,7 +21,7 @@ from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.core.checks import sides
 from mbv3_jax.search.space import Point, Space
 
-# The parts are weighed by so many networks at most; predictions rest on all of them.
+# The weights of the parts are found from at most this many networks; predictions use all.
 _TUNED = 512
 _ITERATIONS = 30  # more hardly change a prediction
 # The logarithms of all weights and lengths are believed to be normal, this far around their start.
@@ -153,7 +153,7 @@ class _Text:
 
 
 class Encoder:
-    """Turns features into rows of numbers, scaled as the networks that it was fitted to need.
+    """Turns features into rows of numbers, scaled for the networks that it was fitted to.
 
     Args:
       features: The features of at least one network. Those that are the same in all make no column.
@@ -207,7 +207,7 @@ class Encoder:
         return np.array([*numbers, *texts], float).reshape(-1, count).T
 
     def misfits(self, features: Features) -> list[str | None]:
-        """Returns for each network which feature is unlike any fitted to; None if all are known."""
+        """Returns for each network a feature outside the fitted ones; None if all are known."""
         reasons: list[str | None] = [None] * len(next(iter(features.values())))
         for name, values in features.items():
             for i in np.flatnonzero(_is_known(values)):
@@ -231,7 +231,8 @@ class Predictor:
       space: The space of the networks; None if they belong to none, and are specs.
       relative: Whether measurements scatter in proportion to their size, as times do, instead of
         by the same amount.
-      seed: Draws the networks by which the parts of the covariance are weighed, if there are many.
+      seed: Seed of the choice of networks from which the weights of the covariance are found, if
+        there are many.
     """
 
     def __init__(self, space: Space | None, *, relative: bool = False, seed: int = 0):
@@ -284,8 +285,8 @@ class Predictor:
     def predict(self, networks: Sequence[Point | NetSpec]) -> tuple[np.ndarray, np.ndarray]:
         """Returns the expected measurements [N] of N networks and their standard deviations [N].
 
-        The deviation is that of a single measurement: it holds both what the predictor does not
-        know and how measurements of one network scatter.
+        The deviation is that of a single measurement: it includes both the uncertainty of the
+        predictor and the scatter of measurements of one network.
 
         Raises:
           ValueError: `fit` has not been called, or a network is not in the space.
@@ -311,7 +312,7 @@ class Predictor:
     ) -> np.ndarray:
         """Draws what may be true of N networks, given what is known: [count, N].
 
-        Networks that are alike have alike values in one draw. How measurements scatter is left out.
+        Similar networks have similar values in one draw. The scatter of measurements is left out.
         """
         rows = self._fitted().rows(describe(self.space, networks))
         with_known = self._kernel(rows, self._rows)
@@ -327,7 +328,7 @@ class Predictor:
         return self._unit * (mean + self._scale * drawn)
 
     def left_out(self) -> np.ndarray:
-        """Returns for each fitted network [N] what the others say of it.
+        """Returns for each fitted network [N] the prediction from all others.
 
         The covariance is weighed by all of them (Rasmussen and Williams, equation 5.12).
         """

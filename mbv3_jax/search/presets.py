@@ -177,7 +177,7 @@ def tiny() -> Space:
     """A space for 32 pixels and a laptop, with networks of 3 to 8 blocks that learn in a minute.
 
     It has three stages after the stem, which leave 4 pixels a side. All blocks of a stage are
-    alike, so that few trainings tell what the choices of a stage are worth.
+    alike, so that few trainings suffice to compare the choices of a stage.
     """
     base = mobilenet_v3_small().replace(resolution=32, num_classes=15, bn_decay=0.9, dropout=0.0)
     base = base.replace(

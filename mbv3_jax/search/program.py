@@ -6,17 +6,14 @@ has the fields of the configuration. The folder:
 
 config.json            the configuration; another one is refused
 format.json            the version of the folder's format; absent in folders of version 1
-table.json             the table of networks, if it was downloaded for a search by a proxy
-latency.json           the latency table, if costs are measured here
-supernet/, candidates/ the shared weights; a run folder for each brief training
-rounds.json            what the surrogate learns from, after every round
-found.json             the choice for each target, with the rewards on the way
-NAME_found.json        the chosen networks, before NetAdapt
-NAME.json              the networks after it, for configs/found.py:spec=FILE
-adapted/NAME           NetAdapt's folders
-runs/NAME_found, NAME, REFERENCE   run folders of the trainings
-references/NAME.json   the networks to compare with
-search.json            the result, which `report` draws
+table.json             the table of networks, if it was downloaded for a search with a proxy
+latency.json           the latency table, if costs are measured here supernet/, candidates/ the
+shared weights; a run folder for each brief training rounds.json            what the surrogate
+learns from, after every round found.json             the choice for each target, with the rewards
+on the way NAME_found.json        the chosen networks, before NetAdapt NAME.json              the
+networks after it, for configs/found.py:spec=FILE adapted/NAME           NetAdapt's folders
+runs/NAME_found, NAME, REFERENCE   run folders of the trainings references/NAME.json   the networks
+to compare with search.json            the result, which `report` draws
 
 A stage that has ended is read back instead of repeated, and trainings are resumed from their
 checkpoints, so that an interrupted search ends with the same result as one that was not.
@@ -104,9 +101,9 @@ class Pricing:
     Attributes:
       functions: The costs of a network by their names; the first is the one that is reported.
       source: Where their figures come from; None for what is counted.
-      targets: The costs that each network in the end may have, by the target's name.
-      problem: What is searched for. NetAdapt goes the last part of the way, so that its rewards
-        are for `config.netadapt.start` times the targets.
+      targets: The costs that each final network may have, by the target's name.
+      problem: What is searched for. NetAdapt goes the last part of the way, so the rewards are for
+        `config.netadapt.start` times the targets.
     """
 
     functions: Mapping[str, CostFunction]
@@ -152,7 +149,7 @@ class Search:
 
     @property
     def trains(self) -> bool:
-        """Whether the networks are trained in the end; a search by a proxy needs no training."""
+        """Whether the networks are trained at the end; a search with a proxy needs no training."""
         return self.config.get("train", True)
 
     def run(self) -> dict:
@@ -233,7 +230,7 @@ class Search:
         return Pricing(functions=functions, source=source, targets=targets, problem=problem)
 
     def comparisons(self, pricing: Pricing) -> dict[str, NetSpec]:
-        """Returns the networks to compare with: as published, or made as dear as each target."""
+        """Returns the networks to compare with: as published, or fitted to each target."""
         if not self.fits_references:
             return self.references
         function = pricing.functions[pricing.problem.cost_name]
@@ -463,7 +460,7 @@ def _space(config: ConfigDict, proxy: Proxy | None) -> Space:
 
 
 def _check_numbers(config: ConfigDict) -> None:
-    """Checks what the controllers, the surrogate or NetAdapt would refuse after hours."""
+    """Checks now what the controllers, the surrogate or NetAdapt would refuse after hours."""
     options = config.netadapt
     check_trainings(config)
     if config.evaluator == "proxy":

@@ -1,4 +1,4 @@
-"""A proxy for training and measuring networks, fitted to a table of others that were.
+"""A proxy for training and measuring networks, fitted to a table of others.
 
 `Proxy` predicts each column of a `NetworkTable`; `judge` finds out how well, on networks that are
 held out.
@@ -131,7 +131,7 @@ def _names(table: NetworkTable, kind: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How well a column is predicted on networks that were held out.
+    """How well a column is predicted for networks that were held out.
 
     Each figure is a tuple of one number for each split of the table.
 

@@ -1,4 +1,4 @@
-"""Brief trainings in rounds, of networks that a predictor chooses by the rounds before."""
+"""Brief trainings in rounds, of networks that a predictor chooses from the previous rounds."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from mbv3_jax.search.space import Point, Space
 
 
 class State(TypedDict):
-    """What is kept of the rounds that have ended, as JSON can hold it."""
+    """The state after the rounds that have ended, as JSON values."""
 
     trained: list[tuple[tuple[int, ...], float]]
     rounds_done: int
@@ -52,8 +52,8 @@ class Rounds:
     ) -> Predictor:
         """Trains `first` random networks, then `per_round` networks in each of some rounds.
 
-        Those of the rounds are the search's choices. The first ones tell how far the predictor may
-        be trusted.
+        The networks of the rounds are chosen by the search. The random ones show how far the
+        predictor can be trusted.
 
         Args:
           first: The number of networks before the first round.
@@ -80,7 +80,7 @@ class Rounds:
 
     @property
     def agreement(self) -> Agreement:
-        """How well the random networks' accuracies agree with what all others say of them."""
+        """How well the accuracies of the random networks agree with predictions from all others."""
         if len(self.trained) < 2:
             return agreement([], [])
         left_out = self._fitted(self.rounds_done + 1).left_out()[: self.random]

@@ -107,9 +107,9 @@ def run(
 
 
 class Random(Searcher):
-    """Draws every decision evenly: the baseline that every other searcher must beat.
+    """Draws every decision uniformly: the baseline that every other searcher must beat.
 
-    No network is drawn twice while new ones are easily found.
+    No network is drawn twice as long as new ones are easily found.
     """
 
     def __init__(self, space: Space, seed: int = 0):
@@ -138,8 +138,8 @@ class Random(Searcher):
 class LocalSearch(Searcher):
     """Changes up to `changes` decisions of the best point so far, drawn at random.
 
-    It begins with random points. More than one decision is changed at a time because, where a wider
-    stage must be paid for by another, one alone is no improvement.
+    It begins with random points. More than one decision is changed at a time, because a wider stage
+    may be an improvement only if another one becomes narrower.
 
     Args:
       space, seed: As for `Searcher`.
@@ -171,7 +171,7 @@ class Evolution(Searcher):
     Args:
       space, seed: As for `Searcher`.
       population: The number of members. The paper's 100 and tournaments of 25 are for 20,000
-        networks; the defaults here are for some hundreds.
+        networks; the defaults here are for a few hundred.
       tournament: The number of members that each parent is the best of.
 
     Raises:

@@ -51,7 +51,7 @@ class Choice:
       point: The network.
       rewards: The mean reward of each step of the controller or searcher.
       front: The front of accuracy and cost, the cheapest network first; None if the searcher looks
-        for one network and to estimate all that it visited would take long.
+        for a single network, and estimating all that it visited would take long.
     """
 
     point: Point
@@ -104,11 +104,12 @@ def by_supernet(
 ) -> dict:
     """Trains shared weights together with a controller for each target (TuNAS), then chooses.
 
-    The controllers settle before the weights are good, or draw evenly (`config.controller.points`
-    is 0). Hence the finished weights choose: by a search of their own with `strategy`, or else by
-    refining what the controllers end at. `config.check` networks, spread over cost and estimated
-    accuracy, are trained to find out how far the weights may be trusted, and to correct them. Of
-    the best networks for a target, `config.finalists` are trained, and the best of these is taken.
+    The controllers settle before the weights are good, or draw uniformly
+    (`config.controller.points` is 0). So the choice is made with the finished weights: by a search
+    with `strategy`, or else by refining the networks that the controllers end with. `config.check`
+    networks, spread over cost and estimated accuracy, are trained to find out how far the weights
+    can be trusted, and to correct their estimates. Of the best networks for a target,
+    `config.finalists` are trained, and the best of these is taken.
 
     Args:
       config: The search's configuration.
@@ -167,8 +168,9 @@ def spread(
 ) -> list[Point]:
     """Returns up to `count` random points, spread over cost and over estimated accuracy.
 
-    Many more are drawn. Among those of about equal cost, every second one is that with the highest
-    estimate, and the others are those with the lowest. Without `by_estimate` they are just random.
+    They are chosen from many more, cut into `count` groups of about equal cost: every second group
+    gives the one with the highest estimate, the others the one with the lowest. Without
+    `by_estimate` they are just random.
     """
     drawn = _PER_CHECK * count if by_estimate else count
     points = problem.space.sample(np.random.default_rng((seed, 1)), drawn)
@@ -241,8 +243,8 @@ def by_proxy(
 ) -> dict:
     """Searches on the accuracies that a proxy predicts from a table; nothing is trained.
 
-    The arguments and the result are those of `by_supernet`. How far the proxy may be trusted is
-    found on networks of the table that it does not learn from.
+    The arguments and the result are those of `by_supernet`. How far the proxy can be trusted is
+    measured on networks of the table that it does not learn from.
     """
     proxy = problem.proxy
     assert strategy is not None and proxy is not None, "a proxy is always searched by a strategy"
@@ -287,9 +289,9 @@ def _choose(
 ) -> tuple[Choice, Mapping[Point, float]]:
     """Returns the best network for a target, with the front of all visited if it is kept.
 
-    The best that was visited is refined in so many rounds; or else it is the best `among` networks
-    that were trained: where a predictor has learned from few, a search ends at what it
-    overestimates (benchmarks/SEARCH.md).
+    The best network that was visited is refined in some rounds. Otherwise the choice is the best
+    `among` networks that were trained: with a predictor that has learned from few, a search ends
+    with networks that it overestimates (benchmarks/SEARCH.md).
 
     Returns:
       The choice, and the rewards of all points that were visited.

@@ -160,7 +160,7 @@ def propose(
     searcher: str = "policy_gradient",
     **options,
 ) -> list[Point]:
-    """Searches on an evaluator that answers at once.
+    """Searches with an evaluator that needs no training.
 
     Args:
       space, evaluator, costs, reward: Where to search, and what to maximise.
@@ -186,9 +186,9 @@ def config_strategy(config: ConfigDict, space: Space) -> Strategy | None:
     """Returns the searcher that a search's configuration asks for.
 
     Where `config.searcher` has no name, a surrogate is searched by the policy gradient as
-    `config.controller` describes it, and so is a supernet whose controllers draw no points; what
-    they end at otherwise is refined, for which there is no searcher and the result is None. Steps,
-    batch and policy that are None are those of `config.controller`.
+    `config.controller` describes it, and so is a supernet whose controllers draw no points.
+    Otherwise the networks that the controllers end with are refined; this needs no searcher, and
+    the result is None. Steps, batch and policy that are None are those of `config.controller`.
 
     Raises:
       ValueError: The searcher or an option is unknown or out of range; the message names it.
@@ -228,12 +228,12 @@ def refine(
 ) -> Point:
     """Improves a point by a local search of `rounds` steps of `batch` points.
 
-    A controller or an evolution ends near a good network, seldom at it.
+    A controller or an evolution usually ends near a good network, not at it.
 
     Args:
       space, goal: Where to search, and what to maximise.
       best: The point to begin with.
-      rounds, batch: `rounds` times, `batch` points are evaluated.
+      rounds, batch: `rounds` times `batch` points are evaluated.
       seed: Seed of the changes.
       changes: The most decisions that are changed at a time.
       after_step: Called after each step.
@@ -254,11 +254,11 @@ def propose_trainings(
     count: int,
     known: Set[Point] = frozenset(),
 ) -> list[Point]:
-    """Returns up to `count` different points from whose training most is to be hoped.
+    """Returns up to `count` different points whose training promises most.
 
-    Of the best points that a searcher visits, each is the best by another draw of what may be true
-    of them all (Thompson sampling). The best by what is expected would be alike, and would teach
-    less than those of which little is known.
+    From the best points that a searcher visits, each is chosen as the best in another draw from the
+    predictor (Thompson sampling). The points with the best expected rewards would be similar, and
+    would teach less than points about which little is known.
 
     Args:
       strategy: The searcher.

@@ -86,10 +86,10 @@ def shrink(
 ) -> dict:
     """Narrows the network of a run until it costs at most `target`, or resumes doing so.
 
-    Each step saves at least `delta` of the first cost. It tries all `proposals`, with their weights
-    cut down and briefly fine-tuned on the same batches, and takes the one with the largest change
-    of top-1 over cost saved (MobileNetV3 section 4.2). The result should be trained further, or
-    from scratch.
+    Each step saves at least the fraction `delta` of the initial cost. It tries all `proposals`,
+    with their weights cut down and briefly fine-tuned on the same batches, and takes the one with
+    the largest change of top-1 per cost saved (MobileNetV3 section 4.2). The result should be
+    trained further, or from scratch.
 
     Args:
       run: The folder of a run that has a checkpoint. Its data and its recipe are used.
@@ -99,7 +99,7 @@ def shrink(
       steps, rate: Length and learning rate of a fine-tuning; see `tuning.tuning_config`.
       delta: A fraction above 0 and below 1.
       divisor: All new channel counts are multiples of it.
-      max_proposals: How many proposals a step tries, drawn at random; None for all.
+      max_proposals: The number of proposals that a step tries, drawn at random; None for all.
       keep: Which channels stay; see `masks.narrow`.
       seed: Seed of everything that is random.
       eval_split: The split by which to choose, so that the one that is reported later stays unseen
@@ -113,8 +113,8 @@ def shrink(
 
     Raises:
       UsageError: An option is wrong, or `out` holds another run. Nothing has changed.
-      RunError: No proposal saves enough any more, the loss is not finite, or a file is damaged or
-        cannot be written. The same command resumes from the last proposal.
+      RunError: No proposal saves enough, the loss is not finite, or a file is damaged or cannot be
+        written. The same command resumes from the last proposal.
       Preempted, KeyboardInterrupt: After a signal. The same command resumes here too.
     """
     try:
@@ -168,7 +168,7 @@ def _check_options(steps, rate, delta, divisor, max_proposals, keep) -> None:
 
 
 def _is_same(value, stored) -> bool:
-    """Whether two settings are the same; a cost that another machine predicted ends otherwise."""
+    """Whether two settings are the same; costs may differ in the last digits between machines."""
     if isinstance(value, float) and isinstance(stored, int | float):
         return math.isclose(value, stored, rel_tol=1e-9)
     return value == stored
@@ -474,7 +474,7 @@ class _Adapt:
         return narrowed, self.tuner.tune(variables, narrowed, number)
 
     def _best(self, last: dict) -> int:
-        """Returns the tried proposal with the largest change of accuracy over cost saved."""
+        """Returns the tried proposal with the largest change of accuracy per cost saved."""
         ratios = [(p["accuracy"] - last["accuracy"]) / p["saved"] for p in self.log.pending]
         return int(np.argmax(ratios))
 

@@ -1,10 +1,10 @@
-"""Narrower networks: which ones a step of NetAdapt proposes, and as masks of the first network.
+"""Narrower networks: which ones a step of NetAdapt proposes, as masks of the first network.
 
 MobileNetV3 section 4.2 has two kinds of proposals: a smaller expansion layer, and a smaller
 bottleneck in all blocks that share it, so that shortcuts stay.
 
 A narrower network is represented by the first one with other weights at zero. A channel whose
-kernels, BatchNorm scale and bias are zero is zero from end to end: every nonlinearity maps 0 to 0,
+kernels, BatchNorm scale and bias are zero stays zero throughout: every nonlinearity maps 0 to 0,
 and a gate times 0 is 0. Hence the masked network computes exactly the narrower one, in evaluation
 and in training, and one compiled program serves all of them.
 

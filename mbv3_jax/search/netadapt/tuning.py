@@ -129,7 +129,7 @@ class Tuner:
         return state.variables
 
     def top1(self, variables: Variables) -> float:
-        """Returns the fraction of right answers on all held-out examples."""
+        """Returns the fraction of correct predictions on all held-out examples."""
         try:
             return self._experiment.evaluate(variables, self._interrupt.checked)["top1"]
         except BadExample as e:

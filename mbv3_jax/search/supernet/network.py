@@ -23,7 +23,7 @@ Tree = dict[str, Any]  # nested dicts of arrays
 
 
 def largest(space: Space) -> NetSpec:
-    """Returns the network that has room for all: the widest, with the largest kernels, all blocks.
+    """Returns the largest network: the widest, with the largest kernels and all blocks.
 
     Raises:
       ValueError: The space has drop-path, or squeeze-and-excite in its last layer, or a block that
@@ -150,7 +150,7 @@ def apply(
       params: Parameters of `largest(space)`, as `functional.init` returns them.
       images: Normalised images [batch, height, width, 3].
       switches: The switches of one point, without the axis of points.
-      train: Whether to drop out, which needs a key.
+      train: Whether to use dropout, which needs a key.
       key: Randomness.
       compute: Types and forms of the computation.
 

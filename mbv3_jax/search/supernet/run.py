@@ -52,8 +52,8 @@ def train_supernet(
 
     Args:
       config: The configuration of a run, as `configs/found.py` returns it. Data, batch size,
-        optimizer, steps and checkpoints are taken from it. Its data should hold out a split that
-        is made for choosing.
+        optimizer, steps and checkpoints are taken from it. Its data should hold out a split for
+        choosing.
       problem: What the controllers search for.
       folder: Holds `largest.json` and `checkpoints/`.
       console: Where progress is printed.

@@ -28,7 +28,7 @@ _TOGETHER = 8
 
 
 class Programs:
-    """The two compiled programs of a supernet: `step` trains, `correct` counts right answers.
+    """The two compiled programs of a supernet: `step` trains, `correct` counts correct predictions.
 
     Both are data-parallel: a batch is split over the mesh, and BatchNorm sees all of it.
 
@@ -132,7 +132,7 @@ class SharedWeights:
         self._known: dict[Point, float] = {}
 
     def evaluate(self, points: Sequence[Point]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the fractions of right answers [N] and their standard errors [N].
+        """Returns the fractions of correct predictions [N] and their standard errors [N].
 
         Every point is computed once. The error is that of a mean over the number of images.
         """
