@@ -32,7 +32,7 @@ class Comparison:
     """The logits of a file compared with the expected ones.
 
     images: how many images were compared.
-    agreement: share of images with the same top-1 class.
+    agreement: fraction of images with the same top-1 class.
     largest: largest absolute difference between logits.
     scale: largest absolute value of the expected logits.
     """
@@ -100,7 +100,7 @@ def in_batches(run: Callable, images: np.ndarray, batch: int) -> np.ndarray:
 def of_other_sizes(images: np.ndarray) -> list[np.ndarray]:
     """Images [images, height, width, channels] of two other sizes, made of those of one.
 
-    They are smaller and larger, not square, and odd, so that a wrong padding shows.
+    They are smaller and larger, odd and not square, so that a wrong padding is noticed.
     """
     height, width = images.shape[1:3]
     parts = images[:, : (3 * height // 4) | 1, : 7 * width // 8]
@@ -200,7 +200,7 @@ def defects(file: bytes, target: Target, model: Model) -> list[str]:
 
 
 def activation_counts(spec: NetSpec, file_format: str) -> dict[str, int]:
-    """How often a file must have each operation that only activations and gates use.
+    """How often each operation that only activations and gates use must be in a file.
 
     Args:
       spec: the network.

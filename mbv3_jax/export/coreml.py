@@ -1,10 +1,10 @@
 """Core ML packages, written from the list of operations by coremltools' builder of ML programs.
 
-Activations are the ONNX nodes of their registry entries, by the operations of ML programs that
-compute the same. Arrays are [N, C, H, W]; an image input is an RGB or grey picture, as cameras give
-it. coremltools writes packages on every system, but only Apple's systems run them.
+Activations are the ONNX nodes of their registry entries, as the equivalent operations of ML
+programs. Arrays are [N, C, H, W]; an image input is an RGB or grey picture, as cameras give it.
+coremltools writes packages on every system, but only Apple's systems run them.
 
-A package is a folder. Here it is the bytes of a zip archive of its files, until `save`.
+A package is a folder. Until `save`, it is held as the bytes of a zip archive of its files.
 """
 
 import collections
@@ -93,8 +93,8 @@ def to_coreml(
       [batch, num_classes]; a classifier has `CLASS` and `PROBABILITIES` as well.
 
     Raises:
-      UsageError: coremltools is not installed, has no operation for an activation, or images of so
-        many channels do not exist.
+      UsageError: coremltools is not installed, has no operation for an activation, or has no images
+        with this number of channels.
       ValueError: a weight is too large for float16.
     """
     layouts = {1: "GRAYSCALE", 3: "RGB"}
@@ -170,7 +170,7 @@ def metadata(folder: Path) -> dict[str, str]:
 
     Raises:
       OSError: the package cannot be read.
-      ValueError: it is none.
+      ValueError: it is not a package.
     """
     data = read_bytes(folder / _PROGRAM)
     try:
@@ -182,7 +182,7 @@ def metadata(folder: Path) -> dict[str, str]:
 
 
 def save(package: bytes, out: Path) -> None:
-    """Writes a package to a folder that does not exist yet, whole or not at all.
+    """Atomically writes a package to a folder that does not exist yet.
 
     Raises:
       OSError: it cannot be written.
@@ -335,7 +335,7 @@ def _coremltools() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without coremltools' progress bars, and its warnings of what other systems have."""
+    """Hides coremltools' progress bars, and its warnings about other systems."""
     logger = logging.getLogger("coremltools")
     level = logger.level
     logger.setLevel(logging.ERROR)

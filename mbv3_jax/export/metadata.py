@@ -1,9 +1,8 @@
 """The metadata of an exported file: network, classes, preprocessing, input and origin.
 
 ONNX files keep it as metadata_props, Core ML packages as metadata that a user defines, with JSON
-values. To other files a zip archive is appended,
-in the way of TFLite's associated files: runtimes ignore it, and any unzip reads it
-(`unzip -p FILE labels.txt`, `unzip -p FILE metadata.json`).
+values. A zip archive is appended to other files, like TFLite's associated files: runtimes ignore
+it, and any unzip program reads it (`unzip -p FILE labels.txt`, `unzip -p FILE metadata.json`).
 """
 
 import dataclasses
@@ -41,7 +40,7 @@ _DATE = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same network gives the same 
 
 
 def describe(model: Model, target: Target, origin: Mapping) -> dict:
-    """The metadata of a file, as values that JSON can hold.
+    """The metadata of a file, as JSON values.
 
     Args:
       model: the exported model.

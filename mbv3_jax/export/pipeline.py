@@ -44,7 +44,7 @@ class Report:
     comparisons: what the file was compared with -> the result.
     top1: whose logits -> their accuracy on the images; empty if the images have no labels.
     quantization: how ranges were found; "" for a float file.
-    note: what a person should know of the output; "" for nothing.
+    note: a note on the output for the user; "" for none.
     readable_until: the day until which JAX promises to read a StableHLO file; "" for others.
     """
 
@@ -72,7 +72,7 @@ def export(
 ) -> Report:
     """Exports a run folder or an import folder to one file, which appears once it is checked.
 
-    A Core ML package is a folder, and is not run: Core ML exists on Apple's systems only.
+    A Core ML package is a folder, and is not run: Core ML exists only on Apple's systems.
 
     Args:
       folder: a run folder or an import folder.
@@ -124,7 +124,7 @@ def export(
 
 
 def _check_out(out: Path, suffix: str, *, is_folder: bool) -> None:
-    """Finds problems with the output file before the work, not after it."""
+    """Finds problems with the output file before the work instead of after it."""
     if out.suffix != suffix:
         raise UsageError(f"--out: got {out}, expected a name that ends in {suffix}")
     if is_folder and (out.exists() or out.is_symlink()):
@@ -152,14 +152,14 @@ class Samples:
 def find_samples(
     model: Model, run: Path | None, named: Sequence[str] | None, count: int | None
 ) -> Samples:
-    """Takes `count` images, spread over those that there are.
+    """Takes `count` images, spread over all available ones.
 
     Args:
       model: the network, whose preprocessing crops the images.
       run: the run folder; None for an import folder.
       named: files and folders of images; None for the evaluation split of the run or, without a
         run, noise.
-      count: how many images, fewer if there are not as many; None for all.
+      count: the number of images, or fewer if there are not enough; None for all.
 
     Raises:
       UsageError: there are no such images, or the data of the run is not available.

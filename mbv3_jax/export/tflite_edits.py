@@ -137,7 +137,7 @@ def _like(graph: Any, index: int, dtype: str) -> int:
 
 
 def _packed(file: Any, size: int) -> bytes:
-    """The bytes of a file that was taken apart; `size` is about how many they will be."""
+    """The bytes of a file that was taken apart; `size` is their approximate number."""
     flatbuffers = need("flatbuffers", "TFLite", "export")
     schema = _schema()
 

@@ -22,8 +22,8 @@ def find_class_names(count: int, file: Path | None) -> tuple[tuple[str, ...], st
     """Finds names for the classes of a network.
 
     Args:
-      count: how many classes the network has. One output tells two apart, and gets two names if
-        there is a file.
+      count: the number of outputs of the network. A single output tells two classes apart, and gets
+        two names if there is a file.
       file: a file of names, one on each line or a JSON list; None takes the names of ImageNet if
         the count is that of ImageNet, else numbers.
 

@@ -53,7 +53,7 @@ _INCEPTION = Preprocessing()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Imported:
-    """A model, the library's network that it was, and its origin as an import folder keeps it."""
+    """A model, the library's network that it came from, and its origin for an import folder."""
 
     model: Model
     network: Network
@@ -76,7 +76,7 @@ def import_weights(
     """Imports weights of another library.
 
     Every tensor of stem, blocks and last 1x1 is used once, and every variable is filled once. A
-    head that is not the library's is taken over if it is one dense layer, or two, see `identify`.
+    head that is not the library's is imported if it is one dense layer, or two, see `identify`.
 
     Args:
       library: "timm", "torchvision" or "keras".
@@ -85,16 +85,17 @@ def import_weights(
       width: the scaling argument of torchvision or Keras; None tries `networks.WIDTHS`.
       classes: a file of class names; not for a network without a head. With two names, a network of
         one output becomes one of two classes.
-      labels: "multi" for a network of several labels per image, whose classes are by sigmoids; None
-        for "single". A file does not tell.
+      labels: "multi" for a network of several labels per image, with a sigmoid per class; None for
+        "single". A file does not say.
       hidden: the activation between the two dense layers of a head that is not the library's.
       view: "resolution", "crop_fraction", "interpolation", "mean" and "std" of the images; those
-        that are absent or None are what the file says, or the default of the library.
+        that are absent or None come from the file, or else from the defaults of the library.
       revision: a commit of the Hub repository.
       sha256: the hash that the file must have, or its first digits.
 
     Returns:
-      The model; without a head to take over, it has no class names, and logits that are zero.
+      The model; without a head that can be imported, it has no class names, and its logits are
+      zero.
 
     Raises:
       UsageError: the file does not fit the network, or an option does not fit the file.
@@ -198,7 +199,7 @@ def _all_suffixes() -> set[str]:
 def _settle(
     library: str, path: Path, entry: Pretrained | None, network: str | None, width: float | None
 ) -> tuple[Pretrained | None, str | None, float | None]:
-    """Decides what is known before looking at the tensors.
+    """Finds what is known before looking at the tensors.
 
     Args:
       library: as for `import_weights`.
@@ -263,7 +264,7 @@ def export_weights(model: Model, library: str, out: Path, *, width: float | None
 
 
 def counterpart(spec: NetSpec, library: str, *, width: float | None = None) -> Network:
-    """Finds the library's network that computes what `spec` does.
+    """Finds the library's network that computes the same as `spec`.
 
     Raises:
       UsageError: there is none; the message says how the nearest one differs.

@@ -1,6 +1,6 @@
 """The Hugging Face Hub by address: hf:OWNER/NAME[@REVISION].
 
-Three addresses of its web interface are all that reading needs (huggingface_hub 1.x asks the same):
+Reading needs only these addresses of its web interface, which huggingface_hub 1.x uses too:
 
 {HF_ENDPOINT}/api/models/OWNER/NAME/revision/REVISION?blobs=true   commit, files, sizes, hashes
 {HF_ENDPOINT}/OWNER/NAME/resolve/COMMIT/FILE                       a file, perhaps by a redirection
@@ -51,11 +51,11 @@ class Address:
 
 
 def parse(text: str, option: str) -> Address:
-    """Reads an address that a person typed.
+    """Parses an address.
 
     Args:
       text: hf:OWNER/NAME or hf:OWNER/NAME@REVISION.
-      option: the flag that it was typed for, for the message.
+      option: the flag that it was given with, for the message.
 
     Raises:
       UsageError: it has another form.
@@ -86,7 +86,7 @@ class Fetched:
     """Files of a repository, downloaded to one folder.
 
     commit: which commit they are of.
-    weights: the file of weights.
+    weights: the weight file.
     is_described: whether the files of an import folder that describe a model are beside it.
     """
 
@@ -96,16 +96,16 @@ class Fetched:
 
 
 def fetch(address: Address, folder: Path, endings: Collection[str]) -> Fetched:
-    """Downloads the weights of a repository, and what describes them.
+    """Downloads the weights of a repository and the files that describe them.
 
     Args:
       address: the repository.
       folder: an empty folder for the files.
-      endings: of files of weights, the better ones first.
+      endings: of weight files, the preferred ones first.
 
     Raises:
-      UsageError: there is no such repository or revision, or no file of weights in it.
-      RunError: it cannot be downloaded, or what arrives is not what the Hub lists.
+      UsageError: there is no such repository or revision, or it has no weight file.
+      RunError: it cannot be downloaded, or what was downloaded is not what the Hub lists.
     """
     revision = urllib.parse.quote(address.revision or "main", safe="")
     info_url = f"{_endpoint()}/api/models/{address.repository}/revision/{revision}?blobs=true"
@@ -137,7 +137,7 @@ def fetch(address: Address, folder: Path, endings: Collection[str]) -> Fetched:
 
 
 def _weights(address: Address, files: Collection[str], endings: Collection[str]) -> str:
-    """The file of weights of a repository: one of `WEIGHTS`, or the only one of the best ending."""
+    """The weight file of a repository: one of `WEIGHTS`, or the only one with the best ending."""
     usual = [name for name in WEIGHTS if name.endswith(tuple(endings))]
     found = sorted(
         name
@@ -180,7 +180,8 @@ def _endpoint() -> str:
     """Where the Hub is.
 
     Raises:
-      UsageError: HF_ENDPOINT is no such address; it is not repeated, as it may have a secret.
+      UsageError: HF_ENDPOINT is not an address of this form; the message does not repeat it,
+        because it may contain a secret.
     """
     endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").strip().rstrip("/")
     try:
@@ -199,7 +200,7 @@ def _endpoint() -> str:
 def _token() -> str | None:
     """The token in HF_TOKEN, else the one that `hf auth login` keeps (huggingface_hub.constants).
 
-    It is checked here, because the error of a header that cannot be sent has its text.
+    It is checked here, because the error for a header that cannot be sent would contain the token.
 
     Raises:
       UsageError: it cannot be sent.
@@ -243,7 +244,7 @@ def _download(address: Address, url: str, what: str, sha256: str | None) -> byte
 
 
 def _refusal(address: Address, what: str, error: DownloadError) -> Exception:
-    """The error for a person, by what the Hub answers: its code, and its header X-Error-Code."""
+    """The error to raise for an answer of the Hub, by its code and its header X-Error-Code."""
     code = error.answer.code if error.answer else None
     reason = (error.answer.headers.get("X-Error-Code") or "") if error.answer else ""
     if code == 404 and reason == "RevisionNotFound":

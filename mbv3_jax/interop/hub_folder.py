@@ -1,4 +1,4 @@
-"""A folder for the Hugging Face Hub: a model that this package reads, and timm where it can.
+"""A folder for the Hugging Face Hub: a model that this package reads, and timm if it can.
 
 README.md            the card: front matter for the Hub, what the network is, how to load it
 model.safetensors    the weights, by timm's names if timm has the network, else by those of the spec
@@ -30,12 +30,12 @@ _OF_OTHERS = ("network", "width", "classes", "labels", "hidden")
 
 
 def write(folder: Path, model: Model, repository: str | None) -> Network | None:
-    """Writes a folder to upload, whole or not at all.
+    """Atomically writes a folder to upload.
 
     Args:
       folder: a path that does not exist yet.
       model: what to write.
-      repository: OWNER/NAME that the card is to name; None for placeholders.
+      repository: OWNER/NAME for the model card; None for placeholders.
 
     Returns:
       timm's network that loads the folder; None if timm has none like it.
@@ -76,8 +76,8 @@ def import_repository(library: str | None, weights: str, **options: Any) -> Impo
     Args:
       library: whose weights they are; None for what `write` wrote, and for timm's.
       weights: hf:OWNER/NAME[@REVISION].
-      options: those of `convert.import_weights` with their names. A folder that `write` wrote says
-        all of it, and takes only `sha256`.
+      options: those of `convert.import_weights`, by name. A folder that `write` wrote contains all
+        of this, and takes only `sha256`.
 
     Raises:
       UsageError: as for `convert.import_weights`, or the Hub has no such repository.

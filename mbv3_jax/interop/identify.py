@@ -1,9 +1,9 @@
 """Which network the tensors of a file belong to: a library's own, or one with another head or none.
 
 Fine-tuning keeps stem, blocks and last 1x1, and replaces what follows. A single dense layer there
-can be taken over whatever its name, and two if it is known which activation is between them; of
-anything else, tensors do not tell what it computes (they have no nonlinearities), so that it is
-left out and the network gets new logits.
+can be imported whatever its name, and two if the activation between them is known. The tensors of
+anything else do not determine what it computes (they have no nonlinearities), so it is left out and
+the network gets new logits.
 """
 
 import dataclasses
@@ -43,8 +43,8 @@ class Fit:
     names: our layers -> the file's, as `mapping.pairs` takes them.
     new: the stages that the file has no tensors for: "logits", and maybe "last".
     left_out: the tensors that are not used, by their names in the file.
-    hidden: whether the head that is left out is two dense layers, which `identify` takes over if it
-      is told the activation between them.
+    hidden: whether the head that is left out is two dense layers, which `identify` would import if
+      it were given the activation between them.
     """
 
     network: Network
@@ -81,7 +81,7 @@ def identify(
 
     Returns:
       The network, with as many classes and input channels as the tensors have. Without a head that
-      can be taken over, it has one class and "logits" among the new stages.
+      can be imported, it has one class, and "logits" is among the new stages.
 
     Raises:
       UsageError: no network fits (the message lists every tensor that does not fit), or several
@@ -225,7 +225,7 @@ def _takes_hidden(fit: Fit) -> bool:
 def _fit_backbone(
     network: Network, shapes: Shapes, hidden: str | None = None
 ) -> tuple[Fit | None, list[str]]:
-    """Fits stem, blocks and last 1x1, and what can be taken over of the head.
+    """Fits stem, blocks and last 1x1, and what can be imported of the head.
 
     Args:
       network, shapes: as for `_fit_whole`.
@@ -292,7 +292,7 @@ def _own_head(network: Network, inside: Shapes, rest: set[str]) -> set[str]:
     """The tensors of the library's layer between pooling and logits, if the file has that layer.
 
     torchvision numbers it inside its classifier, so that a layer of the same number and shape may
-    be one of another classifier; it is its own where nothing else is new in there but the logits.
+    be one of another classifier; it is its own if nothing else in there is new except the logits.
     """
     if network.spec.head is None:
         return set()

@@ -1,9 +1,9 @@
-"""What a file of weights says of its images: size, range, normalisation; and what is used.
+"""What a weight file says about its images: size, range, normalisation; and what is used.
 
-Keras saves the whole network, and of it the layers before the first convolution count: InputLayer,
-Rescaling, Normalization and the arithmetic of `preprocess_input`. They take pixels from 0 to 255.
-timm's `pretrained_cfg` (models/_pretrained.py of timm 1.0.31) may lie in a checkpoint, or in the
-config.json that `save_for_hf` writes beside the weights. Files of torchvision say nothing.
+Keras saves the whole network, of which the layers before the first convolution are read:
+InputLayer, Rescaling, Normalization and the arithmetic of `preprocess_input`. They take pixels from
+0 to 255. timm's `pretrained_cfg` (models/_pretrained.py of timm 1.0.31) may be in a checkpoint, or
+in the config.json that `save_for_hf` writes beside the weights. Files of torchvision say nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -147,14 +147,14 @@ def settle(
     usual: tuple[Resolution, Preprocessing],
     usual_source: str,
 ) -> tuple[NetSpec, Preprocessing, str]:
-    """Decides how images become the input: by the flags, else the file, else as is usual.
+    """Decides how images become the input: from the flags, else the file, else the usual values.
 
     Args:
       spec: the network, whose resolution is not settled yet.
       told: what the file says.
       given: what the flags say: field -> value, None for a flag that was not given.
       usual: resolution and preprocessing, of images in colour.
-      usual_source: what to call these.
+      usual_source: their source, for the line that is printed.
 
     Returns:
       The network with its resolution, the preprocessing, and where each part of them is from.
@@ -256,7 +256,7 @@ def _size(sides: list, where: str) -> Told:
 def _arithmetic(
     layer: _Layer, adapted: Sequence[Sequence[np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Scale and offset by which a layer changes pixels; None if it is not known to do just that."""
+    """Scale and offset that a layer applies to pixels; None if it is not known to do only that."""
     options = layer["config"]
     if not isinstance(options, dict):
         return None
@@ -314,5 +314,5 @@ def _numbers(values: Any) -> np.ndarray:
 
 
 def _decimal(values: np.ndarray) -> tuple[float, ...]:
-    """Numbers as they were meant: 127.5 / 255 and 1 / (255 * 0.00784313725490196) are 0.5."""
+    """Numbers as they were intended: 127.5 / 255 and 1 / (255 * 0.00784313725490196) are 0.5."""
     return tuple(float(f"{value:.9g}") + 0.0 for value in values)

@@ -75,9 +75,9 @@ def read_keras(data: bytes) -> tuple[str | None, Tensors, list[str], images.Told
 def _check_self_contained(h5py: Any, file: Any) -> None:
     """Checks that all values lie in the file itself.
 
-    HDF5 reads what a file refers to like the file's own values: a file from a stranger could so
-    bring bytes of any file of this machine into weights that are then passed on. Keras writes no
-    links but hard ones, so that soft ones need not be followed to find out where they lead.
+    HDF5 reads what a file refers to like the file's own values, so a file from a stranger could
+    bring bytes of any file of this machine into weights that are then passed on. Keras writes only
+    hard links, so soft ones are refused without being followed.
 
     Raises:
       UsageError: they do not; the message has the name of the first such dataset or link.

@@ -1,9 +1,9 @@
-"""Where in a file the network lies: names as the library itself has them, and what is beside it.
+"""Where the network is in a file: the names that the library itself uses, and what is beside it.
 
 Wrappers put their own names before those of the network: DataParallel `module.`, `torch.compile`
 `_orig_mod.`, a Lightning module or a detector any attribute's; Keras nests a network that is used
-as a layer. None of these are listed here: the stem, whose name each library fixes, tells what
-stands before it.
+as a layer. None of these are listed here: they are whatever stands before the stem, whose name each
+library fixes.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Networks that look like those of `networks` and are others, recognised by their layers.
+"""Networks that look like those of `networks` but are not, recognised by their layers.
 
 Sources: the module names of timm 1.0.31 (models/_efficientnet_blocks.py, models/ghostnet.py),
 torchvision 0.28 (models/efficientnet.py) and transformers (models/mobilenet_v1, mobilenet_v2); of

@@ -1,6 +1,6 @@
-"""Our variables and the tensors of timm, torchvision and Keras: one table, read in both ways.
+"""Our variables and the tensors of timm, torchvision and Keras: one table for both directions.
 
-A function for each library says what it calls the layers of a network. From that, `pairs` makes a
+A function for each library gives its names of the layers of a network. From these, `pairs` makes a
 table of our variables, the tensors that hold the same numbers, and how their axes are ordered;
 import and export both read it.
 """

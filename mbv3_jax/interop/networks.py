@@ -222,7 +222,7 @@ def get(library: str, name: str, *, width: float = 1.0) -> Network:
 
     Args:
       library: one of `LIBRARIES`.
-      name: one of `NAMES[library]`. Keras builds its minimalistic networks by an argument; here
+      name: one of `NAMES[library]`. Keras builds its minimalistic networks with an argument; here
         they have names.
       width: torchvision's width_mult or Keras' alpha.
 

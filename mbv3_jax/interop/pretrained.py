@@ -1,4 +1,4 @@
-"""The published weights of timm, torchvision and Keras: where they are and how images enter them.
+"""The published weights of timm, torchvision and Keras: where they are, how images are prepared.
 
 Sources: timm 1.0.31 `default_cfgs` of models/mobilenetv3.py and models/efficientnet.py;
 torchvision 0.28 `*_Weights`; keras 3.15 applications/mobilenet_v3.py and mobilenet_v2.py. Keras

@@ -1,4 +1,4 @@
-"""Reads PyTorch's files: the state dict in them, whatever else a training script has saved beside.
+"""Reads PyTorch's files: the state dict in them, whatever else a training script has saved.
 
 PyTorch's restricted unpickler reads them (`weights_only`). It knows tensors and plain containers.
 Every other class that a file asks for is replaced by a placeholder that keeps nothing and does
@@ -95,7 +95,7 @@ def read_pth(data: bytes) -> tuple[str | None, dict[str, np.ndarray], list[str],
 
 
 class _Placeholder:
-    """Stands for an object of a class that is not loaded; whatever it was made of is dropped."""
+    """Stands for an object of a class that is not loaded; its contents are dropped."""
 
     def __new__(cls, *_args: Any) -> Any:
         return object.__new__(cls)

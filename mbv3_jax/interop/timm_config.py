@@ -50,7 +50,7 @@ def beside(weights: Path) -> TimmConfig:
 
     Raises:
       UsageError: it cannot be read, is not JSON, a field has another type, or it gives the network
-        an argument that changes what it computes and is not known.
+        an unknown argument that changes what it computes.
     """
     found = _read(weights)
     if found is None:
@@ -158,7 +158,7 @@ def text(model: Model, network: Network) -> str:
 
 
 def _arguments(spec: NetSpec, default: NetSpec) -> dict[str, Any]:
-    """What timm's constructor is to be told beside the number of classes."""
+    """The arguments of timm's constructor besides the number of classes."""
     arguments: dict[str, Any] = {}
     if (spec.bn_eps, spec.bn_decay) != (default.bn_eps, default.bn_decay):
         arguments |= {"bn_eps": spec.bn_eps, "bn_momentum": round(1 - spec.bn_decay, 9)}

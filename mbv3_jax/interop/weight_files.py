@@ -1,7 +1,7 @@
-"""Files of weights of other libraries: PyTorch's .pth, .safetensors, Keras' .weights.h5 and older.
+"""Weight files of other libraries: PyTorch's .pth, .safetensors, Keras' .weights.h5 and older.
 
-Tensors are a dict of name -> float32 array, with the names that `mapping` uses: `layout` takes off
-what stands before them. Reading a file never runs code from it.
+Tensors are a dict of name -> float32 array, with the names that `mapping` uses: `layout` removes
+what stands before them. Reading a file never runs code in it.
 """
 
 import collections
@@ -51,7 +51,7 @@ class WeightFile:
       they were at the top level.
     prefix: what stood before the library's names.
     beside: tensors without that prefix, by their names in the file: a head, perhaps.
-    left_out: what else the file holds and nothing reads, by name: optimizer, epoch, ...
+    left_out: what else the file holds and is not read, by name: optimizer, epoch, ...
     told: what the file, or timm's config.json beside it, says of its images.
     """
 
@@ -146,7 +146,7 @@ def check_writable(library: str, path: Path) -> str:
 
 
 def write(library: str, path: Path, tensors: Tensors, *, metadata: Mapping[str, dict]) -> None:
-    """Writes a file that the library loads strictly, whole or not at all.
+    """Atomically writes a file that the library loads strictly.
 
     Args:
       library: "timm", "torchvision" or "keras".

@@ -1,10 +1,11 @@
 """Predicts the latency of a network from a latency table, without building the network.
 
-A piece that is in the table takes what the table says. Other pieces are predicted: by a sum over
-the work they do (multiply-adds by kind, values read and written, nonlinearities; no weight is
-negative, so that more work never takes less), corrected by boosted trees for what does not add up.
-A network takes factor * sum ** power of its pieces, fitted on networks that were measured as a
-whole: in a large network a piece finds less of its data in the caches than alone.
+A piece in the table takes the measured time. The time of other pieces is predicted as a sum over
+the work that they do (multiply-adds by kind, values read and written, nonlinearities; no weight is
+negative, so that more work never takes less time), corrected by boosted trees for what is not
+additive. A network takes factor * (sum over its pieces) ** power, fitted to networks that were
+measured as a whole: in a large network a piece finds less of its data in the caches than when it
+runs alone.
 """
 
 import dataclasses
@@ -103,11 +104,11 @@ def _columns() -> tuple[str, ...]:
 def _with_unmeasured_activations(
     weights: np.ndarray, amounts: np.ndarray, ms: np.ndarray
 ) -> np.ndarray:
-    """Prices activations that no measured piece has, which the fit leaves at 0.
+    """Sets the cost of activations that no measured piece has, which the fit leaves at 0.
 
-    A pass over the feature map costs as much as in the dearest activation that was measured. If
-    none has a price, it costs what writing the map costs at most: no piece takes less time than it
-    takes to write its output.
+    A pass over the feature map costs as much as in the most expensive activation that was measured.
+    If none has a price, it costs at most as much as writing the map: no piece takes less time than
+    writing its output.
 
     Args:
       weights: [kinds of work], milliseconds for a million.
@@ -180,7 +181,7 @@ class CostModel:
 
 
 def fit(table: Table) -> CostModel:
-    """Fits a model on a table, without the networks that are held out.
+    """Fits a model to a table, without the networks that are held out.
 
     Raises:
       ValueError: The table has no pieces.
@@ -216,7 +217,7 @@ class Errors:
     Attributes:
       networks: The number of networks.
       mape: The mean absolute error in percent of the measurement.
-      low, high: The errors, in percent, that lie furthest below and above.
+      low, high: The lowest and the highest error, in percent.
       spearman, kendall: Rank correlations; NaN for fewer than two networks.
     """
 
@@ -229,7 +230,7 @@ class Errors:
 
 
 def errors(predicted: ArrayLike, measured: ArrayLike) -> Errors:
-    """Returns the errors of predictions [N] for N networks that the model never saw.
+    """Returns the errors of predictions [N] for N networks that the model was not fitted to.
 
     Raises:
       ValueError: There are no networks, or the numbers of values differ.

@@ -1,7 +1,7 @@
 """Measures the latency of models on this machine.
 
-Models are measured by `worker.py` in a fresh process, where threads and cores are set before a
-runtime counts them, and where no earlier work has left its caches and memory behind.
+Models are measured by `worker.py` in a fresh process, in which threads and cores are set before a
+runtime counts them, and no earlier work has left caches and memory behind.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class Effort:
     """How long each model is measured.
 
     Attributes:
-      warmup_seconds: How long it runs at first without being timed, at least once.
+      warmup_seconds: The time that it first runs without being timed, at least once.
       seconds, runs: It is timed until both are reached.
       turn_seconds: Several models take turns of this length.
     """

@@ -49,7 +49,7 @@ def commands(
       serial: The phone's serial number, if several are connected.
       threads: The number of threads.
       cpu_mask: The cores to use, in hexadecimal; f0 are the large ones of many phones.
-      runs: The least number of runs, which take at least a second.
+      runs: The minimum number of runs, which take at least a second.
     """
     adb = ["adb", *(["-s", serial] if serial else [])]
     program, model = f"{FOLDER}/benchmark_model", f"{FOLDER}/{file.name}"

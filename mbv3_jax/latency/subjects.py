@@ -1,4 +1,4 @@
-"""What is measured: networks and files that a person names, and their files for a runtime.
+"""What is measured: networks and files that the user names, and their files for a runtime.
 
 A network may have random weights, because the time does not depend on them.
 """
@@ -184,8 +184,8 @@ def of_config(text: str, overrides: Sequence[str] = ()) -> Source:
 
 
 def of_anything(text: str) -> Source:
-    """By what is there: a folder of a run or an import, a .tflite or .onnx file, a spec (.json),
-    or a configuration (a shipped name or .py, with an argument after a colon).
+    """Returns the source for a run or import folder, a .tflite or .onnx file, a spec (.json), or a
+    configuration (a shipped name or .py, with an argument after a colon).
 
     Raises:
       UsageError: It is something else.

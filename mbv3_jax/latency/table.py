@@ -62,7 +62,7 @@ class Table:
       machine: The result of `measure.machine()`, or {"cpu": the name of a phone}.
       versions: The versions of the runtime's packages.
       pieces: The median of each piece.
-      wholes: Networks that were measured as a whole, by which a model is scaled and judged.
+      wholes: Networks that were measured as a whole, to scale and to judge a model.
     """
 
     target: str
@@ -293,7 +293,7 @@ def fill_table(
       fitted: Networks to measure as a whole, for the fit of a model.
       held_out: Networks to measure as a whole, to find the model's error.
       effort: How long each model is measured.
-      note: Called with how many models are done and how many there are.
+      note: Called with the number of models that are done and the number of all.
 
     Raises:
       RunError: A model cannot be run, or the table cannot be written. What was saved stays.

@@ -2,8 +2,8 @@
 
 A job is {"models": [{"runtime", "path"}], "threads", "warmup_seconds", "seconds", "runs",
 "turn_seconds", "profile"}. A path leads to a TFLite or ONNX file, or for XLA to StableHLO or a spec
-(JSON), whose weights are then random. Several models take turns, so that whatever else happens on
-the machine affects all of them.
+(JSON), whose weights are then random. Several models take turns, so that other work on the machine
+affects all of them.
 
 The last line that the process prints is {"turns", "versions": {package: version}, "profile":
 [{"op", "count", "ms"}] or null}; turns[model][turn] lists the milliseconds of every run.

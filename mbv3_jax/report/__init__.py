@@ -1,1 +1,1 @@
-"""What people look at: tables, plots and pages made from specs and run folders."""
+"""Tables, plots and pages made from specs and run folders."""

@@ -94,7 +94,7 @@ def to_svg(figure: Figure, label: str) -> str:
 
 
 def spread_by_step(steps: Sequence[int], values: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The different steps in order, and the mean, the least and the most of the values at each.
+    """The different steps in order, and the mean, minimum and maximum of the values at each.
 
     Args:
       steps: of each value [N].

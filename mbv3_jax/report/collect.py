@@ -127,7 +127,7 @@ class Trial:
 
     @property
     def digest(self) -> str | None:
-        """What tells held-out images at a path from others; None of other data."""
+        """The digest of the held-out images, for data at a path; None for other data."""
         for run in self.finished:
             data, digest = run.config.get("data"), run.summary and run.summary.get("held_out")
             kind, colon, _ = (data["name"] if data else "").partition(":")
@@ -201,9 +201,9 @@ def collect(folders: Iterable[Path]) -> list[Sweep]:
 def same_data(a: Trial, b: Trial) -> bool:
     """Whether the results of two trials may be compared: they are of the same held-out images.
 
-    Of data at a path, that is said by the digest of what is there, however the path was typed; of
-    other data, and of runs of older versions, by the name, the split and the number of images. A
-    trial that has no result is told by the name or the path alone.
+    For data at a path, the digest of the images decides, however the path was written; for other
+    data, and for runs of older versions, the name, the split and the number of images. For a trial
+    without a result, only the name or the path is compared.
     """
     if a.finished and b.finished:
         if a.digest and b.digest:

@@ -1,4 +1,4 @@
-"""Two runs, trials or sweeps side by side: what was set differently, and what the results were."""
+"""Two runs, trials or sweeps side by side: their different settings, and their results."""
 
 import dataclasses
 import itertools
@@ -64,8 +64,7 @@ class Difference:
 
     a, b: means over the seeds; in percent, but for the loss.
     low, high: ends of the confidence interval; None if a side has fewer than two seeds.
-    real: whether the difference is larger than the spread of the seeds explains; None if that
-      cannot be said.
+    real: whether the difference exceeds the spread of the seeds; None if that cannot be decided.
     same_data: whether both sides were evaluated on the same images; if not, nothing can be said.
     """
 

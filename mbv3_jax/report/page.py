@@ -107,7 +107,7 @@ def _sweep(sweep: Sweep, latencies: Callable[[NetSpec], dict | None]) -> dict:
 
 
 def _group(trials: Sequence[Trial], table: Sequence[dict]) -> dict:
-    """What is said and drawn of trials of the same data, and of these alone."""
+    """The tables and charts of trials of the same data."""
     return {
         "data": trials[0].data,
         "best": max(

@@ -46,7 +46,7 @@ _MOST_NAMED, _MOST_COUNTED = 40, 20
 
 
 def save_picture(figure: Figure, out: Path) -> Path:
-    """Writes a figure, whole or not at all.
+    """Atomically writes a figure.
 
     Args:
       figure: what to write.
@@ -217,8 +217,8 @@ def image_sheet(images: Sequence[np.ndarray], captions: Sequence[str], title: st
     """Draws images in rows, each with its caption below.
 
     Args:
-      images: uint8 [side, side, channels] each, at least one. One channel is drawn in grey; of
-        other numbers than 3, the first one is.
+      images: uint8 [side, side, channels] each, at least one. One channel is drawn in grey; of any
+        number other than 3, only the first is drawn.
       captions: one for each image; may have several lines, and long lines are broken.
       title: the heading of the sheet.
     """

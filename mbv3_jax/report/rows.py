@@ -37,8 +37,8 @@ class Latencies:
     Args:
       measure: None measures nothing.
       file: a JSON file; None caches nothing.
-      runtime: the name that `measure` gives its runtime; cached figures of another runtime or
-        machine are not used.
+      runtime: the name of the runtime of `measure`; cached figures of another runtime or machine
+        are not used.
 
     Raises:
       ValueError: the file is damaged.

@@ -137,7 +137,7 @@ def _agreement(search: Search) -> str:
 
 
 def _warning(search: Search) -> str | None:
-    """What to do about an evaluator that should not be trusted; None if it may be."""
+    """What to do about an evaluator that should not be trusted; None if it can be."""
     if search.trusted:
         return None
     reason = "unknown" if search.spearman is None else f"below {TRUSTED_SPEARMAN}"

@@ -62,7 +62,7 @@ class Search:
     cost_name: "ms" or "madds".
     unit, source: the unit of costs, and how they were obtained.
     spearman, count: rank correlation of the evaluator with held-out candidates, and their number.
-    interval: its 95% interval; None in searches of before it was noted.
+    interval: its 95% interval; None in searches of older versions, which did not record it.
     candidates: (cost, top-1 in percent) of each brief training.
     networks: the found networks, then the references.
     """
@@ -87,7 +87,7 @@ class Search:
 
     @property
     def scale(self) -> float:
-        """Costs are multiplied by this where people read them; their unit is then `label`."""
+        """The factor for costs that people read; their unit is then `label`."""
         return 1e-6 if self.cost_name == "madds" else 1
 
     @property
@@ -100,7 +100,7 @@ class Search:
 
     @property
     def is_trained(self) -> bool:
-        """Whether any network was trained to the end; a search by a proxy may train none."""
+        """Whether any network was trained to the end; a search with a proxy may train none."""
         return any(network.top1 is not None for network in self.networks)
 
     @property

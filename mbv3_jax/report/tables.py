@@ -192,7 +192,7 @@ def latex_comment(text: str) -> str:
 
 
 def _csv_cell(value: Any) -> Any:
-    """Returns a cell that no spreadsheet takes for a formula."""
+    """Returns a cell that spreadsheets do not take for a formula."""
     if not isinstance(value, str):
         return value
     text = printable(value)

@@ -22,7 +22,7 @@ class Trial:
     """One run of a sweep.
 
     Attributes:
-      name: also the name of its run folder; a product joins its parts by "-".
+      name: also the name of its run folder; a product joins the names of its parts with "-".
       overrides: dotted field of the configuration -> value: {"net.width": 0.5}.
     """
 
@@ -81,7 +81,7 @@ def product(*lists: Trials) -> Trials:
 
 
 def zip_(*lists: Trials) -> Trials:
-    """Merges the first trials of all lists into one, the second ones, and so on.
+    """Merges the first trials of all lists into one, then the second ones, and so on.
 
     Raises:
       ValueError: the lists differ in length, or two set the same field.

@@ -51,9 +51,9 @@ class _StopRequest:
         self.signal = number
 
     def wait(self, seconds: float) -> bool:
-        """Waits until a signal comes or the time is over; returns whether one has come.
+        """Waits until a signal arrives or the time is over; returns whether one has arrived.
 
-        A threading.Event would not do: setting one in a signal handler can wait for ever for a
+        A threading.Event cannot be used: setting one in a signal handler can wait for ever for a
         lock that the interrupted thread holds.
         """
         end = time.monotonic() + seconds
@@ -81,11 +81,11 @@ def run_sweep(
       executor: runs them.
       record: the sweep's record, which is kept up to date on disk.
       view: shows their states.
-      max_failures: how often a trial may fail.
+      max_failures: the number of failures after which a trial is not submitted again.
 
     Returns:
       The exit code. 0: all trials have finished. 1: some have failed. 75: some have not finished,
-      and the same command resumes them. 130: interrupted by Ctrl-C, and the same.
+      and the same command resumes them. 130: interrupted by Ctrl-C; the same command resumes.
     """
     runner = _Runner(jobs, executor, record, view, max_failures)
     try:
@@ -129,7 +129,7 @@ class _Runner:
         self._read_progress = ProgressReader()
 
     def start(self) -> None:
-        """Finds out where every trial stands, and submits those that have to run."""
+        """Finds out the state of every trial, and submits those that have to run."""
         to_submit = []
         for name, job in self._jobs.items():
             entry = self._record[name]

@@ -147,7 +147,7 @@ def claim(folder: Path) -> Iterator[typing.TextIO]:
     """Locks a sweep's folder, which it makes if needed, and yields the locked file.
 
     Local trials inherit the file, so that the folder stays locked while any of them lives, even
-    if the sweep command was killed: two processes in one run folder would spoil it.
+    if the sweep command was killed: two processes in one run folder would corrupt it.
 
     Raises:
       UsageError: the folder cannot be written, or is locked already.

@@ -37,7 +37,7 @@ class Row:
       name: the trial's name.
       state: one of the states in `state.py`.
       progress: how far it is.
-      note: why it failed, or what its engine says.
+      note: why it failed, or what the engine reports.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""What an executor is: it writes an engine's own job description, submits it, reads its state.
+"""What an executor does: it writes job descriptions for an engine, submits and watches them.
 
 All executors share one contract: exit code 75 of a trial means "saved, restart me". The engine
-restarts the trial by itself (SLURM requeues it, a JobSet restarts it, SkyPilot recovers it; local
+itself restarts the trial (SLURM requeues it, a JobSet restarts it, SkyPilot recovers it; local
 processes are started again here), with the same command, which resumes from the newest checkpoint.
 """
 
@@ -44,7 +44,7 @@ class Status:
 
     Attributes:
       state: QUEUED, RUNNING, ENDED, or STOPPED: it was cancelled or preempted, and can resume.
-      code: the exit code of a job that is over; None if the engine does not tell.
+      code: the exit code of a job that is over; None if the engine does not report it.
       reason: an explanation in the engine's words, or "".
     """
 
@@ -60,7 +60,7 @@ def ended(code: int, reason: str = "") -> Status:
 
 
 def parse_answer(program: str, text: str, kind: type[T]) -> T:
-    """What a program has answered in JSON; raises RunError if it is something else."""
+    """The JSON value that a program has printed; raises RunError for anything else."""
     try:
         return parse_json(text, kind)
     except ValueError as e:
@@ -100,7 +100,7 @@ class Executor(Protocol):
         ...
 
     def poll(self, handles: Mapping[str, str]) -> dict[str, Status]:
-        """The status of jobs by name, without those that the engine cannot tell at the moment."""
+        """The status of jobs by name, without those that the engine cannot report at the moment."""
         ...
 
     def cancel(self, handles: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Trials as jobs of Cluster Toolkit, which succeeds xpk: JobSets on a GKE cluster with Kueue.
+"""Trials as jobs of Cluster Toolkit, the successor of xpk: JobSets on a GKE cluster with Kueue.
 
 The options are those of `gcluster job submit` of version 1.103: its source and reference
 (https://docs.cloud.google.com/cluster-toolkit/docs/reference/gcluster-job-submit), and the guide

@@ -1,6 +1,6 @@
-"""JobSets on a GKE cluster with Kueue: what they run, what kubectl says of them, how it stops them.
+"""JobSets on a GKE cluster with Kueue: what they run, and how kubectl watches and stops them.
 
-Several tools submit trials as JobSets; they differ in how they are told to.
+Several tools submit trials as JobSets; they differ only in how a job is submitted.
 """
 
 import dataclasses
@@ -88,7 +88,7 @@ class JobSets:
         }
 
     def cancel(self, handles: Mapping[str, str]) -> None:
-        """Deletes the JobSets of these names, as far as they exist.
+        """Deletes those JobSets of these names that exist.
 
         Raises:
           RunError: the cluster refuses.

@@ -30,7 +30,7 @@ from mbv3_jax.sweep.plan import Job
 # Libraries that would start a thread for every core of the machine, even if the trial may use only
 # some. XLA and this package's own workers follow the affinity.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-# A trial that asks for so many restarts in a row without a new checkpoint is broken.
+# A trial that asks for this many restarts in a row without a new checkpoint is broken.
 _IDLE_RESTARTS = 3
 
 T = typing.TypeVar("T")
@@ -158,7 +158,7 @@ class Local:
         return {name: self._ended.get(name, statuses[name]) for name in handles}
 
     def cancel(self, handles: Mapping[str, str]) -> None:
-        """Sends SIGTERM, on which a trial saves, and SIGKILL after `grace` seconds.
+        """Sends SIGTERM, at which a trial saves, and SIGKILL after `grace` seconds.
 
         A second Ctrl-C kills the trials at once.
         """
