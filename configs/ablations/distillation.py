@@ -23,7 +23,7 @@ def get_sweep(argument: str = "runs/large") -> Sweep:
     """
     folder = Path(argument)
     if not (folder / "summary.json").is_file():
-        raise ValueError(f"{folder} is no run folder of a run that has ended")
+        raise ValueError(f"{folder} is not the folder of a finished run")
     config = json.loads((folder / "config.json").read_text())
     if config["seeds"]:
         raise ValueError(

@@ -36,7 +36,7 @@ def get_sweep(argument: str = "") -> Sweep:
     trials, data = [], set()
     for folder in folders or [SWEEPS / name for name in TABLE]:
         if not (folder / "summary.json").is_file():
-            raise ValueError(f"{folder} is no run folder of a run that has ended")
+            raise ValueError(f"{folder} is not the folder of a finished run")
         config = json.loads((folder / "config.json").read_text())
         data.add(config["data"]["name"])
         for seed in config["seeds"] or [config["seed"]]:

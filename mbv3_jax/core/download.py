@@ -76,7 +76,7 @@ def within_deadline(call: Callable[[], T], so_far: Callable[[], str] = lambda: "
         raise errors[0]
     if not results:
         raise DownloadError(
-            f"not done after {seconds} s{so_far()}; the environment variable {DEADLINE} raises "
+            f"not finished after {seconds} s{so_far()}; the environment variable {DEADLINE} raises "
             "this limit"
         )
     return results[0]

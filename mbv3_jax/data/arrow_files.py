@@ -362,7 +362,7 @@ def _need(file: ArrowFile, field: str, column: str) -> None:
     if column not in file.schema.names:
         listed = ", ".join(file.schema.names)
         raise ValueError(
-            f"{file.path}: no column {column!r}, its columns: {listed}; {field} names one"
+            f"{file.path}: no column {column!r}, its columns: {listed}; choose one with {field}"
         )
 
 

@@ -111,8 +111,8 @@ def _import_described(folder: Path, address: hub.Address, options: dict[str, Any
     others = {name: options[name] for name in _OF_OTHERS if options[name]}
     if named := next(iter(others | view), None):
         raise UsageError(
-            f"--{named.replace('_', '-')}: {address} says it itself; with --from=timm it is for "
-            "the flags to say"
+            f"--{named.replace('_', '-')}: {address} says it itself; with --from=timm the "
+            "flags decide"
         )
     model, sha256 = read(folder)
     wanted = options["sha256"]

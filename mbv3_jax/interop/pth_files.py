@@ -167,7 +167,7 @@ def _load(torch: Any, data: bytes) -> tuple[Any, list[str]]:
                     f"(it asks for {printable(asked[0])})"
                 ) from e
             raise UsageError(
-                "it cannot be read as .pth, is it whole? It is no pickle of tensors"
+                "it cannot be read as .pth; is it complete? It is not a pickle of tensors"
             ) from e
     raise UsageError(f"it asks for more than {_MOST_CLASSES} classes; save {_SAVE} instead")
 

@@ -113,7 +113,7 @@ def read(library: str, path: Path) -> WeightFile:
         raise UsageError(f"{path}: {e}") from e
     except Exception as e:  # readers raise errors of many kinds for a damaged file
         reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
-        raise UsageError(f"{path} cannot be read as {format_}, is it whole? {reason}") from e
+        raise UsageError(f"{path} cannot be read as {format_}; is it complete? {reason}") from e
     # Counters, statistics of metrics and the like are no weights.
     is_weight = {
         n: raw[n].dtype.name in _FLOATS and np.isfinite(raw[n]).all() for n in place.beside

@@ -462,7 +462,9 @@ def spec_of(config: ConfigDict, *, num_classes: int = 1000) -> NetSpec:
     file = config.get("spec")  # runs of older versions have no such field
     if file is not None:
         if config.init is not None:
-            raise UsageError("config.spec: got a file, but config.init brings a network; one only")
+            raise UsageError(
+                "config.spec: got a file, but config.init has a network too; set only one"
+            )
         path = expand_user(file, "config.spec", error=UsageError)
         return _spec_of_file(path, options, parameters)
     if config.init is None and None in [options[name] for name in INIT_FIELDS]:

@@ -175,13 +175,13 @@ class Model:
         """
         if not self.class_names:
             raise UsageError(
-                f"{folder}: a network without a head, so without classes; embed and training "
-                f"(--config.init={folder}) take it"
+                f"{folder}: a network without a head, so without classes; only embed and training "
+                f"(--config.init={folder}) accept it"
             )
         if self.spec.num_classes == 1:
             raise UsageError(
                 f"{folder}: a network of one output, whose softmax is always 100%; import it again "
-                "with --classes=FILE of two names, that of small outputs first, for its sigmoid"
+                "with --classes=FILE of two names to use its sigmoid, the class of small outputs first"
             )
 
 

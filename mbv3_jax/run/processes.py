@@ -89,7 +89,7 @@ def detect_processes(
         if len(typed) < len(_FLAGS):
             absent = ", ".join(f"--{n.replace('_', '-')}" for n in _FLAGS if n not in typed)
             raise UsageError(
-                f"--{typed[0].replace('_', '-')} comes with the other two; missing: {absent}"
+                f"--{typed[0].replace('_', '-')} needs the other two flags; missing: {absent}"
             )
         return _explicit(*(flags[name] for name in _FLAGS))
     if address := environ.get("JAX_COORDINATOR_ADDRESS"):

@@ -89,7 +89,7 @@ def train(
     """
     console = console or Console(stderr=True, markup=False, emoji=False)
     if config.seeds is not None and other_processes():
-        raise UsageError("config: seeds: several at once take one process, not several")
+        raise UsageError("config: seeds: several seeds at once need a single process")
     plan = read_plan(config, workdir)  # rule 1
     experiment = compile_experiment(plan, open_data(plan))
     runs, init = seed_runs(config, workdir), experiment.init_record()
@@ -220,8 +220,8 @@ def _newest_step(
         finished = [r.run.folder.name for r in recorders if read_summary(r.run.folder)]
         if finished and newest != experiment.data.total_steps:  # rule 3
             raise UsageError(
-                f"{workdir}: {', '.join(finished)} ended, the others did not: not of one command; "
-                "choose another --workdir"
+                f"{workdir}: {', '.join(finished)} finished and the others did not, so they are "
+                "not from one command; choose another --workdir"
             )
     step = newest
     if experiment.plan.on_damaged == "earlier":

@@ -365,7 +365,7 @@ def _seeds(config: ConfigDict) -> tuple[int, ...]:
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: got {seeds}, expected different whole numbers")
     if config.seed:
-        raise ValueError(f"seed: got {config.seed}, but seeds says which: {seeds}")
+        raise ValueError(f"seed: got {config.seed}, but seeds is given too: {seeds}")
     if config.compute.shard_optimizer:
         raise ValueError("compute.shard_optimizer: got True, expected False with seeds")
     if noise := config.schedule.get("noise"):  # absent in older folders

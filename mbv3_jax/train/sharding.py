@@ -84,7 +84,7 @@ def check_divides(field: str, size: int, devices: int, accum_steps: int = 1) -> 
         accum = f" times accum_steps {accum_steps}" if accum_steps > 1 else ""
         raise ValueError(
             f"{field}: got {size}, which {devices} devices{accum} do not divide; "
-            f"the nearest that would do: {near}"
+            f"the nearest that they divide: {near}"
         )
 
 

@@ -115,7 +115,7 @@ def test_a_server_that_drips(serve, monkeypatch, answer):
     monkeypatch.setenv(DEADLINE, "1")
     url, _ = serve(answer)
     began = time.perf_counter()
-    with pytest.raises(DownloadError, match=f"^not done after 1 s, .*; .* {DEADLINE} raises"):
+    with pytest.raises(DownloadError, match=f"^not finished after 1 s, .*; .* {DEADLINE} raises"):
         get(url)
     assert time.perf_counter() - began < 5
 
@@ -223,7 +223,7 @@ def test_the_table_and_the_weights_are_downloaded_so(serve, monkeypatch, cache):
         sha256=digest[:8],
     )
     for answers, kind in (
-        ([drip(HEAD % 10**5)], "not done after 1 s"),
+        ([drip(HEAD % 10**5)], "not finished after 1 s"),
         ([ok(FILE[:9], len(FILE))] * 3, "cut off, 9 of 256,000 bytes"),
         ([b"nonsense\r\n"] * 3, "does not answer in HTTP"),
     ):

@@ -143,7 +143,7 @@ def test_what_only_looks_like_splits_is_refused(tmp_path, name):
 
 def test_what_to_type_about_an_unknown_split(tmp_path):
     fill(tmp_path, *classes_in("Lernen", "Test"))
-    with pytest.raises(NotFound, match=r"folders in .*: Lernen, Test; data.train_split names one"):
+    with pytest.raises(NotFound, match=r"folders in .*: Lernen, Test; choose one with data.train"):
         opened(tmp_path)
     train, evaluate = opened(tmp_path, train_split="Lernen")
     assert (train.split, evaluate.split) == ("Lernen", "Test")

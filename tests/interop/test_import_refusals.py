@@ -179,7 +179,7 @@ def test_truncated_and_foreign_files(tmp_path, tensors, attempt):
         "empty.safetensors": b"",
     }.items():
         (tmp_path / name).write_bytes(data)
-        assert f"{name} cannot be read as .safetensors, is it whole?" in attempt(tmp_path / name)
+        assert f"{name} cannot be read as .safetensors; is it complete?" in attempt(tmp_path / name)
     pointer = tmp_path / "pointer.pth"  # in a clone without Git LFS
     pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
     assert "pointer.pth is a pointer of Git LFS, which stands for the file" in attempt(pointer)
@@ -249,7 +249,7 @@ def test_pth_with_code_in_it_does_not_run(tmp_path, attempt):
     assert "holds no state dict" in attempt(tmp_path / "list.pth")
     torch.save({"x": torch.zeros(1000)}, tmp_path / "cut.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:700])
-    assert "cut.pth cannot be read as .pth, is it whole?" in attempt(tmp_path / "cut.pth")
+    assert "cut.pth cannot be read as .pth; is it complete?" in attempt(tmp_path / "cut.pth")
 
 
 def test_checkpoints_of_training_scripts(tmp_path, tensors):
@@ -270,7 +270,7 @@ def test_keras_files_of_something_else(tmp_path, attempt):
     assert "it is not a Keras file" in attempt(tmp_path / "x.h5", library="keras")
     data = (tmp_path / "x.h5").read_bytes()
     (tmp_path / "cut.weights.h5").write_bytes(data[:500])
-    assert "is it whole?" in attempt(tmp_path / "cut.weights.h5", library="keras")
+    assert "is it complete?" in attempt(tmp_path / "cut.weights.h5", library="keras")
     with h5py.File(tmp_path / "y.weights.h5", "w") as file:
         file["layers/conv2d/vars/0"] = np.zeros((3, 3, 3, 16), np.float32)
         file["optimizer/vars/0"] = np.zeros((), np.int32)

@@ -241,8 +241,8 @@ def test_commands_that_need_a_head_say_so(torch, peers, tmp_path, capsys):
     ):
         assert __main__.main(arguments) == 2
         assert capsys.readouterr().err == (
-            f"error: {folder}: a network without a head, so without classes; embed and training "
-            f"(--config.init={folder}) take it\n"
+            f"error: {folder}: a network without a head, so without classes; only embed and "
+            f"training (--config.init={folder}) accept it\n"
         )
     names = tmp_path / "names.txt"
     names.write_text("a\n")

@@ -99,7 +99,7 @@ def test_training_for_int8_has_a_trial_for_each_seed_and_its_twin_in_float(sweep
         ("each-seed0-float-seed0", "each-float"),
     ]
     assert loaded.trials[2].overrides["init"] == str(sweep_folder / "both" / "seed1")
-    with pytest.raises(UsageError, match="cut is no run folder of a run that has ended"):
+    with pytest.raises(UsageError, match="cut is not the folder of a finished run"):
         plan.load(f"{ROOT / 'configs/ablations/qat.py'}:{sweep_folder / 'cut'}")
 
 

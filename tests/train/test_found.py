@@ -50,7 +50,7 @@ def test_what_is_no_layer_can_be_changed(file):
         ("--config.net.se=none", "net.se: got 'none'"),
         ("--config.net.name=mobilenet_v2", r"net.name: None is the network of .*, a tiny"),
         ("--config.net.resolution=8", "net.resolution: got 8"),
-        ("--config.init=/somewhere", "config.init brings a network"),
+        ("--config.init=/somewhere", "config.init has a network too"),
         ("--config.spec=nowhere.json", "config.spec: nowhere.json: No such file"),
         ("--config.spec=None", "config.init: got None"),
     ],

@@ -114,7 +114,7 @@ def test_one_seed_that_is_not_finite_is_named(tiny_config, tmp_path, monkeypatch
         (["--config.seeds=()"], r"seeds: got \(\), expected different whole numbers"),
         (["--config.seeds=(0, -1)"], "seeds: got -1, expected a whole number from 0 to 4294967295"),
         (["--config.seeds=(0, 4294967296)"], r"seeds: got 4294967296, expected a whole"),
-        (["--config.seeds=(0, 1)", "--config.seed=2"], r"seed: got 2, but seeds says which"),
+        (["--config.seeds=(0, 1)", "--config.seed=2"], r"seed: got 2, but seeds is given too"),
         (
             ["--config.seeds=(0, 1)", "--config.compute.shard_optimizer=True"],
             "compute.shard_optimizer: got True, expected False with seeds",
@@ -130,7 +130,7 @@ def test_seeds_that_do_not_fit(tiny_config, tmp_path, flags, message):
 def test_a_run_that_ended_by_itself_is_left_alone(both, tiny_config, tmp_path):
     shutil.copytree(both[0] / "seed0", tmp_path / "seed0")
     (tmp_path / "config.json").write_text((both[0] / "config.json").read_text())
-    with pytest.raises(UsageError, match="seed0 ended, the others did not"):
+    with pytest.raises(UsageError, match="seed0 finished and the others did not"):
         loop.train(tiny_config(*BOTH), tmp_path)
     assert checkpoint_steps(tmp_path / "seed0") == checkpoint_steps(both[0] / "seed0")
 

@@ -244,8 +244,8 @@ def _check_split(root: Path, name: str, folders: Iterable[str], kind: str) -> st
     if name not in folders:
         listed = ", ".join(folders) or "none"
         raise NotFound(
-            f"{root / name}: no such split; the folders in {root}: {listed}; data.{kind}_split "
-            "names one"
+            f"{root / name}: no such split; the folders in {root}: {listed}; choose one "
+            f"with data.{kind}_split"
         )
     return name
 

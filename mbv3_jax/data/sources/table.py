@@ -167,7 +167,7 @@ def _place(file: Path, header: list[str], kind: str, column: str) -> int:
         raise ValueError(
             f"{file}: no column {column!r}, its first line has: {', '.join(header[:10])}"
             + (", ..." if len(header) > 10 else "")
-            + f"; data.{kind}_column names one"
+            + f"; choose one with data.{kind}_column"
             + ("; a first line with the names of the columns is missing" if is_row else "")
         )
     return header.index(column)

@@ -454,9 +454,8 @@ class _Adapt:
         if not options:
             raise RunError(
                 f"after {number} steps no proposal saves {self.show(cut)}: reached "
-                f"{self.show(self.cost(spec))}, not {self.show(settings['target'])}; a smaller "
-                "delta or divisor goes further, or choose a target that is reached, in another "
-                "folder"
+                f"{self.show(self.cost(spec))}, not {self.show(settings['target'])}; use a "
+                "smaller delta or divisor, or a target that is reached, in another folder"
             )
         most = settings["max_proposals"]
         if most is None or most >= len(options):

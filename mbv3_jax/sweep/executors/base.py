@@ -64,7 +64,7 @@ def parse_answer(program: str, text: str, kind: type[T]) -> T:
     try:
         return parse_json(text, kind)
     except ValueError as e:
-        raise RunError(f"cannot read what {program} answers: {e}") from e
+        raise RunError(f"cannot read the output of {program}: {e}") from e
 
 
 class Executor(Protocol):
