@@ -1,1 +1,1 @@
-"""Speed side by side with what one would use instead. Results and machines: RESULTS.md."""
+"""Comparisons of speed with the alternatives. Results and machines: RESULTS.md."""

@@ -1,4 +1,4 @@
-"""What devices say to each other in a compiled program, read from its text."""
+"""What devices communicate in a compiled program, read from its text."""
 
 import dataclasses
 import math

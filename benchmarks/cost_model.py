@@ -1,9 +1,10 @@
-"""How good predicted latencies are: python -m benchmarks.cost_model --table=TABLE.json ...
+"""The errors of predicted latencies: python -m benchmarks.cost_model --table=TABLE.json ...
 
 --table: of `python -m mbv3_jax latency measure`: its held-out networks, predicted by its model and
 by simpler ones.
---pixel1=FILE.json: the 28 networks whose latency on a Pixel 1 is published, measured here (on with
-what is there), and calibrations fitted on MobileNetV2 alone, MobileNetV3 held out.
+--pixel1=FILE.json: the 28 networks whose latency on a Pixel 1 is published, measured here (an
+  existing file is continued), and calibrations fitted to MobileNetV2 only, with MobileNetV3 held
+  out.
 
 --files keeps the models, so that only the timing needs a quiet machine; --only-files stops before.
 """

@@ -1,17 +1,17 @@
-"""Does anything break it? Kills, full disks and damaged files, by the hundred.
+"""Kills, full disks and damaged files: does every command survive them?
 
 python -m benchmarks.faults --cases=100
-  Runs so many cases of every part, prints how many were survived, and ends with exit code 1 if one
-  was not. `--parts=kills,images` runs some of them. Cases that were not survived are named by their
-  seed; `--first=SEED --cases=1` repeats one. tests/faults runs a few of each part.
+  Runs this many cases of every part, prints how many were survived, and ends with exit code 1 if
+  one was not. `--parts=kills,images` runs some of the parts. Cases that were not survived are named
+  by their seed; `--first=SEED --cases=1` repeats one. tests/faults runs a few of each part.
 
 kills   A training, by one process or two, a sweep, a search, an import, an export, a report or a
         preparation of data is killed at a random moment, or stopped by SIGTERM, or paused by
-        SIGSTOP and killed; the same command is run again, and may be killed again. In the end
-        there must be what an undisturbed command makes, bit for bit.
-disk    A training on a disk that is too small, by a random size, or that is made read-only in its
-        middle (as root only). Once there is room, the same command must end with the same bits.
-The others are those of `benchmarks.hostile`.
+        SIGSTOP and killed; the same command is run again, and may be killed again. The result must
+        equal that of an undisturbed command, bit for bit.
+disk    A training on a disk that is too small, by a random amount, or that becomes read-only during
+the training (only as root). Once there is room, the same command must end with the same bits. The
+others are those of `benchmarks.hostile`.
 """
 
 import argparse

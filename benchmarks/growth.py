@@ -1,8 +1,8 @@
 """How time and memory grow: python -m benchmarks.growth [--subjects ...] [--plot FILE]
 
-Every size of a subject is measured in processes of its own, here and now, and a table says by what
-power the time grows from one size to the next larger one: 1 is as fast as the work, less means that
-a part does not depend on it. Figures are of this machine; run it on a quiet one.
+Every size of a subject is measured in processes of its own, and a table gives the power by which
+the time grows from one size to the next: with 1 it grows as fast as the work, with less a part of
+it does not depend on the work. The figures are for this machine; run it when the machine is quiet.
 
   batch, resolution, width     a training step and an inference of a network, by the step
   examples                     from the configuration to the first batch of a computed data set

@@ -1,7 +1,7 @@
-"""Damaged files, made by code, for every command that reads what strangers wrote.
+"""Generated damaged files, for every command that reads files of strangers.
 
 A case damages some good files at random and runs the command in this process. It survives if the
-command ends by itself within `SECONDS`, with an exit code of its own, and shows nobody a traceback.
+command ends by itself within `SECONDS`, with one of its own exit codes, and without a traceback.
 `benchmarks.faults` runs these and counts them.
 """
 

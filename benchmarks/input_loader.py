@@ -1,7 +1,7 @@
 """One measurement of the loader: python -m benchmarks.input_loader OPTIONS_JSON; Linux only.
 
-Options: images (a folder), examples (as many as the data set pretends to have; the files are used
-again and again), batch, resolution, how ("processes" or "threads" that decode), count (of them,
+Options: images (a folder), examples (the number that the data set pretends to have; the files are
+  repeated), batch, resolution, how ("processes" or "threads" that decode), count (of them,
 and of cores), seconds. One JSON line out.
 """
 

@@ -1,10 +1,9 @@
 """From JPEG files to batches: python -m benchmarks.input_pipeline [--images FOLDER]
 
-First, one core: decode, Inception crop, resize, side by side with what one would use instead
-(pip install tensorflow-cpu opencv-python-headless torch torchvision; absent ones are named).
-Then the same in the loader: one worker, process or thread, on one core, and several on as many;
-and memory, with a thousand examples and with a million. Without a folder of photographs it makes
-some up.
+First, one core: decode, Inception crop, resize, compared with the alternatives (pip install
+tensorflow-cpu opencv-python-headless torch torchvision; absent ones are named). Then the same in
+the loader: one worker, process or thread, on one core, and several on as many; and memory, with a
+thousand examples and with a million. Without a folder of photographs it generates some.
 """
 
 import argparse

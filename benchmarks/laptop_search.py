@@ -1,10 +1,10 @@
-"""Is what search/small finds better than what needs no search? Every network here is trained.
+"""Does search/small find better networks than no search? Every network here is trained.
 
 python -m benchmarks.laptop_search --workdir=DIR --out=benchmarks/laptop_search.jsonl
   Runs the search with five seeds, for multiply-adds, about an hour each on one core. Run the same
-  command again to resume. With --seeds=0 only that seed; so each core can have one. The trainings
-  of seeds 0 and 1 that are done, without their weights, are in laptop_search_begun.tar.xz: unpack
-  it in the folder of the repository, and leave --workdir out.
+  command again to resume. --seeds=0 runs only that seed, so that each core can run one. The
+  finished trainings of seeds 0 and 1, without their weights, are in laptop_search_begun.tar.xz:
+  unpack it in the folder of the repository, and leave out --workdir.
 python -m benchmarks.laptop_search --describe --out=benchmarks/laptop_search.jsonl
   Prints the tables of docs/architecture_search.md.
 
@@ -13,10 +13,10 @@ For each target a seed compares, all at equal cost, and trained alike:
   found      what the search ends with, after NetAdapt
   random     of networks drawn at random within 5% of the target, as many for both targets together
              as the search has trained, the one with the best validation accuracy
-  reference  MobileNetV3-Small, made for the images and as dear as the target
+  reference  MobileNetV3-Small, fitted to the images and to the cost of the target
 
-What was chosen by validation images is trained again, from FINALS other initial values each, and
-compared on the test images, which have chosen nothing.
+The networks, chosen on validation images, are trained again, each from FINALS other initial values,
+and compared on the test images, on which no choice was based.
 """
 
 import argparse

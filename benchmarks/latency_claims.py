@@ -2,7 +2,8 @@
 
 LiteRT, one thread, batch 1, random weights. The networks of a claim take turns in one process;
 figures are medians over turns with 95% intervals. --only-files stops before the timing, which is
-the part that needs a quiet machine; --claims picks some; --out keeps what was measured.
+the part that needs a quiet machine; --claims selects some of the claims; --out keeps the
+measurements.
 """
 
 import argparse

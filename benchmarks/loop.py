@@ -1,8 +1,8 @@
-"""What the training loop costs on top of its step: python -m benchmarks.loop [--config ...]
+"""What the training loop costs in addition to its step: python -m benchmarks.loop [--config ...]
 
-Runs in turns, with one configuration: the bare step on a batch that is on the device already, and
+Runs in turns, with one configuration: the bare step on a batch that is already on the device, and
 `train` as `main.py` calls it, with its loader, logging and checkpoints. The rate of `train` is the
-median of its own log records but for the first, which waits for the compilation.
+median of its log records without the first, which includes the compilation.
 """
 
 import argparse

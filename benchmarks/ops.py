@@ -1,8 +1,8 @@
 """Depthwise layers side by side: python -m benchmarks.ops [--networks ...] [--batch 32]
 
 Bytes a second count each array once: input and output, and for gradients the cotangent and the
-input gradient too. What a machine's memory can deliver is the limit for all contenders alike;
-with --bandwidth-gb-s (of the card's data sheet, or measured), each one's part of it is shown.
+input gradient too. The bandwidth of the memory limits all contenders; with --bandwidth-gb-s (from
+the data sheet, or measured), the fraction that each of them reaches is shown.
 """
 
 import argparse

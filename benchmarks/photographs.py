@@ -1,4 +1,4 @@
-"""JPEG files of ImageNet's size, made up, for whoever has no photographs at hand."""
+"""Generated JPEG files of ImageNet's size, for users without photographs."""
 
 import io
 from pathlib import Path

@@ -1,9 +1,9 @@
-"""Published latencies of a phone, and how far a fit on MobileNetV2 carries to MobileNetV3.
+"""Published latencies of a phone, and how well a fit to MobileNetV2 transfers to MobileNetV3.
 
 Source: TensorFlow models, research/slim/nets/mobilenet README: float TFLite, batch 1, the large
 core of a Pixel 1; V3 at 224 pixels. `V2_OF_THE_PAPER` is of "Searching for MobileNetV3", table 3:
 the same networks on the same phone are 13 to 16% faster there than in slim's older table of V2, so
-that a fit on slim's V2 finds V3 too slow for that reason alone.
+a fit to slim's V2 predicts V3 too slow for that reason alone.
 """
 
 import dataclasses

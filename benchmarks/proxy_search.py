@@ -1,12 +1,12 @@
-"""Which searcher finds the best networks by a proxy, at equal cost and effort?
+"""Which searcher finds the best networks with a proxy, at equal cost and effort?
 
 python -m benchmarks.proxy_search --table=accel_nasbench.json --latency=latency.json --out=FILE.json
   `mbv3 search table accel_nasbench` makes the table; `latency.json` is in the folder of a search by
   configs/search/proxy.py, or from `mbv3 latency measure --space=accel_nasbench`.
 
-Every searcher evaluates as many networks, by a proxy of one half of the table. What it finds is
-judged by a proxy of the other half, which has chosen nothing: for the network that it would train,
-and at equal cost, as the reward at the targets of configs/search/proxy.py.
+Every searcher evaluates the same number of networks, with a proxy of one half of the table. A proxy
+of the other half, which the search does not use, judges the network that it would train: by
+accuracy and, at equal cost, by the reward at the targets of configs/search/proxy.py.
 """
 
 import argparse

@@ -1,8 +1,9 @@
-"""What int8 costs: {h-swish, ReLU, swish, sigmoid gate} x {float, after training, trained for it}.
+"""The accuracy of int8: {h-swish, ReLU, swish, sigmoid gate} x {float, quantized, trained for
+int8}.
 
 python -m benchmarks.quantization --floats RUNS... --trained runs/sweeps/qat --out=FILE.json
   after the sweeps that configs/ablations/qat.py names. Every int8 figure is that of an exported
-  TFLite file in LiteRT on the whole evaluation split, with the simulation's beside it.
+  TFLite file in LiteRT on the whole evaluation split, with that of the simulation beside it.
 python -m benchmarks.quantization --observers RUN
   the ways to quantize after training, on the seeds of one run
 python -m benchmarks.quantization --latency

@@ -1,10 +1,10 @@
-"""Races contenders: a process each, taking turns, medians and ratios in one table.
+"""Races contenders: one process each, which take turns; medians and ratios in one table.
 
 Only one contender runs at a time and they alternate every few steps, so that a machine that
 speeds up or slows down does so for all of them. They share its memory, though: with `fresh` every
 turn is a process of its own, as training usually is, and the start is paid each time. All get the
-allocator setting that `main.py` gives itself; GLIBC_TUNABLES in the environment takes its place,
-empty for glibc's default.
+allocator setting that `main.py` uses, unless the environment has GLIBC_TUNABLES; an empty value
+means glibc's default.
 """
 
 import dataclasses

@@ -3,9 +3,9 @@
 python -m benchmarks.scaling [--config FILE ...] [--devices N] [--step-ms MS] [--config.FIELD=VALUE]
 
 Compiles the step of `main.py` for virtual devices of the CPU, reads all collectives out of the
-compiled program, holds their bytes to those that follow from the network, and predicts their time
-on 8, 32 and 256 chips from published figures, see `interconnects.py`. Each chip keeps its part of
-the batch, so that the work of a chip does not change with their number. Results: SCALING.md.
+compiled program, compares their bytes with those that follow from the network, and predicts their
+time on 8, 32 and 256 chips from published figures, see `interconnects.py`. Each chip keeps its part
+of the batch, so that the work of a chip does not change with their number. Results: SCALING.md.
 """
 
 import argparse

@@ -1,20 +1,20 @@
-"""Do the searches search? On ImageNet accuracies and on times that others have measured.
+"""Compares searchers on ImageNet accuracies and on times that others have measured.
 
 OPENBLAS_NUM_THREADS=1 python -m benchmarks.search --table=accel_nasbench.json --out=search.jsonl
   `mbv3 search table accel_nasbench` makes the table. Two processes run a seed in about two
   minutes; run the same command again to resume.
-`python -m benchmarks.search_page` writes the page and its plots from what was run.
+`python -m benchmarks.search_page` writes the page and its plots from the rows.
 
-A table of 5,138 networks of a space with 10^11 is a world to search in once it is continued to all
-of them. Each seed draws one half of the table at random. A predictor that is fitted to it
-(`mbv3_jax.search.predictor`) plays the training: a search is told its accuracy, with the noise of
-one training. Nothing that a search has been told judges it:
+A table has 5,138 results, and its space 10^11 networks; predictors extend the table to all of them.
+Each seed draws one half of the table at random. A predictor that is fitted to this half
+(`mbv3_jax.search.predictor`) stands in for training: a search gets its prediction, with the noise
+of one training. Two judges are independent of what the search gets:
 
-  other seeds   the same predictor without the noise, the mean of all seeds there could be. The
-                regret is against the best network by it, which a long search finds.
-  other half    a predictor fitted to the other half of the table, of which no search knows.
+  other seeds   the same predictor without noise, which is the mean over all training seeds. The
+  regret is relative to the best network by it, which a long search finds. other half    a predictor
+  fitted to the other half of the table, which no search uses.
 
-Costs are those of the table's devices, predicted from 400 of its networks, for all alike.
+Costs are those of the table's devices, predicted from 400 of its networks for every seed.
 """
 
 import argparse
@@ -94,7 +94,7 @@ class Free:
 
 
 class Trainings:
-    """An evaluator that trains: what a search is told, and remembers, of networks.
+    """An evaluator that trains, and records what the search is told.
 
     A network that is trained twice with one seed is told the same accuracy twice.
     """
@@ -114,7 +114,7 @@ class Trainings:
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """What a seed searches in.
+    """The space, judges and costs of one seed.
 
     Attributes:
       space: The space.

@@ -1,4 +1,4 @@
-"""What all contenders are asked to do, as plain data that travels on a command line."""
+"""What all contenders do, as plain data that fits on a command line."""
 
 import dataclasses
 import json

@@ -1,12 +1,12 @@
-"""Do the searches search? On a small space of which every network has been trained.
+"""Compares searchers on a small space of which every network has been trained.
 
 python -m benchmarks.toy_search --out=benchmarks/toy_search.jsonl
   after `python -m benchmarks.toy_truth` and `python -m benchmarks.toy_supernet`; some minutes. Run
   the same command again to resume. `python -m benchmarks.search_page` writes the page.
 
-Every network has been trained with several seeds. A search is told the validation accuracy of one
-training of a network, which its seed draws; what it finds is judged by the mean test accuracy of
-the other trainings, of which it was told nothing.
+Every network has been trained with several seeds. When a search trains a network, it gets the
+validation accuracy of one of these trainings, which its seed draws. What it finds is judged by the
+mean test accuracy of the other trainings, which it never sees.
 """
 
 import argparse

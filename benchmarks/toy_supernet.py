@@ -3,8 +3,8 @@
 python -m benchmarks.toy_supernet --seeds=5
   Writes benchmarks/toy_supernet.jsonl with a line for each supernet. Run the same command again to
   resume. A supernet takes as many training steps as 8 networks of `benchmarks.toy_truth`, with
-  their batch, optimizer and learning rate. Its networks are drawn evenly, or by a controller for
-  each target that sees the validation split (TuNAS).
+  their batch, optimizer and learning rate. Its networks are drawn uniformly, or by a controller for
+  each target, which uses the validation split (TuNAS).
 """
 
 import argparse

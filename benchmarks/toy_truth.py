@@ -1,8 +1,8 @@
-"""Trains every network of a small space, long enough to compare the choices of searches with.
+"""Trains every network of a small space long enough to judge the choices of searches.
 
 python -m benchmarks.toy_truth
   Trains 128 networks for 2,400 steps on `clutter` at 32 pixels, and writes
-  benchmarks/toy_truth.csv with a line for each training. A seed takes about an hour of one core.
+  benchmarks/toy_truth.csv with a line for each training. A seed takes about an hour on one core.
   Run the same command again to resume; `--first-seed=1 --seeds=2` trains the second seed alone.
 python -m benchmarks.toy_truth --describe
   Summarises the existing file.

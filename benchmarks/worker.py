@@ -1,4 +1,4 @@
-"""The process of one contender: sets up, then times steps when told to.
+"""The process of one contender: sets up, then times steps on request.
 
 python -m benchmarks.worker CONTENDER TASK_JSON, driven by `benchmarks.race` over its pipes:
 one JSON line out when ready (or when absent), then for each line "N" in, one JSON line out.

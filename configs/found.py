@@ -1,8 +1,8 @@
-"""A network from a file: found by a search, shrunk by NetAdapt, or written by yourself.
+"""A network from a file: found by a search, narrowed by NetAdapt, or your own.
 
 python main.py --config=configs/found.py:spec=FILE
-  Trains the network from scratch on the digits. FILE is a spec.json as searches write it, as every
-  run folder contains it, and as `mbv3_jax.arch.spec_to_json` makes it. Its resolution, padding and
+  Trains the network from scratch on the digits. FILE is a spec.json, as searches and
+  `mbv3_jax.arch.spec_to_json` write it and every run folder has it. Its resolution, padding and
   BatchNorm epsilon are kept unless they are given: --config.net.resolution=32. A network as large
   as V3-Small takes about half a minute to a minute and a half on two CPU cores.
 python main.py --config=configs/found.py:spec=FILE,imagenet

@@ -1,10 +1,10 @@
-"""Training recipes of ImageNet: who published them, what they reached, and which have what unknown.
+"""Training recipes for ImageNet: who published them, what they reached, and what is unknown.
 
 A recipe takes a configuration of any network and fills in the rest; they are in
 `tensorflow_recipes.py` (the papers' and those after TensorFlow) and `torch_recipes.py` (those of
 PyTorch and PaddlePaddle). The decorator says where a recipe comes from and which of its fields are
-not published, so that the value is chosen here; `mbv3 recipes` lists all of it. A docstring says
-what differs from the source although the source is known.
+not published, so that the value is chosen here; `mbv3 recipes` lists all of it. The docstring of a
+recipe says how it differs from a known source.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Published:
     source: who published it.
     top1: network -> the accuracy on ImageNet that is published for it, in percent.
     chosen: fields that the source does not give, whose values are chosen here.
-    cost: the machine, and its hours where they are published; None if neither is.
+    cost: the machine, and its hours if they are published; None if neither is.
     """
 
     name: str

@@ -157,7 +157,7 @@ def qat(argument: str) -> ConfigDict:
 
 
 def modest(config: ConfigDict) -> ConfigDict:
-    """Some thousands of images of your own, from scratch, on one machine.
+    """Thousands of images of your own, from scratch, on one machine.
 
     Not from a paper: the augmentation of the ImageNet recipes with smaller batches and a smaller
     learning rate.
@@ -176,7 +176,7 @@ def modest(config: ConfigDict) -> ConfigDict:
 
 
 def digits(config: ConfigDict) -> ConfigDict:
-    """Handwritten digits that come with scikit-learn: 1,433 to train on, 364 held out."""
+    """Handwritten digits that come with scikit-learn: 1,433 for training, 364 held out."""
     config.net.update(resolution=32, bn_decay=0.9, dropout=0.2)
     config.augment.update(rotate_degrees=10.0, zoom=0.1, translate=0.1)
     config.batch_size = 64
@@ -212,7 +212,7 @@ def clutter(config: ConfigDict) -> ConfigDict:
 
 
 def synthetic(config: ConfigDict) -> ConfigDict:
-    """Images computed from their index, as large as ImageNet's: to measure speed, not accuracy."""
+    """Images computed from their index, as large as ImageNet's: for speed, not for accuracy."""
     config.net.update(resolution=224, num_classes=1000)
     config.data.update(num_classes=1000, num_examples=1024)
     config.augment.flip = True

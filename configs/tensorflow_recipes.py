@@ -1,4 +1,4 @@
-"""ImageNet recipes of the papers, and those after TensorFlow's code; see `published.py`."""
+"""ImageNet recipes of the papers, and of TensorFlow's code; see `published.py`."""
 
 from ml_collections import ConfigDict
 

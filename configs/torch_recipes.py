@@ -60,7 +60,7 @@ def torchvision(config: ConfigDict) -> ConfigDict:
     Differences from torchvision: its AutoAugment is the policy that the paper prints, ours is v0;
     its RMSProp adds 0.0316 outside the root, ours the square of that inside, and its accumulator
     starts at 0; its weights are the mean of the last three checkpoints that were better than all
-    before.
+    earlier ones.
     """
     config = base(config)
     config.net.update(bn_decay=0.99, bn_eps=1e-3, padding="symmetric", width_rule="torchvision")
@@ -94,7 +94,7 @@ def torchvision(config: ConfigDict) -> ConfigDict:
     cost="8 V100; hours not published",
 )
 def torchvision_v2(config: ConfigDict) -> ConfigDict:
-    """torchvision's first weights of MobileNetV2: plain gradient descent, crops and flips."""
+    """torchvision's first weights of MobileNetV2: SGD, crops and flips."""
     config = base(config)
     config.net.update(bn_decay=0.9, bn_eps=1e-5, padding="symmetric", width_rule="torchvision")
     config.augment.normalize = "torch"
@@ -115,11 +115,12 @@ def torchvision_v2(config: ConfigDict) -> ConfigDict:
     cost="4 GPUs; hours not published",
 )
 def paddle(config: ConfigDict) -> ConfigDict:
-    """PaddleClas without distillation: gradient descent at a large rate; Large has AutoAugment.
+    """PaddleClas without distillation: SGD at a large learning rate; Large has AutoAugment.
 
-    Its networks are not quite the paper's: Small's head has 1280 filters, and a squeezed layer is
-    an exact quarter. Differences from PaddleClas: its AutoAugment is the policy that the paper
-    prints, ours is v0; the gate of its SE is 0.2 x + 0.5, cut to 0 and 1; its head has no bias.
+    Its networks differ slightly from the paper's: Small's head has 1280 filters, and squeezed
+    widths are exactly a quarter. Differences from PaddleClas: its AutoAugment is the policy that
+    the paper prints, ours is v0; the gate of its SE is 0.2 x + 0.5, cut to 0 and 1; its head has no
+    bias.
     """
     config = base(config)
     config.net.update(bn_decay=0.9, bn_eps=1e-5, padding="symmetric")
@@ -146,10 +147,10 @@ def paddle(config: ConfigDict) -> ConfigDict:
     cost="24 GPUs; hours not published",
 )
 def ssld(config: ConfigDict) -> ConfigDict:
-    """PaddleClas' SSLD: a student that learns from ResNet50_vd (82.4%), and from no label.
+    """PaddleClas' SSLD: a student that learns only from ResNet50_vd (82.4%), not from labels.
 
-    The published data are ImageNet's images and nearly 4 million of ImageNet-22k that a larger
-    network is surest of. `ssld_finetune` follows it, on ImageNet alone.
+    The published data are ImageNet's images and nearly 4 million of ImageNet-22k, those that a
+    larger network is most certain of. `ssld_finetune` follows it, on ImageNet only.
     """
     config = paddle(config)
     config.augment.policy = "none"
@@ -179,7 +180,7 @@ def ssld_finetune(config: ConfigDict) -> ConfigDict:
 
 
 def _from_teacher(config: ConfigDict) -> ConfigDict:
-    """Learns from config.teacher alone, by what SSLD calls JS divergence."""
+    """Learns only from config.teacher, with what SSLD calls JS divergence."""
     config.distillation.update(name="symmetric_kl", weight=1.0)
     return config
 
@@ -200,10 +201,10 @@ def _from_teacher(config: ConfigDict) -> ConfigDict:
     ),
 )
 def lamb(config: ConfigDict) -> ConfigDict:
-    """timm's weights of V3-Small: "ResNet strikes back" A2, half as long again, without CutMix.
+    """timm's weights of V3-Small: "ResNet strikes back" A2, 1.5 times as long, without CutMix.
 
-    What the source does not give is that of A2. Differences from timm: RandAugment's strengths do
-    not grow with the level for every operation (timm: inc1).
+    What the source does not give is taken from A2. Differences from timm: RandAugment's strengths
+    do not grow with the level for every operation (timm: inc1).
     """
     config = base(config)
     config.net.update(bn_decay=0.9, bn_eps=1e-5, padding="symmetric", width_rule="timm")
@@ -252,8 +253,8 @@ def lamb(config: ConfigDict) -> ConfigDict:
 def ra4(config: ConfigDict) -> ConfigDict:
     """timm's longest training: 3600 epochs with AdamW close to RMSProp, after MobileNetV4's Small.
 
-    The hyper-parameters are in a gist that this recipe has not been compared with: of them it has
-    what the texts about it say. 77.16 at 256 pixels (`mbv3 eval`).
+    The hyper-parameters are in a gist that this recipe has not been compared with: it has those
+    that texts about the weights mention. 77.16 at 256 pixels (`mbv3 eval`).
     """
     config = base(config)
     config.net.update(bn_decay=0.9, bn_eps=1e-5, padding="symmetric", width_rule="timm")
@@ -273,7 +274,7 @@ def ra4(config: ConfigDict) -> ConfigDict:
 
 
 def _timm_randaugment(config: ConfigDict, *, layers: int, magnitude: float) -> None:
-    """RandAugment as timm has it, with magnitudes drawn uniformly up to the one given (mstd101)."""
+    """RandAugment as in timm, with magnitudes drawn uniformly up to the one given (mstd101)."""
     config.augment.update(
         normalize="torch",
         policy="randaugment",

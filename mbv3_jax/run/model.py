@@ -181,7 +181,7 @@ class Model:
         if self.spec.num_classes == 1:
             raise UsageError(
                 f"{folder}: a network of one output, whose softmax is always 100%; import it again "
-                "with --classes=FILE of two names to use its sigmoid, the class of small outputs first"
+                "with --classes=FILE of two names, that of small outputs first, to use its sigmoid"
             )
 
 
