@@ -50,7 +50,7 @@ def cpu_seconds() -> float:
 
 
 def measure(images, examples, batch, resolution, how, count, seconds) -> dict:
-    """Reads batches for so many seconds, after the workers have started and filled their queues."""
+    """Reads batches for some seconds, after the workers have started and filled their queues."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
     source = Files(images, resolution, examples)
     number = {"num_workers": count} if how == "processes" else {"num_threads": count}

@@ -97,7 +97,7 @@ def ended(
 def strike(
     commands: Sequence[Sequence[str]], after: float, number: signal.Signals, *, everyone: bool
 ) -> None:
-    """Runs commands side by side, and sends one or all a signal after so many seconds.
+    """Runs commands side by side, and sends one or all a signal after a time.
 
     Raises:
       Broken: one ended in another way than it should.

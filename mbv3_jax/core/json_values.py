@@ -92,7 +92,7 @@ def parse_json(text: str | bytes, kind: type[T], path: str = "") -> T:
         raise ValueError(_at(path, f"not JSON ({e.msg}: {place})")) from e
     except RecursionError as e:
         raise ValueError(_at(path, _too_deep())) from e
-    except ValueError as e:  # Python converts no number of so many digits
+    except ValueError as e:  # Python refuses numbers with thousands of digits
         raise ValueError(_at(path, "it has a number of thousands of digits")) from e
     return as_type(value, kind, path)
 

@@ -23,7 +23,7 @@ from mbv3_jax.core.packages import need
 from mbv3_jax.interop import images
 from mbv3_jax.interop.layout import has_stem
 
-# Under which keys training scripts keep the network, the likeliest first; an averaged copy of it
+# Under which keys training scripts keep the network, the most likely first; an averaged copy of it
 # has one of the words in its key and comes before all.
 _KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "module")
 _AVERAGED = {"ema", "swa", "averaged", "average"}
@@ -227,7 +227,7 @@ def _states(torch: Any, loaded: Any) -> Iterator[tuple[tuple[str, ...], Mapping[
 def _choose(
     states: list[tuple[tuple[str, ...], Mapping[str, Any]]],
 ) -> tuple[tuple[str, ...], Mapping[str, Any]]:
-    """The state dict to read: an averaged one, else the one with the likeliest key."""
+    """The state dict to read: an averaged one, else the one with the most likely key."""
     averaged = [entry for entry in states if _is_average(entry[0])]
     chosen = averaged or states
     for key in _KEYS:

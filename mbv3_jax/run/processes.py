@@ -198,7 +198,7 @@ def start_processes(flags: Mapping[str, Any], *, patience: float = PATIENCE) -> 
 
 @contextlib.contextmanager
 def _ends_at_a_signal(seconds: float, too_late: str) -> Iterator[None]:
-    """Within it a thread ends the process at Ctrl-C, at a stop signal, and after so many seconds.
+    """A context in which a thread ends the process at Ctrl-C, a stop signal, or a timeout.
 
     While processes meet, the main thread waits in C++, where Python's signal handlers do not run.
     """

@@ -285,7 +285,7 @@ def reference_network(name: str, space: Space) -> NetSpec:
     return tables.TABLES[name]().replace(**{field: getattr(base, field) for field in kept})
 
 
-# The widths of a reference that is made as dear as a target.
+# The widths of a reference that is fitted to the cost of a target.
 _WIDTHS = (0.25, 3.0, 0.01)  # from, to, step
 
 

@@ -132,7 +132,7 @@ def by_supernet(
         learning_rate=config.controller.learning_rate,
     )
     trainings = Trainings(space, config.brief, folder / "candidates", console)
-    corrects = "finalists" in config  # folders of before it existed go on as they began
+    corrects = "finalists" in config  # older folders continue without it
     points = spread(problem, weights, config.check, seed, by_estimate=corrects)
     accuracies = trainings(points, seed) if points else np.zeros(0)
     trust = agreement(weights.evaluate(points)[0] if points else np.zeros(0), accuracies)

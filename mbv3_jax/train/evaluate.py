@@ -67,7 +67,7 @@ def make_eval_step(
             sums["label_accuracy"] = jnp.sum(label_accuracy(logits, labels) * mask)
             values = {"scores": logits.astype(jnp.float32), "labels": labels, "mask": mask}
             return {**sums, "batch": values}
-        labels = class_numbers(labels)  # of probabilities the likeliest
+        labels = class_numbers(labels)  # of probabilities, the most probable
         sums["top1"] = jnp.sum(correct(logits, labels, 1) * mask)
         if spec.num_classes > 5:
             sums["top5"] = jnp.sum(correct(logits, labels, 5) * mask)

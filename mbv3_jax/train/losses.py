@@ -388,7 +388,7 @@ def label_accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def class_numbers(labels: jax.Array) -> jax.Array:
-    """The label of each example, int32 [batch]: of distributions [batch, classes] the likeliest."""
+    """The label of each example, int32 [batch]: of distributions, the most probable class."""
     return labels if labels.ndim == 1 else jnp.argmax(labels, axis=-1).astype(jnp.int32)
 
 

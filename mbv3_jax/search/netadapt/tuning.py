@@ -46,7 +46,7 @@ def tuning_config(
         tree |= {f"{name}_{unit}": steps if unit == "steps" else None for unit in _UNITS}
     tree |= {"ema_decay": None, "average_epochs": None, "seed": seed}
     if distillation := tree.get("distillation"):  # absent in older folders
-        # Projections would begin anew in every fine-tuning.
+        # Every fine-tuning would have to train the projections from the start.
         distillation |= {"features": None, "features_weight": None}
     if eval_split is not None:
         tree["data"]["eval_split"] = eval_split
