@@ -246,7 +246,7 @@ def test_by_command(do, imported, model, tmp_path, monkeypatch):
     code, said, errors = do(*arguments, "--input=uint8")
     assert (code, errors) == (0, "")
     assert "conv (depthwise)" in said
-    assert "checked by its operations, not run: Core ML exists on Apple's systems only" in said
+    assert "checked by its operations, not run: Core ML exists only on Apple's systems" in said
     assert sorted(path.name for path in out.iterdir()) == ["Data", "Manifest.json"]
     entries = metadata.read(out)
     assert entries["classes"] == list(model.class_names)

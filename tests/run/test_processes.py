@@ -81,7 +81,7 @@ def test_a_tpu_vm_asks_its_metadata():
 @pytest.mark.parametrize(
     ("environ", "flags", "message"),
     [
-        ({}, {"process_id": 0}, "--process-id comes with .* missing: --coordinator, --num-proc"),
+        ({}, {"process_id": 0}, "--process-id needs the .* missing: --coordinator, --num-proc"),
         (
             {},
             {"coordinator": "host", "num_processes": 2, "process_id": 0},

@@ -114,6 +114,6 @@ def test_a_small_network_has_a_trial_with_each_loss_of_a_teacher(sweep_folder):
     assert "teacher" not in loaded.trials[0].overrides
     job = plan.make_jobs(loaded, sweep_folder.parent / "distillation")[1]
     assert (job.config.teacher, job.config.distillation.name) == (str(teacher), "kl")
-    for name, message in (("cut", "no run folder of a run that"), ("both", "name one: .*seed0")):
+    for name, message in (("cut", "not the folder of a finished"), ("both", "name one: .*seed0")):
         with pytest.raises(UsageError, match=message):
             plan.load(f"{file}:{sweep_folder / name}")

@@ -117,7 +117,7 @@ def test_states_are_those_of_the_queue(tmp_path, monkeypatch, state, expected):
     assert executor.poll({"a": "a-1"}) == {"a": expected}
     assert executor.poll({"a": "b-1"})["a"].state == "ended"
     sky.write_text("#!/bin/sh\necho '[3]'\n")
-    with pytest.raises(RunError, match=r"what sky answers: \[0\]: got 3, expected an object"):
+    with pytest.raises(RunError, match=r"the output of sky: \[0\]: got 3, expected an object"):
         executor.poll({"a": "a-1"})
 
 

@@ -82,7 +82,7 @@ def test_states_are_those_of_the_jobset(tmp_path, monkeypatch, executor, spec, s
     assert executor.poll({"a": "w-1"}) == {"a": expected}
     assert executor.poll({"a": "w-2"})["a"].reason == "the JobSet is no longer on the cluster"
     answer.write_text('{"items": 5}')
-    with pytest.raises(RunError, match="what kubectl answers: items: got 5, expected a list"):
+    with pytest.raises(RunError, match="the output of kubectl: items: got 5, expected a list"):
         executor.poll({"a": "w-1"})
     kubectl.write_text("#!/bin/sh\nexit 1\n")
     assert executor.poll({"a": "w-1"}) == {}

@@ -77,7 +77,7 @@ def test_class_weights_and_balanced_classes_reach_the_step(experiment, tiny_conf
 
 # What is wrong, and what the message says about it.
 WRONG = [
-    ("batch_size=7", "batch_size: got 7, which 2 devices do not divide; the nearest that would "),
+    ("batch_size=7", "batch_size: got 7, which 2 devices do not divide; the nearest that they "),
     ("batch_size=0", "batch_size: got 0, expected a whole number of at least 1"),
     ("eval_batch_size=15", "eval_batch_size: got 15, which 2 devices do not divide"),
     ("accum_steps=3", "batch_size: got 8, which 2 devices times accum_steps 3 do not divide"),
