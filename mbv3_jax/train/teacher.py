@@ -73,22 +73,22 @@ class Teacher:
         return {"path": str(self.path.absolute()), "network": self.what, "digest": self.digest}
 
     def check(self, spec: NetSpec, class_names: Sequence[str]) -> None:
-        """Checks that it can teach a network of one label an image, as every student is.
+        """Checks that it can teach a network of one label per image, as every student is.
 
         Args:
           spec: the student.
           class_names: of its data, by label.
 
         Raises:
-          ValueError: it has several labels an image or other classes, or takes images of other
+          ValueError: it has several labels per image or other classes, or takes images of other
             channels.
         """
         where = f"teacher: {self.path}"
         if self.multi_label:
             raise ValueError(
-                f"{where} is a network of several labels an image, whose classes are by sigmoids, "
+                f"{where} is a network of several labels per image, whose classes are by sigmoids, "
                 "but a network with a teacher has one, and they are compared by softmax; expected "
-                "a teacher of one label an image"
+                "a teacher of one label per image"
             )
         if self.num_classes != spec.num_classes:
             raise ValueError(

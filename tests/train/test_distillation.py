@@ -442,9 +442,9 @@ def test_a_teacher_of_several_labels_an_image_is_refused(
     with pytest.raises(UsageError) as refused:
         make_experiment(tiny_config(f"--config.teacher={path}"))
     assert str(refused.value) == (
-        f"config: teacher: {path} is a network of several labels an image, whose classes are by "
+        f"config: teacher: {path} is a network of several labels per image, whose classes are by "
         "sigmoids, but a network with a teacher has one, and they are compared by softmax; "
-        "expected a teacher of one label an image"
+        "expected a teacher of one label per image"
     )
 
 

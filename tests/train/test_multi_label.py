@@ -138,7 +138,7 @@ BCE = ("data.labels=multi", "loss.name=bce")
         ([*BCE, "seeds=0,1"], "seeds: got (0, 1), which does not go with several labels per image"),
         (
             [*BCE, "teacher=large"],
-            "teacher: got ('large',), which does not go with several labels an image; expected N",
+            "teacher: got ('large',), which does not go with several labels per image; expected N",
         ),
         (
             [*BCE, "keep_best=True", "keep_best_metric=top1"],
