@@ -55,8 +55,10 @@ def get_config(argument: str = "clutter"):
     # "supernet": weights that all networks share.
     config.evaluator = "surrogate"
     # For the surrogate: the number of random networks at first, the number that a searcher proposes
-    # in each round, and the number of rounds.
-    config.rounds = dict(first=12, per_round=4, rounds=4)
+    # in each round, and the number of rounds. The random ones cost up to the fraction `within` more
+    # or less than what is searched for; None draws them from the whole space.
+    config.rounds = dict(first=8, per_round=2, rounds=10, within=placeholder(float))
+    config.rounds.within = 0.15
     # For a supernet: the number of random networks that are trained to check and to correct its
     # estimates.
     config.check = 24
@@ -108,6 +110,7 @@ def get_config(argument: str = "clutter"):
             config.brief.total_epochs = 60.0
             config.final.total_epochs = 60.0
             config.netadapt.eval_split = "validation"  # test is for the end
+            config.netadapt.start = 1.05  # in narrow networks its steps are coarse
             for run in (config.shared, config.brief):
                 run.data.eval_split = "validation"
             for run in runs:

@@ -478,6 +478,8 @@ def _check_numbers(config: ConfigDict) -> None:
         check_whole("rounds.first", config.rounds.first, 2)
         check_whole("rounds.per_round", config.rounds.per_round, 1)
         check_whole("rounds.rounds", config.rounds.rounds, 0)
+        if (within := config.rounds.get("within")) is not None:  # absent in older folders
+            check_number("rounds.within", within, above=0)
     if flag("netadapt.enabled", options.enabled):
         check_number("netadapt.start", options.start, at_least=1)
         check_number("netadapt.delta", options.delta, above=0, below=1)

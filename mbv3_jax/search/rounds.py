@@ -29,6 +29,10 @@ class Rounds:
         accuracies.
       search: (predictor, seed, count, known) -> up to `count` points to train, none of the known.
       seed: Seed of the samples, the predictors and the trainings.
+      draw: (generator, count) -> the first points to train, and possibly more; None draws them from
+        the whole space.
+      groups: points -> the number of the group of each [N]. Estimates are judged within groups, for
+        instance of about equal cost; None: there is one group.
       trained: Every (point, accuracy) so far, in order.
       random: How many of the first of them were drawn at random.
       rounds_done: The number of rounds that have ended.
@@ -38,6 +42,8 @@ class Rounds:
     train_briefly: TrainBriefly
     search: Callable[[Predictor, int, int, set[Point]], Sequence[Point]]
     seed: int = 0
+    draw: Callable[[np.random.Generator, int], Sequence[Point]] | None = None
+    groups: Callable[[Sequence[Point]], np.ndarray] | None = None
     trained: list[tuple[Point, float]] = dataclasses.field(default_factory=list)
     random: int = 0
     rounds_done: int = 0
@@ -81,10 +87,14 @@ class Rounds:
     @property
     def agreement(self) -> Agreement:
         """How well the accuracies of the random networks agree with predictions from all others."""
-        if len(self.trained) < 2:
+        if min(len(self.trained), self.random) < 2:
             return agreement([], [])
-        left_out = self._fitted(self.rounds_done + 1).left_out()[: self.random]
-        return agreement(left_out, [accuracy for _, accuracy in self.trained[: self.random]])
+        estimates = self._fitted(self.rounds_done + 1).left_out()[: self.random]
+        points, accuracies = zip(*self.trained[: self.random], strict=True)
+        if self.groups is None:
+            return agreement(estimates, accuracies)
+        groups = self.groups(points)
+        return agreement(_within(groups, estimates), _within(groups, np.array(accuracies)))
 
     def state(self) -> dict:
         """Returns what `load` takes: lists and numbers that JSON can hold."""
@@ -118,10 +128,11 @@ class Rounds:
     def _fresh(self, count: int, number: int) -> list[Point]:
         """Returns random points that have not been trained; fewer if the space has no more."""
         rng = np.random.default_rng((self.seed, number))
+        draw = self.draw or self.space.sample
         known = {p for p, _ in self.trained}
         fresh: list[Point] = []
         for _ in range(100):
-            for point in self.space.sample(rng, count):
+            for point in draw(rng, count):
                 if point not in known and len(fresh) < count:
                     known.add(point)
                     fresh.append(point)
@@ -130,3 +141,8 @@ class Rounds:
     def _train(self, points: Sequence[Point], number: int) -> None:
         accuracies = np.asarray(self.train_briefly(points, self.seed * 1009 + number), float)
         self.trained += zip(points, accuracies.tolist(), strict=True)
+
+
+def _within(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Values [N] less the means of their groups [N]."""
+    return values - np.array([values[groups == group].mean() for group in groups])

@@ -5,6 +5,7 @@ and then the best network for each target.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,8 @@ from mbv3_jax.search.supernet.run import train_supernet
 _DRAWN, _ROUNDS = 16, 12
 # How many random points each of those that are trained to check a supernet is chosen from.
 _PER_CHECK = 20
+# The same for each of those near a target that a surrogate learns from first.
+_PER_NEAR = 100
 # The most networks of a table that a proxy does not learn from, to find out what it is worth.
 HELD_OUT = 500
 
@@ -215,7 +218,12 @@ def by_surrogate(
         return [p for points in itertools.zip_longest(*lists) for p in points if p is not None]
 
     trainings = Trainings(problem.space, config.brief, folder / "candidates", console)
+    sizes = dict(config.rounds)
+    within = sizes.pop("within", None)  # absent in older folders
     rounds = Rounds(problem.space, trainings, propose_in_turn, config.seed)
+    if within is not None:
+        rounds.draw = functools.partial(_draw_near_targets, problem, within)
+        rounds.groups = functools.partial(_nearest_target, problem)
     file = folder / "rounds.json"
     if file.exists():
         advice = "remove it and run the same command again; no training is repeated"
@@ -225,13 +233,37 @@ def by_surrogate(
         write_atomically(file, json.dumps(rounds.state()))
         console.print(f"candidates trained: {len(rounds.trained)}")
 
-    surrogate = rounds.run(**config.rounds, after_round=save)
+    surrogate = rounds.run(**sizes, after_round=save)
     among = [p for p, _ in rounds.trained]
     choices = {
         name: _choose(strategy, problem, surrogate, name, config.seed, among=among)[0]
         for name in problem.rewards
     }
     return _result(problem, choices, surrogate, rounds.agreement, rounds.trained)
+
+
+def _draw_near_targets(
+    problem: Problem, within: float, rng: np.random.Generator, count: int
+) -> list[Point]:
+    """Returns `count` or more random points whose cost is near a target, for each target in turn.
+
+    They cost up to the fraction `within` more or less than it. If too few that are drawn do, those
+    nearest to it follow.
+    """
+    points = problem.space.sample(rng, _PER_NEAR * count)
+    paid = problem.costs(points)
+    by_target = []
+    for reward in problem.rewards.values():
+        beyond = np.maximum(np.abs(reward.relative(paid) - 1) - within, 0)
+        by_target.append([points[i] for i in np.argsort(beyond, kind="stable")])
+    return [point for in_turn in zip(*by_target, strict=True) for point in in_turn]
+
+
+def _nearest_target(problem: Problem, points: Sequence[Point]) -> np.ndarray:
+    """The number of the target to which each point is nearest by the ratio of costs [N]."""
+    paid = problem.costs(points)
+    ratios = [np.abs(np.log(reward.relative(paid))) for reward in problem.rewards.values()]
+    return np.argmin(ratios, axis=0)
 
 
 def by_proxy(

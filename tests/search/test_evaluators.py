@@ -105,6 +105,31 @@ def test_agreement_is_of_random_networks_that_others_predict():
     assert rounds.agreement.count == 40 and not rounds.agreement.trusted
 
 
+def test_agreement_within_groups_does_not_count_what_sets_them_apart():
+    """Networks of two costs are easily told apart; that says nothing about those of one cost."""
+    decided_by = np.argmax(np.ptp(TOY.one_hot(POINTS) * WEIGHTS, axis=0))
+
+    def group(points):
+        return TOY.one_hot(points)[:, decided_by] > 0.5
+
+    def by_group(points, seed):
+        noise = np.random.default_rng(seed).normal(size=len(points))
+        return 0.4 + 0.2 * group(points) + 0.001 * noise
+
+    rounds = Rounds(TOY, by_group, search, seed=1)
+    rounds.run(40, 4, 1)
+    assert rounds.agreement.trusted
+    rounds.groups = group
+    assert rounds.agreement.count == 40 and not rounds.agreement.trusted
+
+
+def test_the_first_networks_can_be_drawn_by_another_rule():
+    drawn = POINTS[5:17]
+    rounds = Rounds(TOY, briefly, search, seed=0, draw=lambda rng, count: drawn)
+    rounds.run(10, 4, 1)
+    assert [p for p, _ in rounds.trained[:10]] == drawn[:10] and len(rounds.trained) == 14
+
+
 def test_what_is_left_out_is_predicted_by_the_others():
     accuracies = truth(POINTS[:30])
     spoiled = np.where(np.arange(30) == 7, accuracies + 0.5, accuracies)

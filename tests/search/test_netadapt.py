@@ -1,6 +1,7 @@
 import itertools
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -67,12 +68,31 @@ def test_it_takes_the_best_proposal_until_the_target(run, target, whole):
     assert costs[0] == cost.madds(seed.spec) and costs[-1] == cost.madds(spec) == found["cost"]
     assert len(found["steps"]) > 1 and costs[-1] <= target < costs[-2]
     assert all(a - b >= 0.04 * costs[0] for a, b in itertools.pairwise(costs))
-    before = found["seed"]["accuracy"]
+    before = found["seed"]
     for step in found["steps"]:
-        ratios = {p["change"]: (p["accuracy"] - before) / p["saved"] for p in step["proposals"]}
+        missing = before["cost"] - target
+        ratios = {
+            p["change"]: (p["accuracy"] - before["accuracy"]) / min(p["saved"], missing)
+            for p in step["proposals"]
+        }
         assert len(ratios) > 1 and ratios[step["change"]] == max(ratios.values())
-        before = step["accuracy"]
+        before = step
     assert [p.name for p in (out / "weights").iterdir()] == [str(len(found["steps"]))]
+
+
+def test_what_is_saved_beyond_the_target_does_not_count():
+    """Else the last step takes what saves most for its loss, however little was missing."""
+    proposals = [("a", 30.0, 0.86), ("b", 3.0, 0.895), ("c", 2.5, 0.88)]
+    log = types.SimpleNamespace(
+        settings={"target": 100.0},
+        pending=[{"change": c, "saved": s, "accuracy": a} for c, s, a in proposals],
+    )
+    work = adapt._Adapt(None, cost.madds, log, None, None, QUIET, str)
+    chosen = {
+        over: proposals[work._best({"cost": 100 + over, "accuracy": 0.9})][0]
+        for over in (2.0, 60.0)
+    }
+    assert chosen == {2.0: "b", 60.0: "a"}
 
 
 def test_the_result_is_a_network_like_any_other(run, whole, capsys):

@@ -475,6 +475,47 @@ def test_the_networks_that_check_a_supernet_are_spread(stages):
     assert chosen != selection.spread(problem, Table(estimates), 24, 1)
 
 
+def test_the_first_networks_of_a_surrogate_cost_what_is_searched_for(stages, monkeypatch):
+    space = presets.preset("toy")
+    costs = Costs(space, COUNTS)
+    cheap, dear = np.quantile(costs(list(space.points()))["madds"], (0.3, 0.8))
+    rewards = {n: Reward(targets={"madds": t}) for n, t in (("small", cheap), ("large", dear))}
+    problem = Problem(space=space, costs=costs, cost_name="madds", rewards=rewards)
+    made = []
+
+    class Noted(selection.Rounds):
+        def run(self, *args, **options):
+            made.append(self)
+            raise InterruptedError
+
+    monkeypatch.setattr(selection, "Rounds", Noted)
+    for within in (None, 0.1):
+        search = stages(evaluator="surrogate", rounds={"within": within})
+        with pytest.raises(InterruptedError):
+            selection.by_surrogate(
+                search.config, problem, search.strategy, search.folder, search.console
+            )
+    anywhere, near = made
+    assert anywhere.draw is None and anywhere.groups is None
+    points = near.draw(np.random.default_rng(0), 12)[:12]
+    madds = costs(points)["madds"]
+    for first, target in ((0, cheap), (1, dear)):
+        assert np.all(np.abs(madds[first::2] / target - 1) <= 0.1)
+    assert near.groups(points).tolist() == [0, 1] * 6
+    assert points != near.draw(np.random.default_rng(1), 12)[:12]
+
+
+def test_a_target_that_no_network_costs_gets_the_nearest(stages):
+    space = presets.preset("toy")
+    costs = Costs(space, COUNTS)
+    dearest = costs(list(space.points()))["madds"].max()
+    rewards = {"one": Reward(targets={"madds": 2 * dearest})}
+    problem = Problem(space=space, costs=costs, cost_name="madds", rewards=rewards)
+    points = selection._draw_near_targets(problem, 0.1, np.random.default_rng(0), 4)
+    madds = costs(points)["madds"]
+    assert madds[0] == dearest and np.all(np.diff(madds) <= 0)
+
+
 def test_the_default_searcher_is_the_policy_gradient_of_the_controller(stages):
     results = []
     for searcher in ({}, {"name": "policy_gradient", "steps": 40, "batch": 8}):

@@ -88,8 +88,9 @@ def shrink(
 
     Each step saves at least the fraction `delta` of the initial cost. It tries all `proposals`,
     with their weights cut down and briefly fine-tuned on the same batches, and takes the one with
-    the largest change of top-1 per cost saved (MobileNetV3 section 4.2). The result should be
-    trained further, or from scratch.
+    the largest change of top-1 per cost saved (MobileNetV3 section 4.2). Unlike in the paper, what
+    is saved beyond the target does not count. The result should be trained further, or from
+    scratch.
 
     Args:
       run: The folder of a run that has a checkpoint. Its data and its recipe are used.
@@ -473,8 +474,15 @@ class _Adapt:
         return narrowed, self.tuner.tune(variables, narrowed, number)
 
     def _best(self, last: dict) -> int:
-        """Returns the tried proposal with the largest change of accuracy per cost saved."""
-        ratios = [(p["accuracy"] - last["accuracy"]) / p["saved"] for p in self.log.pending]
+        """Returns the tried proposal with the largest change of accuracy per cost saved.
+
+        What is saved beyond the target does not count. In a narrow network one proposal can save
+        many times what is still missing, and lose the accuracy that goes with it.
+        """
+        missing = last["cost"] - self.log.settings["target"]
+        ratios = [
+            (p["accuracy"] - last["accuracy"]) / min(p["saved"], missing) for p in self.log.pending
+        ]
         return int(np.argmax(ratios))
 
     def _finish(self, spec: NetSpec, kept: Kept, variables: Variables) -> dict:
