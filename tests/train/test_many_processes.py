@@ -111,8 +111,8 @@ def test_a_process_whose_peers_never_come_says_so(tmp_path):
 )
 def test_a_signal_while_the_processes_meet_is_answered_at_once(tmp_path, name, want, said):
     flags = ["--coordinator=127.0.0.1:9", "--num-processes=2", "--process-id=1"]
-    signals = [f"{name}@meeting"]
-    ((code, err),) = run(1, f"--workdir={tmp_path / 'run'}", *flags, signals=signals, timeout=50)
+    where, signals = f"--workdir={tmp_path / 'run'}", [f"{name}@meeting"]
+    ((code, err),) = run(1, where, *flags, signals=signals, patience=300, timeout=150)
     assert code == want, err
     assert err.strip().splitlines()[-1].startswith(f"{said} before the processes had met")
     assert "trace" not in err.lower() and "error" not in err.lower()
