@@ -4,16 +4,17 @@ The stages: read the configuration, price networks, choose a network for each ta
 weights, a surrogate or a proxy, narrow it by NetAdapt, train it, report. `configs/search/small.py`
 has the fields of the configuration. The folder:
 
-config.json            the configuration; another one is refused
-format.json            the version of the folder's format; absent in folders of version 1
-table.json             the table of networks, if it was downloaded for a search with a proxy
-latency.json           the latency table, if costs are measured here supernet/, candidates/ the
-shared weights; a run folder for each brief training rounds.json            what the surrogate
-learns from, after every round found.json             the choice for each target, with the rewards
-on the way NAME_found.json        the chosen networks, before NetAdapt NAME.json              the
-networks after it, for configs/found.py:spec=FILE adapted/NAME           NetAdapt's folders
-runs/NAME_found, NAME, REFERENCE   run folders of the trainings references/NAME.json   the networks
-to compare with search.json            the result, which `report` draws
+config.json, format.json    the configuration, and the version of the folder's format
+table.json                  the table of networks, if a proxy downloaded it
+latency.json                the latency table, if costs are measured here
+supernet/, candidates/      the shared weights; a run folder for each brief training
+rounds.json                 what the surrogate learns from, after every round
+found.json                  the choice for each target, with the rewards on the way
+NAME_found.json, NAME.json  the network before NetAdapt, and after it for configs/found.py
+adapted/NAME                NetAdapt's folders
+runs/NAME_found, NAME, ...  run folders of the trainings
+references/NAME.json        the networks to compare with
+search.json                 the result, which `report` draws
 
 A stage that has ended is read back instead of repeated, and trainings are resumed from their
 checkpoints, so that an interrupted search ends with the same result as one that was not.
