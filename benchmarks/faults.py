@@ -10,8 +10,9 @@ kills   A training, by one process or two, a sweep, a search, an import, an expo
         SIGSTOP and killed; the same command is run again, and may be killed again. The result must
         equal that of an undisturbed command, bit for bit.
 disk    A training on a disk that is too small, by a random amount, or that becomes read-only during
-the training (only as root). Once there is room, the same command must end with the same bits. The
-others are those of `benchmarks.hostile`.
+        the training (only as root). Once there is room, the same command must end with the same
+        bits.
+The others are those of `benchmarks.hostile`.
 """
 
 import argparse

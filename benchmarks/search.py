@@ -11,8 +11,8 @@ Each seed draws one half of the table at random. A predictor that is fitted to t
 of one training. Two judges are independent of what the search gets:
 
   other seeds   the same predictor without noise, which is the mean over all training seeds. The
-  regret is relative to the best network by it, which a long search finds. other half    a predictor
-  fitted to the other half of the table, which no search uses.
+                regret is relative to the best network by it, which a long search finds.
+  other half    a predictor fitted to the other half of the table, which no search uses.
 
 Costs are those of the table's devices, predicted from 400 of its networks for every seed.
 """
