@@ -374,7 +374,7 @@ def _worker(flags, overrides: Sequence[str]) -> None:
 
     from mbv3_jax.run.interrupt import stops_at_once
     from mbv3_jax.search.candidates import work
-    from mbv3_jax.search.program import read_search_config
+    from mbv3_jax.search.settings import read_search_config
 
     no_more(overrides, "search worker")
     config = read_search_config(flags.run)

@@ -1,16 +1,7 @@
-"""Several processes of one run: how they find each other, and how they watch each other.
+"""Several processes of one run, which watch each other; `detection.py` says how they meet.
 
 All processes run the same command and see the same run folder. Only the first one writes the
 configuration, metrics and summary, and prints; checkpoints are written by all together.
-
-A process finds the others by the first of these that is present; without any of them it runs alone:
-
-flags      --coordinator=HOST:PORT --num-processes=N --process-id=I, all three
-variables  JAX_COORDINATOR_ADDRESS, with JAX_NUM_PROCESSES or NNODES, and JAX_PROCESS_ID,
-           NODE_RANK or JOB_COMPLETION_INDEX, as a Kubernetes JobSet sets them, also on GKE
-SLURM      a step of several tasks that `srun` started. A bare batch script is one process: only
-           `srun` tells a task its number
-TPU        a TPU VM: JAX asks its metadata server, or GKE's TPU_WORKER_HOSTNAMES, for the others
 
 No process waits for ever for one that has died. A collective waits for all processes and cannot be
 interrupted, so each process has a thread (`Peers`) that writes once a second into the key-value
@@ -33,7 +24,6 @@ thread from passing the next one; all stop at the one after the largest.
 import atexit
 import contextlib
 import ctypes
-import importlib.util
 import json
 import math
 import os
@@ -44,104 +34,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
-from mbv3_jax.core.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_RESTART,
-    RunError,
-    UsageError,
-    first_line,
-)
+from mbv3_jax.core.errors import EXIT_INTERRUPTED, EXIT_RESTART, RunError, UsageError, first_line
 from mbv3_jax.core.json_values import parse_json
 from mbv3_jax.core.signals import STOP_SIGNALS
+from mbv3_jax.run.detection import detect_processes, on_tpu_vm
 
 # How long a process waits for a silent or stalled one, in seconds.
 PATIENCE = 300.0
 _COMPILING = 10.0  # times patience
 _GRACE = 5.0  # seconds for the main thread to end by itself
 _LATER = 30  # seconds by which JAX's own limits are longer, since it reports with a native trace
-_FLAGS = ("coordinator", "num_processes", "process_id")
 # What a collective reports when a process at its other end has died: gloo, NCCL, and JAX's service.
 _LOST = re.compile(r"(?i)gloo|nccl|connection (reset|closed|refused)|socket closed|unavailable:")
 
 _peers: "Peers | None" = None
 _agreed = 0  # how many results of the first process the others have received
 _handlers: list[Any] = []
-
-
-def detect_processes(
-    flags: Mapping[str, Any], environ: Mapping[str, str], *, on_tpu: bool
-) -> dict | None:
-    """The arguments of `jax.distributed.initialize`, or None for a process that runs alone.
-
-    Args:
-      flags: coordinator, num_processes and process_id, each None if not given.
-      environ: the environment.
-      on_tpu: whether this is a TPU VM.
-
-    Raises:
-      UsageError: only some of the flags are given, or their values make no sense.
-    """
-    typed = [name for name in _FLAGS if flags.get(name) is not None]
-    if typed:
-        if len(typed) < len(_FLAGS):
-            absent = ", ".join(f"--{n.replace('_', '-')}" for n in _FLAGS if n not in typed)
-            raise UsageError(
-                f"--{typed[0].replace('_', '-')} needs the other two flags; missing: {absent}"
-            )
-        return _explicit(*(flags[name] for name in _FLAGS))
-    if address := environ.get("JAX_COORDINATOR_ADDRESS"):
-        count = _first(environ, "JAX_NUM_PROCESSES", "NNODES")
-        index = _first(environ, "JAX_PROCESS_ID", "NODE_RANK", "JOB_COMPLETION_INDEX")
-        if count is not None and index is not None:
-            if ":" not in address:
-                address += f":{environ.get('JAX_COORDINATOR_PORT', '8476')}"
-            return _explicit(address, count, index)
-    tasks = int(environ.get("SLURM_NTASKS", "1"))
-    if "SLURM_STEP_NODELIST" in environ and tasks > 1:
-        arguments: dict[str, Any] = {"cluster_detection_method": "slurm"}
-        # JAX gives each task one device, that of its number on the node; a task that has the node
-        # to itself gets all of them.
-        alone = environ.get("SLURM_STEP_NUM_NODES") == str(tasks)
-        if alone and (devices := int(environ.get("SLURM_GPUS_ON_NODE", "0"))):
-            arguments["local_device_ids"] = list(range(devices))
-        return arguments
-    return {} if on_tpu else None
-
-
-def _first(environ: Mapping[str, str], *names: str) -> int | None:
-    for name in names:
-        if environ.get(name):
-            try:
-                return int(environ[name])
-            except ValueError as e:
-                raise UsageError(f"{name}: got {environ[name]!r}, expected a number") from e
-    return None
-
-
-def _explicit(address: str, count: int, index: int) -> dict | None:
-    if not re.fullmatch(r".+:\d+", address):
-        raise UsageError(f"--coordinator: got {address!r}, expected HOST:PORT of process 0")
-    if not 0 <= index < count:
-        raise UsageError(
-            f"--process-id: got {index} of --num-processes {count}, expected 0 to {count - 1}"
-        )
-    if count == 1:
-        return None
-    return {
-        "coordinator_address": address,
-        "num_processes": count,
-        "process_id": index,
-        "cluster_detection_method": "deactivate",
-    }
-
-
-def on_tpu_vm() -> bool:
-    """Whether this machine has a TPU, and JAX the library for it."""
-    devices = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev").glob("vfio/[0-9]*")]
-    return bool(devices) and importlib.util.find_spec("libtpu") is not None
 
 
 def start_processes(flags: Mapping[str, Any], *, patience: float = PATIENCE) -> None:

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.core.files import write_atomically
 from mbv3_jax.core.json_values import Number, read_json
-from mbv3_jax.run.config import to_steps
+from mbv3_jax.run.durations import to_steps
 from mbv3_jax.run.metrics import Record as MetricsRecord
 from mbv3_jax.run.metrics import means, parse_record
 from mbv3_jax.sweep.plan import DESCRIPTIONS, Job

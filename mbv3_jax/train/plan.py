@@ -17,8 +17,9 @@ from mbv3_jax.core.errors import UsageError, first_line
 from mbv3_jax.core.json_values import as_type
 from mbv3_jax.data import loader
 from mbv3_jax.run.checkpoint import best_metric
-from mbv3_jax.run.config import UNITS, Duration, is_multi_label, spec_of
-from mbv3_jax.run.metrics import EVAL_METRICS, MULTI_LABEL_METRICS, default_metric
+from mbv3_jax.run.config import is_multi_label, spec_of
+from mbv3_jax.run.durations import UNITS, Duration
+from mbv3_jax.run.metrics import EVAL_METRICS, default_metric
 from mbv3_jax.run.model import Preprocessing, preprocessing_of_config
 from mbv3_jax.run.trackers import TRACKERS
 from mbv3_jax.train.distillation import WEIGHT
@@ -413,71 +414,6 @@ def _early_stop(config: ConfigDict) -> EarlyStop | None:
     default = default_metric(multi_label=is_multi_label(config))
     metric = choose("early_stop.metric", metric or default, EVAL_METRICS)
     return EarlyStop(patience=patience, metric=metric)
-
-
-def check_metrics(plan: Plan, num_classes: int) -> None:
-    """Checks that evaluations with this number of classes have the metrics that the plan uses.
-
-    Raises:
-      ValueError: they do not; the message names the field.
-    """
-    early = plan.early_stop.metric if plan.early_stop else None
-    for field, metric in (("keep_best_metric", plan.best_by), ("early_stop.metric", early)):
-        if metric is not None and plan.multi_label and metric not in MULTI_LABEL_METRICS:
-            expected = ", ".join(MULTI_LABEL_METRICS)
-            raise ValueError(
-                f"{field}: got {metric!r}, expected one of {expected} for several labels per image"
-            )
-        if metric == "mean_average_precision" and not plan.multi_label:
-            raise ValueError(f"{field}: got {metric!r}, which is for several labels per image")
-        if metric == "semantic_accuracy" and plan.loss.name != "semantic_softmax":
-            raise ValueError(f"{field}: got {metric!r}, which is of loss.name='semantic_softmax'")
-        if metric == "top5" and num_classes <= 5:
-            raise ValueError(f"{field}: got 'top5', expected top1 for {num_classes} classes")
-        if metric in ("auc", "average_precision") and num_classes != 2:
-            raise ValueError(
-                f"{field}: got {metric!r}, which is for two classes, but the data has {num_classes}"
-            )
-
-
-def check_labels(plan: Plan, kind: str) -> None:
-    """Checks that what the plan asks for makes sense for labels of a kind.
-
-    Args:
-      plan: the plan.
-      kind: of the data, one of `source.LABEL_KINDS`.
-
-    Raises:
-      ValueError: it does not; the message names the field.
-    """
-    if plan.multi_label and kind != "multi":
-        raise ValueError(
-            "loss.name: got 'bce', which is for several labels per image, but the data has "
-            f"{'probabilities' if kind == 'soft' else 'one'}; data.labels=multi reads several of a "
-            "table"
-        )
-    if kind == "multi" and not plan.multi_label:
-        raise ValueError(
-            f"loss.name: got {plan.loss.name!r}, expected 'bce' for several labels per image"
-        )
-    weights = plan.class_weights
-    refused = {
-        "data.balanced": (plan.data.balanced, kind != "single"),
-        "loss.class_weights": (
-            weights,
-            kind == "multi" or (kind == "soft" and isinstance(weights, str)),
-        ),
-        "save_predictions": (plan.save_predictions, kind == "multi"),
-        "seeds": (plan.seeds, kind == "multi"),
-        "teacher": (plan.distillation and plan.distillation.teachers, kind == "multi"),
-    }
-    for field, (value, unfit) in refused.items():
-        if value and unfit:
-            what = "several labels per image" if kind == "multi" else "probabilities as labels"
-            cleared = False if isinstance(value, bool) else None
-            raise ValueError(
-                f"{field}: got {value!r}, which does not go with {what}; expected {cleared}"
-            )
 
 
 def _quant(config: ConfigDict) -> QuantPlan | None:

@@ -5,8 +5,9 @@ import dataclasses
 from mbv3_jax.arch.spec import NetSpec, QuantSpec
 from mbv3_jax.core.errors import UsageError, printable
 from mbv3_jax.data.source import Source, crop_for, open_pair
-from mbv3_jax.run.config import Duration
-from mbv3_jax.train.plan import Plan, check_labels, check_metrics
+from mbv3_jax.run.durations import Duration
+from mbv3_jax.run.metrics import MULTI_LABEL_METRICS
+from mbv3_jax.train.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,8 +73,8 @@ def open_data(plan: Plan) -> Data:
     spec, training, held_out = open_sources(plan)
     sizes = {"batch_size": plan.batch_size, "train_examples": len(training)}
     try:
-        check_labels(plan, training.label_kind)
-        check_metrics(plan, spec.num_classes)
+        _check_labels(plan, training.label_kind)
+        _check_metrics(plan, spec.num_classes)
         if plan.data.repeats > plan.batch_size:
             raise ValueError(
                 f"data.repeats: got {plan.data.repeats}, expected at most batch_size, "
@@ -97,6 +98,71 @@ def open_data(plan: Plan) -> Data:
         )
     except ValueError as e:
         raise UsageError(f"config: {e}") from e
+
+
+def _check_metrics(plan: Plan, num_classes: int) -> None:
+    """Checks that evaluations with this number of classes have the metrics that the plan uses.
+
+    Raises:
+      ValueError: they do not; the message names the field.
+    """
+    early = plan.early_stop.metric if plan.early_stop else None
+    for field, metric in (("keep_best_metric", plan.best_by), ("early_stop.metric", early)):
+        if metric is not None and plan.multi_label and metric not in MULTI_LABEL_METRICS:
+            expected = ", ".join(MULTI_LABEL_METRICS)
+            raise ValueError(
+                f"{field}: got {metric!r}, expected one of {expected} for several labels per image"
+            )
+        if metric == "mean_average_precision" and not plan.multi_label:
+            raise ValueError(f"{field}: got {metric!r}, which is for several labels per image")
+        if metric == "semantic_accuracy" and plan.loss.name != "semantic_softmax":
+            raise ValueError(f"{field}: got {metric!r}, which is of loss.name='semantic_softmax'")
+        if metric == "top5" and num_classes <= 5:
+            raise ValueError(f"{field}: got 'top5', expected top1 for {num_classes} classes")
+        if metric in ("auc", "average_precision") and num_classes != 2:
+            raise ValueError(
+                f"{field}: got {metric!r}, which is for two classes, but the data has {num_classes}"
+            )
+
+
+def _check_labels(plan: Plan, kind: str) -> None:
+    """Checks that what the plan asks for makes sense for labels of a kind.
+
+    Args:
+      plan: the plan.
+      kind: of the data, one of `source.LABEL_KINDS`.
+
+    Raises:
+      ValueError: it does not; the message names the field.
+    """
+    if plan.multi_label and kind != "multi":
+        raise ValueError(
+            "loss.name: got 'bce', which is for several labels per image, but the data has "
+            f"{'probabilities' if kind == 'soft' else 'one'}; data.labels=multi reads several of a "
+            "table"
+        )
+    if kind == "multi" and not plan.multi_label:
+        raise ValueError(
+            f"loss.name: got {plan.loss.name!r}, expected 'bce' for several labels per image"
+        )
+    weights = plan.class_weights
+    refused = {
+        "data.balanced": (plan.data.balanced, kind != "single"),
+        "loss.class_weights": (
+            weights,
+            kind == "multi" or (kind == "soft" and isinstance(weights, str)),
+        ),
+        "save_predictions": (plan.save_predictions, kind == "multi"),
+        "seeds": (plan.seeds, kind == "multi"),
+        "teacher": (plan.distillation and plan.distillation.teachers, kind == "multi"),
+    }
+    for field, (value, unfit) in refused.items():
+        if value and unfit:
+            what = "several labels per image" if kind == "multi" else "probabilities as labels"
+            cleared = False if isinstance(value, bool) else None
+            raise ValueError(
+                f"{field}: got {value!r}, which does not go with {what}; expected {cleared}"
+            )
 
 
 def _too_long(

@@ -23,10 +23,11 @@ from mbv3_jax.run.folder import claim_folder, read_config, read_summary
 from mbv3_jax.run.metrics import Metrics
 from mbv3_jax.run.model import load_model
 from mbv3_jax.search import candidates
-from mbv3_jax.search.netadapt.adapt import Log
+from mbv3_jax.search.netadapt.log import Log
 from mbv3_jax.search.network_table import FORMAT, open_network_table
-from mbv3_jax.search.program import Search, read_search_config
+from mbv3_jax.search.program import Search
 from mbv3_jax.search.selection import by_surrogate
+from mbv3_jax.search.settings import read_search_config
 from mbv3_jax.sweep import state
 from mbv3_jax.train.plan import read_plan
 

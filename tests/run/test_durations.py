@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mbv3_jax.run.config import to_steps
+from mbv3_jax.run.durations import to_steps
 
 IMAGENET = {"batch_size": 4096, "train_examples": 1_281_167}  # 312.785 steps an epoch
 

@@ -9,8 +9,8 @@ import pytest
 from paths import ROOT
 
 from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.run.detection import detect_processes
 from mbv3_jax.run.processes import (
-    detect_processes,
     from_first,
     is_first,
     is_loss_of_a_process,

@@ -17,6 +17,7 @@ from mbv3_jax.latency.table import Table
 from mbv3_jax.run.interrupt import Interrupt
 from mbv3_jax.run.model import load_model
 from mbv3_jax.search.netadapt import adapt, masks, tuning
+from mbv3_jax.search.netadapt.log import Log
 from mbv3_jax.train.loop import train
 
 TOP1 = tuning.Tuner.top1
@@ -291,7 +292,7 @@ def test_channels_that_a_network_does_not_have_are_named(run, whole, tmp_path, c
     name = next(iter(tree["network"]["kept"]))
     tree["network"]["kept"][name] = channels
     (tmp_path / "netadapt.json").write_text(json.dumps(tree))
-    log = adapt.Log(tmp_path, tree["settings"])
+    log = Log(tmp_path, tree["settings"])
     with pytest.raises(RunError, match=r"netadapt\.json is damaged: network\.kept: "):
         log.network(load_model(run).spec)
 

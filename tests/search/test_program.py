@@ -20,8 +20,8 @@ from mbv3_jax.search.evaluators import Table
 from mbv3_jax.search.netadapt.tuning import tuning_config
 from mbv3_jax.search.objective import COUNTS, Costs, Problem, Reward
 from mbv3_jax.search.policy_gradient import Factorised, Lstm, _compiled
-from mbv3_jax.search.program import read_search_config
 from mbv3_jax.search.searchers import Evolution, Random
+from mbv3_jax.search.settings import read_search_config, seed_config
 from mbv3_jax.search.space import Space, Stage
 
 SEARCH = str(ROOT / "configs" / "search" / "small.py")
@@ -268,7 +268,7 @@ def _split(data: ConfigDict) -> tuple:
 def test_nothing_is_chosen_by_the_split_that_is_reported(argument):
     config = parse_config(f"{SEARCH}:{argument}")
     reported = _split(config.final.data)
-    before_netadapt = program.seed_config(config)
+    before_netadapt = seed_config(config)
     tuned = tuning_config(
         before_netadapt, steps=1, rate=None, eval_split=config.netadapt.eval_split, seed=0
     )
