@@ -6,6 +6,7 @@ ROOMS = {
         "mbv3_jax.core.download",
         "mbv3_jax.core.errors",
         "mbv3_jax.core.files",
+        "mbv3_jax.core.csv_rows",
         "mbv3_jax.core.json_lines",
         "mbv3_jax.core.json_values",
         "mbv3_jax.core.limits",

@@ -13,14 +13,13 @@ below its parent. Every class of the data has to occur, as a child or as a paren
 is a class of its own: the network has an output for it, and images may have it as their label.
 """
 
-import csv
 import dataclasses
 import difflib
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mbv3_jax.core.csv_rows import Row, not_utf8, read_rows
 from mbv3_jax.core.errors import counted, printable
 from mbv3_jax.core.files import expand_user, read_text
 
@@ -77,8 +76,7 @@ def read_hierarchy(given: str, class_names: Sequence[str]) -> Hierarchy:
     except OSError as e:
         raise ValueError(f"{where}: {e.strerror}") from e
     except UnicodeDecodeError as e:
-        line = e.object.count(b"\n", 0, e.start) + 1
-        raise ValueError(f"{where}: line {line} is not text in UTF-8") from e
+        raise ValueError(not_utf8(e, where)) from e
     labels = {name: label for label, name in enumerate(class_names)}
     parents, lines = _parents(_rows(text, where), labels, where)
     if missing := [name for name in class_names if labels[name] not in parents]:
@@ -97,18 +95,9 @@ def read_hierarchy(given: str, class_names: Sequence[str]) -> Hierarchy:
     return Hierarchy(levels=levels, num_classes=len(class_names))
 
 
-def _rows(text: str, where: str) -> list[tuple[int, list[str]]]:
+def _rows(text: str, where: str) -> list[Row]:
     """The rows below the header, each with the number of its first line."""
-    reader = csv.reader(io.StringIO(text), strict=True)
-    rows, line = [], 1
-    try:
-        for cells in reader:
-            cells = [cell.strip() for cell in cells]
-            if any(cells):  # an empty line is no row
-                rows.append((line, cells))
-            line = reader.line_num + 1
-    except csv.Error as e:
-        raise ValueError(f"{where}: line {line}: not a row of a table: {e}") from e
+    rows = read_rows(text, where)
     if not rows:
         raise ValueError(f"{where}: an empty table, expected the header child,parent and rows")
     line, header = rows[0]
@@ -121,7 +110,7 @@ def _rows(text: str, where: str) -> list[tuple[int, list[str]]]:
 
 
 def _parents(
-    rows: Sequence[tuple[int, Sequence[str]]], labels: Mapping[str, int], where: str
+    rows: Sequence[Row], labels: Mapping[str, int], where: str
 ) -> tuple[dict[int, int | None], dict[int, int]]:
     """The parent of each class that the rows name, by label, and the line of each child."""
     parents: dict[int, int | None] = {}

@@ -9,8 +9,6 @@ then the names of the classes in the order of the numbers. Without a column of s
 class is held out. In Parquet the images may be in the table, see `arrow_files`.
 """
 
-import csv
-import io
 import operator
 import re
 from collections.abc import Mapping
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mbv3_jax.core.checks import Resolution
+from mbv3_jax.core.csv_rows import Row, not_utf8, read_rows
 from mbv3_jax.core.files import expand_user, read_text
 from mbv3_jax.data.arrow_files import IMAGES, LABEL, SPLIT, ArrowFile, add_files
 from mbv3_jax.data.divide import open_listing
@@ -127,7 +126,7 @@ def _add_text(
     listing.store = Paths(file.parent)
 
 
-def _read(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def _read(file: Path) -> tuple[list[str], list[Row]]:
     """The header of a CSV file, and its other rows with the number of their first line."""
     try:
         text = read_text(file)
@@ -138,20 +137,10 @@ def _read(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     except UnicodeDecodeError as e:
         if kind := packed(e.object):
             raise ValueError(f"{file}: {kind}; a table is text in UTF-8, or .parquet") from e
-        line = e.object.count(b"\n", 0, e.start) + 1
-        raise ValueError(f"{file}: line {line} is not text in UTF-8; save it as UTF-8") from e
+        raise ValueError(f"{not_utf8(e, str(file))}; save it as UTF-8") from e
     first = text.partition("\n")[0]
     delimiter = max(_DELIMITERS, key=first.count)
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
-    rows, line = [], 1
-    try:
-        for cells in reader:
-            cells = [cell.strip() for cell in cells]
-            if any(cells):  # an empty line is no row
-                rows.append((line, cells))
-            line = reader.line_num + 1
-    except csv.Error as e:
-        raise ValueError(f"{file}: line {line}: not a row of a table: {e}") from e
+    rows = read_rows(text, str(file), delimiter=delimiter)
     if not rows:
         raise ValueError(f"{file}: an empty table")
     header = rows[0][1]
