@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mbv3_jax.cli.arguments import add_model, no_more
+from mbv3_jax.cli.arguments import add_model, no_more, resolution
 from mbv3_jax.core.errors import UsageError, counted, plain, printable
 from mbv3_jax.core.files import check_can_be_written, open_atomically
 from mbv3_jax.run.config import parse_config
@@ -30,6 +30,12 @@ def add_parsers(commands) -> None:
     )
     evaluate.add_argument(
         "--batch", type=int, metavar="N", help="images at a time, with --data or --config"
+    )
+    evaluate.add_argument(
+        "--resolution",
+        type=resolution,
+        metavar="N",
+        help="side of the images in pixels, or height and width as in 224x320; default as trained",
     )
     evaluate.set_defaults(run_command=_eval)
 
@@ -81,7 +87,7 @@ def _eval(flags, overrides: Sequence[str]) -> int:
     if overrides and not flags.config:
         raise UsageError(
             f"unknown option {overrides[0]}; eval takes --run or --import, --step, --weights, "
-            "--data or --config, --batch"
+            "--data or --config, --batch, --resolution"
         )
     for override in overrides:
         if override.startswith("--") and not override.startswith(_EVALUATION_FIELDS):
@@ -98,7 +104,7 @@ def _eval(flags, overrides: Sequence[str]) -> int:
         data = {"name": flags.data}
     elif flags.imported:
         raise UsageError("eval --import needs data: --data=folder:PATH, or --config=FILE[:ARG]")
-    options = {"step": flags.step, "weights": flags.weights}
+    options = {name: getattr(flags, name) for name in ("step", "weights", "resolution")}
     if flags.config or flags.data:
         from mbv3_jax.train.reevaluate import evaluate_on
 
@@ -150,6 +156,7 @@ def _print_evaluation(values: dict) -> None:
         table.add_row(printable(name), *cells, f"{images:,}", end_section=i == len(shown))
     labels = {
         "top1": "top-1",
+        "semantic_accuracy": "semantic accuracy",
         "balanced_accuracy": "balanced accuracy",
         "ece": "calibration error",
         "auc": "ROC AUC",

@@ -7,6 +7,7 @@ classes.json      the names of the classes, by label
 sessions.jsonl    a line for each start: command, commit, versions, devices
 init.json         the folder whose weights the run started from, if any; see `train/warm_start.py`
 teacher.json      the teachers that the run learns from, if any; see `train/teacher.py`
+hierarchy.csv     the hierarchy of classes that the run learns by, if any; see `train/hierarchy.py`
 metrics.jsonl     a line per log and evaluation; see `metrics.py`
 metrics.damaged-* metrics.jsonl as it was when a run was resumed that had damaged lines in it
 events.out.*      the same for TensorBoard
@@ -64,11 +65,12 @@ FORMAT_FILE = "format.json"
 
 LOCK = "lock"
 TEACHER_FILE = "teacher.json"
+HIERARCHY_FILE = "hierarchy.csv"
 SESSIONS = "sessions.jsonl"
 # What a process that was killed in a run folder may have been writing.
 _WRITTEN = (
-    "config.json", FORMAT_FILE, "spec.json", "classes.json", "init.json",
-    TEACHER_FILE, "metrics.jsonl", "predictions.npz", "summary.json", "tracker.json",
+    "config.json", FORMAT_FILE, "spec.json", "classes.json", "init.json", TEACHER_FILE,
+    HIERARCHY_FILE, "metrics.jsonl", "predictions.npz", "summary.json", "tracker.json",
 )  # fmt: skip
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _OTHER_WORKDIR = "choose another --workdir"
@@ -167,6 +169,7 @@ def claim_folder(
     class_names: Sequence[str] = (),
     init: dict | None = None,
     teachers: Sequence[dict] = (),
+    hierarchy: str | None = None,
 ) -> contextlib.AbstractContextManager:
     """Makes the folder of a new run, or checks that an existing one has the same configuration.
 
@@ -177,6 +180,7 @@ def claim_folder(
       class_names: by label.
       init: what init.json is to hold, for a run that starts from trained weights.
       teachers: what teacher.json is to hold, for a run that learns from others.
+      hierarchy: what hierarchy.csv is to hold, for a run that learns by one.
 
     Returns:
       A context manager. After its end another command may use the folder, and also after this
@@ -185,7 +189,8 @@ def claim_folder(
     Raises:
       UsageError: the path is not a folder, cannot be written, cannot hold checkpoints, is in use by
         another command, or holds a run of another configuration (the message lists the fields
-        that differ), of another network or with other teachers, or of a newer version.
+        that differ), of another network, with other teachers or another hierarchy, or of a newer
+        version.
     """
     path = run / "config.json"
     check_storable(run, _OTHER_WORKDIR)
@@ -199,7 +204,7 @@ def claim_folder(
             check_same_config(run, config, stored)
             _check_same_network(run, spec)
             _check_class_names(run, class_names)
-            _check_same_teachers(run, teachers, _OTHER_WORKDIR)
+            _check_same_inputs(run, teachers, hierarchy, _OTHER_WORKDIR)
             lock = lock_folder(run)
             _remove_leftovers(run)
             if not same_fields(config, stored):  # where the data lies now, for example
@@ -221,7 +226,7 @@ def claim_folder(
             write_atomically(run / "classes.json", names)
         if init:
             write_atomically(run / "init.json", json.dumps(init, indent=1, ensure_ascii=False))
-        _note_teachers(run, teachers)
+        _note_inputs(run, teachers, hierarchy)
         if not (run / "summary.json").exists():
             _write_session(run)
     except OSError as e:
@@ -337,36 +342,51 @@ def _check_same_network(run: Path, spec: NetSpec) -> None:
         )
 
 
-def _check_same_teachers(folder: Path, teachers: Sequence[dict], advice: str) -> None:
-    """The same path may hold other weights than when the run started."""
-    path = folder / TEACHER_FILE
-    if not path.exists():  # no teacher, or killed before it was written
-        return
-    stored = read_json(path, list[_Teacher], error=UsageError, advice=advice)
-    for before, now in zip(stored, teachers, strict=False):
-        if before["digest"] != now["digest"]:
-            raise UsageError(
-                f"config.teacher: {now['path']} is another teacher than when {folder} started; "
-                f"put the old one back, or {advice}"
-            )
+def hold_inputs(folder: Path, teachers: Sequence[dict], hierarchy: str | None, advice: str) -> None:
+    """Records what a search's trainings learn from in its folder, or checks that it is the same.
 
-
-def hold_teachers(folder: Path, teachers: Sequence[dict], advice: str) -> None:
-    """Records the teachers of a run or a search in its folder, or checks that they are the same.
+    Args:
+      folder: of the search.
+      teachers: as `claim_folder` takes them.
+      hierarchy: the text of the file of `loss.hierarchy`; None for none.
+      advice: what else can be done, for messages.
 
     Raises:
-      UsageError: the teachers differ, or the record is damaged; `advice` says what else can be
-        done.
+      UsageError: the teachers or the hierarchy differ, or a record is damaged.
     """
-    _check_same_teachers(folder, teachers, advice)
-    _note_teachers(folder, teachers)
+    _check_same_inputs(folder, teachers, hierarchy, advice)
+    _note_inputs(folder, teachers, hierarchy)
 
 
-def _note_teachers(folder: Path, teachers: Sequence[dict]) -> None:
-    """Writes teacher.json, if there are teachers and it is not there yet."""
+def _check_same_inputs(
+    folder: Path, teachers: Sequence[dict], hierarchy: str | None, advice: str
+) -> None:
+    """The same path may hold other weights, or another table, than when the run started."""
+    path = folder / TEACHER_FILE
+    if path.exists():  # there is a teacher, and the run was not killed before this was written
+        stored = read_json(path, list[_Teacher], error=UsageError, advice=advice)
+        for before, now in zip(stored, teachers, strict=False):
+            if before["digest"] != now["digest"]:
+                raise UsageError(
+                    f"config.teacher: {now['path']} is another teacher than when {folder} started; "
+                    f"put the old one back, or {advice}"
+                )
+    path = folder / HIERARCHY_FILE
+    if hierarchy is not None and path.exists() and path.read_bytes() != hierarchy.encode():
+        raise UsageError(
+            f"config.loss.hierarchy: the file has changed since {folder} started; put back the old "
+            f"one, of which {path} is a copy, or {advice}"
+        )
+
+
+def _note_inputs(folder: Path, teachers: Sequence[dict], hierarchy: str | None) -> None:
+    """Writes teacher.json and hierarchy.csv, where there is something to write and no file yet."""
     path = folder / TEACHER_FILE
     if teachers and not path.exists():
         write_atomically(path, json.dumps(list(teachers), indent=1, ensure_ascii=False))
+    path = folder / HIERARCHY_FILE
+    if hierarchy is not None and not path.exists():
+        write_atomically(path, hierarchy)
 
 
 def _check_class_names(run: Path, class_names: Sequence[str]) -> None:

@@ -20,9 +20,10 @@ from mbv3_jax.arch.spec import spec_to_json
 from mbv3_jax.core.errors import InUse, UsageError
 from mbv3_jax.core.files import write_atomically
 from mbv3_jax.core.json_values import read_json
-from mbv3_jax.run.folder import hold_teachers, lock_folder, read_summary
+from mbv3_jax.run.folder import hold_inputs, lock_folder, read_summary
 from mbv3_jax.search.space import Point, Space
 from mbv3_jax.train.experiment import Experiment
+from mbv3_jax.train.hierarchy import hierarchy_text
 from mbv3_jax.train.loop import Announce, on_data, train
 from mbv3_jax.train.teacher import read_teacher
 
@@ -128,12 +129,17 @@ def work(
     return count
 
 
-def _hold_teachers(config: ConfigDict, folder: Path) -> None:
-    """All candidates of a search learn from the same teachers, whenever they are trained."""
+def _hold_inputs(config: ConfigDict, folder: Path) -> None:
+    """All candidates of a search learn from the same, whenever they are trained."""
     given = config.get("teacher")  # absent in older folders
     paths = (given,) if isinstance(given, str) else given or ()
     teachers = [read_teacher(path).record() for path in paths]
-    hold_teachers(folder, teachers, "search in another folder")
+    loss = config.get("loss") or {}  # a search's own has none
+    try:
+        hierarchy = hierarchy_text(loss["hierarchy"]) if loss.get("hierarchy") else None
+    except ValueError as e:
+        raise UsageError(f"config: {e}") from e
+    hold_inputs(folder, teachers, hierarchy, "search in another folder")
 
 
 def _nothing(experiment: Experiment, run: Path) -> list[str]:
@@ -151,7 +157,7 @@ def _train_entry(
         lock_folder(run).close()
     except InUse:
         return False
-    _hold_teachers(config, run.parent)
+    _hold_inputs(config, run.parent)
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.spec, config.seed = entry["spec"], entry["seed"]

@@ -106,6 +106,7 @@ class Experiment(Evaluation):
     schedule: its learning rate.
     preprocess: for training; see `augment.make_preprocess`.
     teaching: the teacher; None for none.
+    hierarchy: of the classes, if the loss has one; None for none.
     train_step: see `step.make_train_step`; of all seeds at once where the plan has several.
     """
 
@@ -114,6 +115,7 @@ class Experiment(Evaluation):
     schedule: Schedule
     preprocess: Preprocess
     teaching: Teaching | None
+    hierarchy: Hierarchy | None
     train_step: TrainStep
 
     def with_network(self, spec: NetSpec, tx: optax.GradientTransformation) -> "Experiment":
@@ -232,8 +234,13 @@ def make_experiment(config: ConfigDict, run: Path | None = None) -> Experiment:
     return compile_experiment(plan, open_data(plan))
 
 
-def compile_evaluation(plan: Plan, data: Data) -> Evaluation:
+def compile_evaluation(plan: Plan, data: Data, hierarchy: Hierarchy | None = None) -> Evaluation:
     """Builds what evaluates the network of a plan on its held-out examples.
+
+    Args:
+      plan: what the configuration says.
+      data: its data.
+      hierarchy: of the classes, see `hierarchy.stored_hierarchy`; None for none.
 
     Raises:
       UsageError: the devices do not divide the batch, or an option is wrong.
@@ -246,8 +253,14 @@ def compile_evaluation(plan: Plan, data: Data) -> Evaluation:
         _, eval_preprocess = _preprocessing(plan, data.spec)
     except ValueError as e:
         raise UsageError(f"config: {e}") from e
-    options: dict[str, Any] = {"compute": compute, "multi_label": plan.multi_label}
-    eval_step = make_eval_step(data.spec, preprocess=eval_preprocess, mesh=mesh, **options)
+    eval_step = make_eval_step(
+        data.spec,
+        preprocess=eval_preprocess,
+        mesh=mesh,
+        compute=compute,
+        multi_label=plan.multi_label,
+        hierarchy=hierarchy,
+    )
     return Evaluation(
         plan=plan,
         data=data,
@@ -282,6 +295,12 @@ def _compile_experiment(plan: Plan, data: Data) -> Experiment:
         raise ValueError(
             f"the processes have unequal numbers of devices: {sorted(shares.values())}; each gets "
             "an equal part of a batch"
+        )
+    if plan.early_stop and plan.average_epochs is not None:
+        raise ValueError(
+            f"average_epochs: got {plan.average_epochs}, the last epochs of the whole run, which "
+            f"early_stop.patience={plan.early_stop.patience} may end before; one of them must be "
+            "None (ema_decay averages from the first step)"
         )
     check_divides("batch_size", plan.batch_size, devices, plan.accum_steps)
     check_divides("eval_batch_size", plan.eval_batch_size, devices)
@@ -346,11 +365,11 @@ def _make_optimizer(
     return tx, schedule
 
 
-def training_loss(plan: Plan, data: Data) -> Loss:
+def training_loss(plan: Plan, data: Data, hierarchy: Hierarchy | None) -> Loss:
     """The loss that a plan trains with; raises ValueError where an option of it is wrong."""
     counts, num_classes = data.training.counts(), data.training.num_classes
     options = dict(plan.loss.options)
-    if hierarchy := _hierarchy(plan, data):
+    if hierarchy:
         options["hierarchy"] = hierarchy
     return make_loss(
         plan.loss.name,
@@ -380,11 +399,12 @@ def _assemble(
 ) -> Experiment:
     preprocess, eval_preprocess = _preprocessing(plan, spec)
     options: dict[str, Any] = {"compute": compute, "multi_label": plan.multi_label}
+    hierarchy = _hierarchy(plan, data)
     train_step = make_train_step(
         spec,
         tx,
         schedule,
-        loss=training_loss(plan, data),
+        loss=training_loss(plan, data, hierarchy),
         preprocess=preprocess,
         mesh=mesh,
         seed=plan.seeds or plan.seed,
@@ -408,12 +428,13 @@ def _assemble(
         preprocess=preprocess,
         eval_preprocess=eval_preprocess,
         teaching=teaching,
+        hierarchy=hierarchy,
         train_step=train_step,
         eval_step=make_eval_step(
             spec,
             preprocess=eval_preprocess,
             mesh=mesh,
-            hierarchy=_hierarchy(plan, data),
+            hierarchy=hierarchy,
             **options,
         ),
     )

@@ -11,17 +11,22 @@ The file is a CSV table with the names of the data's classes:
 A class that is no child, or whose parent is empty, is on the first level; a child is one level
 below its parent. Every class of the data has to occur, as a child or as a parent, and every parent
 is a class of its own: the network has an output for it, and images may have it as their label.
+
+hierarchy.csv of the run folder has a copy of the file, so that a run does not resume with another
+hierarchy, and is evaluated with its own.
 """
 
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from mbv3_jax.core.csv_rows import Row, not_utf8, read_rows
-from mbv3_jax.core.errors import counted, printable
+from mbv3_jax.core.errors import RunError, counted, printable
 from mbv3_jax.core.files import expand_user, read_text
+from mbv3_jax.run.folder import HIERARCHY_FILE
 
 _COLUMNS = ["child", "parent"]
 # max_normalization_factor in Alibaba-MIIL/ImageNet21K, src_files/semantic/semantics.py.
@@ -49,10 +54,50 @@ class Hierarchy:
     """The levels of a hierarchy that have at least two classes, from the first one down.
 
     num_classes: of all levels together.
+    text: of the file.
     """
 
     levels: tuple[Level, ...]
     num_classes: int
+    text: str
+
+
+def hierarchy_text(given: str) -> str:
+    """The text of a file.
+
+    Args:
+      given: the file, as typed.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    file = expand_user(given, "loss.hierarchy")
+    where = f"loss.hierarchy: {file}"
+    try:
+        return read_text(file)
+    except OSError as e:
+        raise ValueError(f"{where}: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise ValueError(not_utf8(e, where)) from e
+
+
+def stored_hierarchy(run: Path, class_names: Sequence[str]) -> Hierarchy | None:
+    """The hierarchy that a run has learnt by; None if its folder has none.
+
+    Args:
+      run: the run folder, or an import folder.
+      class_names: of the network, by label.
+
+    Raises:
+      RunError: the file is damaged.
+    """
+    file = run / HIERARCHY_FILE
+    if not file.exists():
+        return None
+    try:
+        return read_hierarchy(str(file.absolute()), class_names)
+    except ValueError as e:
+        raise RunError(f"{e}") from e
 
 
 def read_hierarchy(given: str, class_names: Sequence[str]) -> Hierarchy:
@@ -69,14 +114,8 @@ def read_hierarchy(given: str, class_names: Sequence[str]) -> Hierarchy:
       ValueError: the file cannot be read, is no such table, or does not fit the classes; the
         message has the line.
     """
-    file = expand_user(given, "loss.hierarchy")
-    where = f"loss.hierarchy: {file}"
-    try:
-        text = read_text(file)
-    except OSError as e:
-        raise ValueError(f"{where}: {e.strerror}") from e
-    except UnicodeDecodeError as e:
-        raise ValueError(not_utf8(e, where)) from e
+    text = hierarchy_text(given)
+    where = f"loss.hierarchy: {expand_user(given, 'loss.hierarchy')}"
     labels = {name: label for label, name in enumerate(class_names)}
     parents, lines = _parents(_rows(text, where), labels, where)
     if missing := [name for name in class_names if labels[name] not in parents]:
@@ -92,7 +131,7 @@ def read_hierarchy(given: str, class_names: Sequence[str]) -> Hierarchy:
     levels = _levels(ancestors)
     if not levels:
         raise ValueError(f"{where}: no level has two classes, between which a softmax could choose")
-    return Hierarchy(levels=levels, num_classes=len(class_names))
+    return Hierarchy(levels=levels, num_classes=len(class_names), text=text)
 
 
 def _rows(text: str, where: str) -> list[Row]:

@@ -5,7 +5,8 @@ Where a run starts. The rules apply in this order, and the code below follows th
 1. The configuration must be valid, and its data must open. Otherwise nothing is written.
 2. The run folder is claimed (`run/folder.py`). It is refused, and left as it is, if it holds
    something that is not a run, a run of another configuration, of another network, with another
-   teacher or of a newer version of this code, or if another command uses it.
+   teacher or another hierarchy of classes, or of a newer version of this code, or if another
+   command uses it.
 3. A run that has finished is not trained again: its summary is returned. With several seeds, some
    of which finished by themselves, the command is refused.
 4. A run that has a checkpoint resumes from the newest one that is complete; what a killed process
@@ -202,10 +203,13 @@ def _claim_folders(
 ) -> None:
     """Claims the folder and, with several seeds, that of each run in it."""
     names = experiment.data.training.class_names
-    teachers = experiment.teaching.record if experiment.teaching else ()
+    inputs: dict[str, Any] = {
+        "teachers": experiment.teaching.record if experiment.teaching else (),
+        "hierarchy": experiment.hierarchy.text if experiment.hierarchy else None,
+    }
     configs = {workdir: config} | {run.folder: run.config for run in runs}
     for folder, folder_config in configs.items():
-        claim = claim_folder(folder, folder_config, experiment.spec, names, init, teachers)
+        claim = claim_folder(folder, folder_config, experiment.spec, names, init, **inputs)
         locks.enter_context(claim)
 
 

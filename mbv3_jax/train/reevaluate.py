@@ -1,6 +1,7 @@
 """Evaluating a trained network again: on the data of its run, or on any other."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from mbv3_jax.arch.spec import NetSpec
+from mbv3_jax.core.checks import Resolution
 from mbv3_jax.core.errors import RunError, UsageError, counted
 from mbv3_jax.data import loader
 from mbv3_jax.data.source import BadExample, crop_for, find_entry, open_pair
@@ -16,6 +19,7 @@ from mbv3_jax.run.checkpoint import Checkpoints, is_averaged
 from mbv3_jax.run.folder import read_config
 from mbv3_jax.train.evaluate import evaluate, make_eval_step
 from mbv3_jax.train.experiment import compile_evaluation
+from mbv3_jax.train.hierarchy import stored_hierarchy
 from mbv3_jax.train.inference import Inference
 from mbv3_jax.train.plan import LOADER_OPTIONS, read_plan
 from mbv3_jax.train.sharding import replicated
@@ -29,6 +33,7 @@ def evaluate_on(
     step: int | str | None = None,
     weights: str = "auto",
     batch: int = 32,
+    resolution: Resolution | None = None,
     report: Callable[[str], None] = lambda note: None,
 ) -> dict:
     """Evaluates a trained network on any data.
@@ -41,20 +46,23 @@ def evaluate_on(
       data: `config.data`, or a part of it. All images of a folder of class folders without splits
         are evaluated, unless "split_fraction" is given.
       step, weights, batch: as for `Inference`.
+      resolution: of the images in pixels, see `NetSpec`; None for that of the network.
       report: called with each note on the network and on the data, for instance on files that are
         not read.
 
     Returns:
-      {"folder", "data", "split", "labels": "by name" or "by order"}, the values of
-      `evaluate.evaluate`, and "class_names", by label.
+      {"folder", "data", "split", "labels": "by name" or "by order"}, "resolution" if it was given,
+      the values of `evaluate.evaluate`, and "class_names", by label.
 
     Raises:
-      UsageError: the data does not exist, or its classes do not match those of the network.
+      UsageError: the data does not exist, its classes do not match those of the network, or the
+        resolution is too small.
       RunError: an image cannot be read.
     """
     inference = Inference(folder, step=step, weights=weights, batch=batch)
     model = inference.model
     model.require_head(folder)
+    spec = _at(model.spec, resolution)
     options = {key: value for key, value in data.items() if value is not None}
     for name in ("balanced", "repeats"):  # of training
         options.pop(name, None)
@@ -63,7 +71,7 @@ def evaluate_on(
     crop = {k: options.pop(k) for k in ("area", "ratio", *model.preprocessing.crop) if k in options}
     try:
         crop = crop_for(name, model.preprocessing.crop) | crop
-        options |= {"resolution": model.spec.resolution, "channels": model.spec.in_channels}
+        options |= {"resolution": spec.resolution, "channels": spec.in_channels}
         if model.multi_label and "labels" in find_entry(name)[0].options:
             options.setdefault("labels", "multi")
         # Of a folder with one image in each class none is held out, and all are evaluated.
@@ -103,11 +111,14 @@ def evaluate_on(
             )
             with contextlib.closing(opened):
                 for batch in opened:
-                    yield batch | {
-                        "label": map_labels(batch["label"], labels, model.spec.num_classes)
-                    }
+                    yield batch | {"label": map_labels(batch["label"], labels, spec.num_classes)}
 
-    eval_step = make_eval_step(model.spec, **inference.options, multi_label=model.multi_label)
+    eval_step = make_eval_step(
+        spec,
+        **inference.options,
+        multi_label=model.multi_label,
+        hierarchy=stored_hierarchy(folder, model.class_names),
+    )
     expected = sum(map(len, sources))
     try:
         values = evaluate(
@@ -117,7 +128,7 @@ def evaluate_on(
         raise RunError(f"{e}") from e
     split = "all" if everything else pair[1].split
     origin = {"folder": str(folder), "data": name, "split": split, "labels": matched}
-    return origin | values | {"class_names": list(model.class_names)}
+    return origin | _noted(resolution) | values | {"class_names": list(model.class_names)}
 
 
 def map_labels(labels: np.ndarray, mapping: np.ndarray, classes: int) -> np.ndarray:
@@ -161,25 +172,36 @@ def label_map(data: Sequence[str], network: Sequence[str]) -> tuple[np.ndarray, 
     )
 
 
-def reevaluate(run: Path, *, step: int | str | None = None, weights: str = "auto") -> dict:
+def reevaluate(
+    run: Path,
+    *,
+    step: int | str | None = None,
+    weights: str = "auto",
+    resolution: Resolution | None = None,
+) -> dict:
     """Evaluates a run on every held-out example exactly once.
 
     Args:
       run: the run folder; it is only read.
       step: which checkpoint; None for the newest, "best" for the best.
       weights: "ema" or "raw"; "auto" takes the average if the run keeps one.
+      resolution: of the images in pixels, see `NetSpec`; None for that of the run.
 
     Returns:
-      {"run", "step", "weights", "split"}, the values of `evaluate.evaluate`, "class_names", by
-      label, and, if the data has a third split, "test": {"split"} and its values.
+      {"run", "step", "weights", "split"}, "resolution" if it was given, the values of
+      `evaluate.evaluate`, "class_names", by label, and, if the data has a third split, "test":
+      {"split"} and its values.
 
     Raises:
-      UsageError: it is not a run folder, or the run keeps no average.
+      UsageError: it is not a run folder, the run keeps no average, or the resolution is too small.
       RunError: the checkpoint does not exist, or cannot be read.
     """
     config = read_config(run)
     plan = read_plan(config, run)
-    evaluation = compile_evaluation(plan, open_data(plan))
+    plan = dataclasses.replace(plan, spec=_at(plan.spec, resolution))
+    data = open_data(plan)
+    hierarchy = stored_hierarchy(run, data.held_out.class_names)
+    evaluation = compile_evaluation(plan, data, hierarchy)
     averaged = is_averaged(run, config, weights)
     checkpoints = Checkpoints(run, read_only=True)
     try:
@@ -204,7 +226,20 @@ def reevaluate(run: Path, *, step: int | str | None = None, weights: str = "auto
         "step": step,
         "weights": "ema" if averaged else "raw",
         "split": evaluation.data.held_out.split,
+        **_noted(resolution),
         **values,
         "class_names": list(evaluation.data.held_out.class_names),
         **tested,
     }
+
+
+def _at(spec: NetSpec, resolution: Resolution | None) -> NetSpec:
+    """The network for images of another size."""
+    try:
+        return spec if resolution is None else spec.replace(resolution=resolution)
+    except ValueError as e:
+        raise UsageError(f"{e}") from e
+
+
+def _noted(resolution: Resolution | None) -> dict:
+    return {} if resolution is None else {"resolution": resolution}

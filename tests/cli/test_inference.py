@@ -150,6 +150,25 @@ def test_eval_of_an_import_on_data_uses_its_preprocessing(do, run, imported, ima
     assert code == 0 and json.loads(out)["loss"] != want["loss"]
 
 
+def test_eval_at_another_resolution(do, run, imported, images):
+    data = ["--data", f"folder:{images}"]
+    found = {}
+    for size in ("48", "64x48"):
+        ways = [["--run", run], ["--run", run, *data], ["--import", imported, *data]]
+        outputs = [do("eval", *way, f"--resolution={size}") for way in ways]
+        first, *others = (json.loads(out) for _, out, _ in outputs)
+        assert first["resolution"] == {"48": 48, "64x48": [64, 48]}[size]
+        for other in others:
+            assert other["loss"] == pytest.approx(first["loss"], rel=1e-5)
+        found[size] = first["loss"]
+    own = json.loads(do("eval", "--run", run)[1])
+    assert "resolution" not in own
+    assert len({own["loss"], *found.values()}) == 3
+    for way in (["--run", run], ["--run", run, *data]):
+        code, out, err = do("eval", *way, "--resolution=16")
+        assert (code, out) == (2, "") and err.startswith("error: resolution: got 16, expected")
+
+
 def test_a_table_a_list_and_bad_files_among_good_ones(do, run, images, tmp_path):
     bad, note = tmp_path / "bad.jpg", tmp_path / "list.txt"
     bad.write_bytes(b"no image")

@@ -215,7 +215,7 @@ def test_it_does_not_resume_with_another_teacher(run, target, tmp_path, monkeypa
         split = "test"
 
         def __init__(self, *_):
-            self.teachers = [teacher]
+            self.teachers, self.hierarchy = [teacher], "child,parent\n"
 
         def top1(self, variables):
             raise Stopped

@@ -97,6 +97,22 @@ def test_all_trainings_learn_from_the_same_teacher(trainings, monkeypatch):
     assert trained == [taught.run_folder((0,), 3)]
 
 
+def test_all_trainings_learn_by_the_same_hierarchy(trainings, monkeypatch, tmp_path):
+    monkeypatch.setattr(candidates, "train", lambda *_, **__: None)
+    file = tmp_path / "tree.csv"
+    config = trainings.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.loss = {"name": "semantic_softmax", "hierarchy": str(file)}
+    learning = dataclasses.replace(trainings, config=config.lock())
+    with pytest.raises(UsageError, match=r"^config: loss\.hierarchy: \S+tree\.csv: No such file"):
+        learning._train(learning._entry((0,), 3))
+    file.write_text("child,parent\na,b\n")
+    assert learning._train(learning._entry((0,), 3))
+    file.write_text("child,parent\nb,a\n")
+    with pytest.raises(UsageError, match=r"the file has changed since .* search in another folder"):
+        learning._train(learning._entry((1,), 3))
+
+
 def test_a_worker_trains_what_another_process_wants(trainings):
     wants = trainings.folder / "wanted.json"
     wants.write_text(json.dumps([trainings._entry(p, 3) for p in ((0,), (1,))]))

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbv3_jax.core.errors import UsageError
+from mbv3_jax.core.errors import RunError, UsageError
+from mbv3_jax.run.folder import read_config
 from mbv3_jax.run.metrics import read_metrics
 from mbv3_jax.train import loop
 from mbv3_jax.train.experiment import make_experiment, training_loss
 from mbv3_jax.train.hierarchy import read_hierarchy
 from mbv3_jax.train.losses import make_loss, semantic_hits
+from mbv3_jax.train.reevaluate import evaluate_on, reevaluate
 
 # Four classes on the first level (0, 1, 2, 9), four on the second (3, 4, 5, 6), two on the third.
 PARENT = {3: 0, 4: 0, 5: 1, 6: 2, 7: 3, 8: 5}
@@ -203,7 +205,8 @@ def test_a_run_learns_by_its_hierarchy(tiny_config, table, tmp_path):
         "--config.total_steps=12",
     )
     experiment = make_experiment(config)
-    loss = training_loss(experiment.plan, experiment.data)(jnp.asarray(LOGITS), jnp.asarray(LABELS))
+    loss = training_loss(experiment.plan, experiment.data, experiment.hierarchy)
+    loss = loss(jnp.asarray(LOGITS), jnp.asarray(LABELS))
     assert float(loss[7]) == pytest.approx(by_numpy(LOGITS[7], 7, 0.1), rel=1e-5)
     loop.train(config, tmp_path / "run")
     records = read_metrics(tmp_path / "run")
@@ -214,3 +217,41 @@ def test_a_run_learns_by_its_hierarchy(tiny_config, table, tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["best"]["metric"] == "semantic_accuracy"
     assert "semantic_hits" not in summary["eval"]
+
+
+@pytest.fixture
+def finished(tiny_config, table, tmp_path):
+    """The configuration of a run, and its folder."""
+    config = tiny_config(
+        "--config.loss.name=semantic_softmax",
+        f"--config.loss.hierarchy={table()}",
+        "--config.total_steps=4",
+    )
+    loop.train(config, tmp_path / "run")
+    return config, tmp_path / "run"
+
+
+def test_a_run_is_evaluated_by_the_hierarchy_that_it_learnt_by(finished, table, tmp_path):
+    _, run = finished
+    table("class0,class1", *(f"class{i}," for i in range(1, 10)))
+    want = json.loads((run / "summary.json").read_text())["eval"]["semantic_accuracy"]
+    assert reevaluate(run)["semantic_accuracy"] == want
+    data = {**read_config(run).data.to_dict(), "num_workers": 0}
+    assert evaluate_on(run, data)["semantic_accuracy"] == pytest.approx(want)
+    (run / "hierarchy.csv").write_text("child,parent\nclass0,class1\n")
+    with pytest.raises(RunError, match=r"run/hierarchy\.csv: 8 classes of the data not in it"):
+        reevaluate(run)
+
+
+def test_a_run_does_not_resume_with_another_hierarchy(finished, table, tmp_path):
+    config, run = finished
+    (run / "summary.json").unlink()
+    table(*reversed(ROWS))
+    with pytest.raises(UsageError, match=r"changed since .*/run started; .* a copy, or"):
+        loop.train(config, run)
+    table()
+    assert loop.train(config, run)["steps"] == 4
+    (run / "hierarchy.csv").unlink()  # of a run that was killed before it was written
+    table(*reversed(ROWS))
+    loop.train(config, run)
+    assert (run / "hierarchy.csv").read_text() == (tmp_path / "tree.csv").read_text()

@@ -20,7 +20,7 @@ from mbv3_jax.core.errors import RunError, UsageError
 from mbv3_jax.core.files import write_atomically
 from mbv3_jax.nn.functional import Variables
 from mbv3_jax.run.config import need_one_label
-from mbv3_jax.run.folder import hold_teachers, read_config
+from mbv3_jax.run.folder import hold_inputs, read_config
 from mbv3_jax.run.interrupt import Interrupt
 from mbv3_jax.run.model import Model, load_model, save_model
 from mbv3_jax.search.netadapt import masks
@@ -114,7 +114,7 @@ def shrink(
     interrupt = Interrupt()
     tuner = Tuner(run, model, config, interrupt)
     with log.hold(), interrupt:
-        hold_teachers(out, tuner.teachers, "choose another --out")
+        hold_inputs(out, tuner.teachers, tuner.hierarchy, "choose another --out")
         adapt = _Adapt(model, cost, log, tuner, interrupt, console, show)
         try:
             return adapt.run()

@@ -3,6 +3,7 @@
 netadapt.json    the settings, the steps with all their proposals, the network and its channels now
 format.json      the version of the folder's format; absent in folders of version 1
 teacher.json     the teachers of the fine-tuning, if any; see `train/teacher.py`
+hierarchy.csv    the hierarchy that it learns by, if any; see `train/hierarchy.py`
 weights/N/       the variables after step N, zero outside of the remaining channels, with checksums
 model/           the result as an import folder: eval --import=, --config.init=
 spec.json        the narrow network, for configs/found.py:spec=FILE; written last
@@ -41,6 +42,7 @@ from mbv3_jax.run.config import config_differences, config_from_json
 from mbv3_jax.run.digests import check_digests, write_digests
 from mbv3_jax.run.folder import (
     FORMAT_FILE,
+    HIERARCHY_FILE,
     LOCK,
     TEACHER_FILE,
     check_format,
@@ -51,7 +53,7 @@ from mbv3_jax.search.netadapt import masks
 from mbv3_jax.search.netadapt.masks import Kept
 
 FILE = "netadapt.json"
-_BEGUN = LOCK, FORMAT_FILE, TEACHER_FILE  # what may be there before it
+_BEGUN = LOCK, FORMAT_FILE, TEACHER_FILE, HIERARCHY_FILE  # what may be there before it
 
 
 def _is_same(value, stored) -> bool:
@@ -182,7 +184,7 @@ class Log:
 
     def _remove_leftovers(self) -> None:
         """Removes what a process that was killed was writing; this one has locked the folder."""
-        remove_temporaries(self.folder, (FILE, FORMAT_FILE, TEACHER_FILE, "spec.json", "model"))
+        remove_temporaries(self.folder, (FILE, *_BEGUN, "spec.json", "model"))
         weights = self._weights(len(self.steps) + 1)
         if weights.parent.is_dir():
             remove_temporaries(weights.parent, (weights.name,))

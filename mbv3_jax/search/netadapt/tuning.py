@@ -74,6 +74,7 @@ class Tuner:
             )
         self.steps, self._interrupt = experiment.data.total_steps, interrupt
         self.teachers = experiment.teaching.record if experiment.teaching else []
+        self.hierarchy = experiment.hierarchy.text if experiment.hierarchy else None
         # The running statistics must follow even a brief fine-tuning.
         decay = min(model.spec.bn_decay, max(0.0, 1 - 5 / self.steps))
         spec, tx = model.spec.replace(bn_decay=decay), _masked(experiment.tx)

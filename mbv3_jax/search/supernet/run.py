@@ -18,6 +18,7 @@ from mbv3_jax.core.files import write_atomically
 from mbv3_jax.data import loader
 from mbv3_jax.data.source import BadExample, Source
 from mbv3_jax.run.checkpoint import Checkpoints, Progress, newest_intact
+from mbv3_jax.run.folder import hold_inputs
 from mbv3_jax.run.interrupt import Interrupt, Interrupted
 from mbv3_jax.run.metrics import ProgressBar
 from mbv3_jax.run.processes import other_processes
@@ -55,7 +56,7 @@ def train_supernet(
         optimizer, steps and checkpoints are taken from it. Its data should hold out a split for
         choosing.
       problem: What the controllers search for.
-      folder: Holds `largest.json` and `checkpoints/`.
+      folder: Holds `largest.json`, `checkpoints/` and, with such a loss, `hierarchy.csv`.
       console: Where progress is printed.
       seed: Seed of the training and of the controllers.
       points, learning_rate: As for `Controllers`.
@@ -93,6 +94,8 @@ def train_supernet(
             f"config: shared.net.in_channels: got {experiment.spec.in_channels}, but the networks "
             f"of a search take {spec.in_channels}"
         )
+    hierarchy = experiment.hierarchy.text if experiment.hierarchy else None
+    hold_inputs(folder, (), hierarchy, "search in another folder")
     for line in on_data(experiment):
         console.print(line, soft_wrap=True)
     held_out, batch_size = experiment.data.held_out, config.batch_size
@@ -111,7 +114,7 @@ def train_supernet(
         preprocess=(experiment.preprocess, experiment.eval_preprocess),
         mesh=experiment.mesh,
         compute=experiment.compute,
-        loss=training_loss(experiment.plan, experiment.data),
+        loss=training_loss(experiment.plan, experiment.data, experiment.hierarchy),
     )
     controllers = Controllers(
         space,
