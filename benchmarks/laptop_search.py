@@ -21,11 +21,13 @@ and compared on the test images, on which no choice was based.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
+from benchmarks.ending import exit_code
 from mbv3_jax.arch import cost
 from mbv3_jax.arch.spec import NetSpec, spec_from_json, spec_to_json
 from mbv3_jax.cli import use_huge_pages
@@ -155,4 +157,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     use_huge_pages()
-    main()
+    sys.exit(exit_code(main))

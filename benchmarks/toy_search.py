@@ -12,12 +12,14 @@ mean test accuracy of the other trainings, which it never sees.
 import argparse
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import toy_supernet, toy_truth
+from benchmarks.ending import exit_code
 from benchmarks.toy_table import TOY_TRUTH, ToyTable
 from mbv3_jax.cli import use_huge_pages
 from mbv3_jax.core.json_lines import append_line, parse_object, read_lines
@@ -260,4 +262,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     use_huge_pages()
-    main()
+    sys.exit(exit_code(main))

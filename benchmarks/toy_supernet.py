@@ -8,6 +8,7 @@ python -m benchmarks.toy_supernet --seeds=5
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 import optax
 
 from benchmarks import toy_truth
+from benchmarks.ending import exit_code
 from mbv3_jax.cli import use_huge_pages
 from mbv3_jax.core.json_lines import append_line, parse_object, read_lines
 from mbv3_jax.search.objective import COUNTS, Costs, Reward
@@ -124,4 +126,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     use_huge_pages()
-    main()
+    sys.exit(exit_code(main))

@@ -18,6 +18,7 @@ twice, so that the first steps of a training are its brief version.
 import argparse
 import csv
 import functools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.ending import exit_code
 from benchmarks.toy_table import TOY_TRUTH, ToyTable
 from mbv3_jax.arch.spec import NetSpec
 from mbv3_jax.cli import use_huge_pages
@@ -226,4 +228,4 @@ def fill(out: Path, seeds: Sequence[int]) -> None:
 
 if __name__ == "__main__":
     use_huge_pages()
-    main()
+    sys.exit(exit_code(main))
