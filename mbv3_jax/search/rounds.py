@@ -132,6 +132,8 @@ class Rounds:
         known = {p for p, _ in self.trained}
         fresh: list[Point] = []
         for _ in range(100):
+            if len(fresh) == count:
+                break
             for point in draw(rng, count):
                 if point not in known and len(fresh) < count:
                     known.add(point)

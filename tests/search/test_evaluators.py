@@ -125,9 +125,16 @@ def test_agreement_within_groups_does_not_count_what_sets_them_apart():
 
 def test_the_first_networks_can_be_drawn_by_another_rule():
     drawn = POINTS[5:17]
-    rounds = Rounds(TOY, briefly, search, seed=0, draw=lambda rng, count: drawn)
+    counts = []
+
+    def draw(rng, count):
+        counts.append(count)
+        return drawn
+
+    rounds = Rounds(TOY, briefly, search, seed=0, draw=draw)
     rounds.run(10, 4, 1)
     assert [p for p, _ in rounds.trained[:10]] == drawn[:10] and len(rounds.trained) == 14
+    assert counts == [10]  # enough were drawn at once
 
 
 def test_what_is_left_out_is_predicted_by_the_others():
