@@ -211,7 +211,8 @@ def default(network: str) -> ConfigDict:
     )
 
     config.ema_decay = placeholder(float)  # of weights and BatchNorm statistics; None: no average
-    # How many last epochs to average over, instead of a moving average (SWA); None: none.
+    # How many last epochs to average over, instead of a moving average (SWA); not with early_stop.
+    # None: none.
     config.average_epochs = placeholder(float)
 
     config.log_every_steps = 10  # a record is the mean of the steps since the last one

@@ -49,13 +49,13 @@ def detect_processes(
             if ":" not in address:
                 address += f":{environ.get('JAX_COORDINATOR_PORT', '8476')}"
             return _explicit(address, count, index)
-    tasks = int(environ.get("SLURM_NTASKS", "1"))
+    tasks = _first(environ, "SLURM_NTASKS") or 1
     if "SLURM_STEP_NODELIST" in environ and tasks > 1:
         arguments: dict[str, Any] = {"cluster_detection_method": "slurm"}
         # JAX gives each task one device, that of its number on the node; a task that has the node
         # to itself gets all of them.
         alone = environ.get("SLURM_STEP_NUM_NODES") == str(tasks)
-        if alone and (devices := int(environ.get("SLURM_GPUS_ON_NODE", "0"))):
+        if alone and (devices := _first(environ, "SLURM_GPUS_ON_NODE")):
             arguments["local_device_ids"] = list(range(devices))
         return arguments
     return {} if on_tpu else None

@@ -92,6 +92,7 @@ def test_a_tpu_vm_asks_its_metadata():
             {"coordinator": "a:1", "num_processes": 2, "process_id": 2},
             "--process-id: got 2 of --num-processes 2, expected 0 to 1",
         ),
+        ({**STEP, "SLURM_NTASKS": "x"}, {}, "SLURM_NTASKS: got 'x', expected a number"),
         ({**POD, "NNODES": "two", "NODE_RANK": "0"}, {}, "NNODES: got 'two', expected a number"),
     ],
 )

@@ -144,6 +144,10 @@ WRONG = [
         "early_stop.metric: got 'auc', which is for two classes, but the data has 10",
     ),
     ("early_stop.patience=1 seeds=0,1", "early_stop.patience: got 1, but seeds are trained togeth"),
+    (
+        "early_stop.patience=2 average_epochs=1 ema_decay=None",
+        "average_epochs: got 1.0, the last epochs of the whole run, which early_stop.patience=2",
+    ),
     ("keep_best_metric=loss", "keep_best_metric: got 'loss', but keep_best is False"),
     ("keep_best=True keep_best_metric=x", "keep_best_metric: got 'x', expected one of 'top1', 't"),
     (
