@@ -117,6 +117,8 @@ def read_hierarchy(given: str, class_names: Sequence[str]) -> Hierarchy:
     text = hierarchy_text(given)
     where = f"loss.hierarchy: {expand_user(given, 'loss.hierarchy')}"
     labels = {name: label for label, name in enumerate(class_names)}
+    if twice := [name for label, name in enumerate(class_names) if labels[name] != label]:
+        raise ValueError(f"{where}: the data has two classes named {printable(twice[0])!r}")
     parents, lines = _parents(_rows(text, where), labels, where)
     if missing := [name for name in class_names if labels[name] not in parents]:
         named = ", ".join(repr(printable(name)) for name in missing[:_FEW])

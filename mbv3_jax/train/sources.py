@@ -1,4 +1,4 @@
-"""The data that a plan names: opened, and what follows from its size."""
+"""The data that a plan names: opened, checked against the plan, and what follows from its size."""
 
 import dataclasses
 

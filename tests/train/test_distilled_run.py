@@ -14,7 +14,7 @@ from tiny_config import SPEC
 
 from mbv3_jax.core.errors import Preempted, RunError, UsageError
 from mbv3_jax.nn import functional
-from mbv3_jax.run.folder import hold_teachers
+from mbv3_jax.run.folder import hold_inputs
 from mbv3_jax.run.metrics import read_metrics
 from mbv3_jax.run.model import Model, Preprocessing, load_model, save_model
 from mbv3_jax.train import loop
@@ -131,12 +131,12 @@ def test_a_teacher_that_computes_otherwise_is_another_one(teacher, tmp_path):
 
 def test_a_search_and_netadapt_hold_on_to_their_teachers(tmp_path):
     teachers = [{"path": "/large", "network": "tiny", "digest": "a" * 64}]
-    hold_teachers(tmp_path, [], "leave")
+    hold_inputs(tmp_path, [], None, "leave")
     assert not (tmp_path / "teacher.json").exists()
     for _ in range(2):
-        hold_teachers(tmp_path, teachers, "leave")
+        hold_inputs(tmp_path, teachers, None, "leave")
     with pytest.raises(UsageError, match=r"/large is another teacher than when .*, or leave$"):
-        hold_teachers(tmp_path, [teachers[0] | {"digest": "b" * 64}], "leave")
+        hold_inputs(tmp_path, [teachers[0] | {"digest": "b" * 64}], None, "leave")
 
 
 def test_another_teacher_at_the_same_place_is_noticed(stopped, configured, teacher, tmp_path):

@@ -167,6 +167,8 @@ def test_other_files(table, tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=f"other.csv: {reason}"):
             read_hierarchy(str(path), NAMES)
+    with pytest.raises(ValueError, match=r"tree\.csv: the data has two classes named 'class3'$"):
+        read_hierarchy(table(), (*NAMES, "class3"))
     with pytest.raises(ValueError, match=r"none\.csv: No such file or directory"):
         read_hierarchy(str(tmp_path / "none.csv"), NAMES)
     with pytest.raises(ValueError, match="got ~no-such-user/x, but there is no ho"):

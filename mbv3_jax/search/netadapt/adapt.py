@@ -1,8 +1,8 @@
 """NetAdapt: a trained network is narrowed, step by step, until it costs no more than a target.
 
 Each step tries many narrower networks with a brief fine-tuning and keeps the best (NetAdapt, arXiv
-1804.03230; MobileNetV3 section 4.2). `log.py`
-describes its folder.
+1804.03230; MobileNetV3 section 4.2). `log.py` describes
+the folder of a run.
 """
 
 import dataclasses
