@@ -3,7 +3,7 @@
 python -m benchmarks.laptop_search --workdir=DIR --out=benchmarks/laptop_search.jsonl
   Runs the search with five seeds, for multiply-adds, about an hour each on one core. Run the same
   command again to resume. --seeds=0 runs only that seed, so that each core can run one. The
-  finished trainings of seeds 0 and 1, without their weights, are in laptop_search_begun.tar.xz:
+  finished trainings of seeds 2 and 3, without their weights, are in laptop_search_begun.tar.xz:
   unpack it in the folder of the repository, and leave out --workdir.
 python -m benchmarks.laptop_search --describe --out=benchmarks/laptop_search.jsonl
   Prints the tables of docs/architecture_search.md.
