@@ -15,6 +15,7 @@ import argparse
 import io
 import itertools
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks.contenders.timm_eager import NAMES
+from benchmarks.ending import exit_code
 from mbv3_jax.cli import use_huge_pages
 from mbv3_jax.core.json_lines import append_line, parse_object, read_lines
 from mbv3_jax.data.source import open_pair
@@ -195,4 +197,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     use_huge_pages()
-    main()
+    sys.exit(exit_code(main))
