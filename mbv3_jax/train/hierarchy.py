@@ -26,7 +26,6 @@ import numpy as np
 from mbv3_jax.core.csv_rows import Row, not_utf8, read_rows
 from mbv3_jax.core.errors import RunError, counted, printable
 from mbv3_jax.core.files import expand_user, read_text
-from mbv3_jax.run.folder import HIERARCHY_FILE
 
 _COLUMNS = ["child", "parent"]
 # max_normalization_factor in Alibaba-MIIL/ImageNet21K, src_files/semantic/semantics.py.
@@ -91,6 +90,8 @@ def stored_hierarchy(run: Path, class_names: Sequence[str]) -> Hierarchy | None:
     Raises:
       RunError: the file is damaged.
     """
+    from mbv3_jax.run.folder import HIERARCHY_FILE  # not before JAX is needed
+
     file = run / HIERARCHY_FILE
     if not file.exists():
         return None
